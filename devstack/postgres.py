@@ -1,0 +1,145 @@
+"""PostgreSQL: the system's server when there is one, else the one in the Python package pgserver."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from devstack.java import package_folder
+from devstack.ports import LOOPBACK, free_port
+from devstack.processes import PartRun, server_environment
+
+if TYPE_CHECKING:
+    import psycopg
+
+_DATABASE = "pipeline"
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running PostgreSQL server with one database and its owner, who is a superuser."""
+
+    host: str
+    port: int
+    database: str
+    user: str
+    password: str = field(repr=False)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PGHOST": self.host,
+            "PGPORT": str(self.port),
+            "PGDATABASE": self.database,
+            "PGUSER": self.user,
+            "PGPASSWORD": self.password,
+        }
+
+    @property
+    def address(self) -> str:
+        return f"postgresql://{self.host}:{self.port}/{self.database}"
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Open a connection to the database; as a context manager it commits or rolls back, and closes."""
+        import psycopg
+
+        return psycopg.connect(
+            host=self.host, port=self.port, user=self.user, password=self.password, dbname=self.database
+        )
+
+    def problem(self) -> str | None:
+        return self._execute("select 1", self.database)
+
+    def create_database(self) -> str | None:
+        """Make the database in which everything happens; says why it could not."""
+        return self._execute(f"create database {self.database}", "postgres")
+
+    def _execute(self, statement: str, database: str) -> str | None:
+        import psycopg
+
+        try:
+            with psycopg.connect(
+                host=self.host, port=self.port, user=self.user, password=self.password,
+                dbname=database, connect_timeout=5, autocommit=True,
+            ) as connection:  # fmt: skip
+                connection.execute(statement.encode())
+        except psycopg.Error as error:
+            return str(error).strip().replace("\n", " ")
+        return None
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """Starts PostgreSQL on an empty data folder; password authentication over TCP, no Unix socket."""
+
+    name: str = "postgres"
+
+    def missing(self) -> str | None:
+        if _programs() is None:
+            return "install PostgreSQL (Debian: apt install postgresql) or the Python package pgserver"
+        return None
+
+    def start(self, run: PartRun) -> PostgresServer:
+        programs = _programs()
+        assert programs is not None, "missing() has looked"
+        user = _server_user()
+        folder = run.folder_of(user)
+        server = PostgresServer(LOOPBACK, free_port(), _DATABASE, _DATABASE, run.secret())
+        password_file = folder / "password"
+        password_file.touch(mode=0o600)
+        password_file.write_text(server.password)
+        if user is not None:
+            os.chown(password_file, pwd.getpwnam(user).pw_uid, -1)
+        environment = server_environment({"HOME": str(folder)})
+        run.say("making its data folder")
+        run.run_to_end(
+            "initdb",
+            [
+                programs / "initdb", f"--pgdata={folder}/data", "--encoding=UTF8", "--locale=C", "--no-sync",
+                f"--username={server.user}", f"--pwfile={password_file}", "--auth=scram-sha-256",
+            ],
+            environment=environment,
+            limit=60,
+            user=user,
+            cwd=folder,
+        )  # fmt: skip
+        password_file.unlink()
+        run.say("starting")
+        run.spawn(
+            "postgres",
+            [
+                programs / "postgres", "-D", folder / "data", "-p", str(server.port),
+                "-c", f"listen_addresses={server.host}", "-c", "unix_socket_directories=",
+                "-c", "fsync=off",  # its data does not outlive it
+            ],
+            environment=environment,
+            user=user,
+            cwd=folder,
+            stop_signal=signal.SIGINT,  # SIGTERM would wait for every client to go first
+        )  # fmt: skip
+        run.wait_until_ready(server.create_database, limit=60)
+        run.wait_until_ready(server.problem, limit=10)
+        return server
+
+
+def _programs() -> Path | None:
+    """The folder with initdb and postgres; of several versions the newest."""
+    found = [
+        folder for folder in Path("/usr/lib/postgresql").glob("*/bin")
+        if folder.parent.name.isdigit() and (folder / "initdb").exists()
+    ]  # fmt: skip
+    if found:
+        return max(found, key=lambda folder: int(folder.parent.name))
+    package = package_folder("pgserver")
+    return None if package is None else package / "pginstall" / "bin"
+
+
+def _server_user() -> str | None:
+    """Whom PostgreSQL runs as: it refuses root."""
+    if os.geteuid() != 0:
+        return None
+    return "postgres" if any(entry.pw_name == "postgres" for entry in pwd.getpwall()) else "nobody"

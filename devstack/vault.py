@@ -1,0 +1,125 @@
+"""Vault: ``vault server -dev`` when installed, else Vault's own core, built by Go from vault_server/."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from devstack.cache import cache_folder
+from devstack.ports import LOOPBACK, free_port
+from devstack.processes import PartRun, server_environment
+
+_SOURCES = Path(__file__).with_name("vault_server")
+_BUILD_LIMIT = 1200.0
+# Our own program's line of JSON, and the line that `vault server -dev` prints.
+_UNSEAL_KEY = re.compile(r'"unseal_key":"(\w+)"|^Unseal Key: (\S+)', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class VaultServer:
+    """A running, unsealed Vault with KV version 2 at secret/ and AppRole at auth/approle/."""
+
+    url: str
+    token: str = field(repr=False)
+    unseal_key: str = field(repr=False)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"VAULT_ADDR": self.url, "VAULT_TOKEN": self.token}
+
+    @property
+    def address(self) -> str:
+        return self.url
+
+    def problem(self) -> str | None:
+        try:
+            self.request("GET", "sys/health")
+            self.request("GET", "auth/token/lookup-self")
+        except OSError as error:
+            return str(error)
+        return None
+
+    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> None:
+        """One request with the root token; raises OSError when it fails."""
+        request = urllib.request.Request(
+            f"{self.url}/v1/{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"X-Vault-Token": self.token},
+        )
+        # No proxy: one that is set for the world outside does not know this machine's loopback.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=5):
+            pass
+
+
+@dataclass(frozen=True)
+class Vault:
+    """Starts a Vault that keeps everything in memory."""
+
+    name: str = "vault"
+
+    def missing(self) -> str | None:
+        if shutil.which("vault") or shutil.which("go") or _built_program().exists():
+            return None
+        return "install Vault, or Go (1.20 or later) to build it from source"
+
+    def start(self, run: PartRun) -> VaultServer:
+        installed = shutil.which("vault")
+        port = free_port()
+        token = run.secret()
+        if installed:
+            listen = f"-dev-listen-address={LOOPBACK}:{port}"
+            command = [installed, "server", "-dev", "-dev-no-store-token", listen]
+        else:
+            command = [str(_build(run)), f"-addr={LOOPBACK}:{port}"]
+        run.say("starting")
+        environment = server_environment({"VAULT_DEV_ROOT_TOKEN_ID": token})
+        record = run.spawn("vault", command, environment=environment)
+        server = VaultServer(f"http://{LOOPBACK}:{port}", token, "")
+        run.wait_until_ready(server.problem, limit=30)
+        if installed:
+            server.request("POST", "sys/auth/approle", {"type": "approle"})  # as our own program has it
+        match = _UNSEAL_KEY.search(Path(record.log).read_text())
+        if match is None:
+            raise run.failure(record, "no unseal key in its log")
+        return VaultServer(server.url, token, match[1] or match[2])
+
+
+def _built_program() -> Path:
+    """Where the program built from the sources as they are now is, or will be."""
+    digest = hashlib.sha256()
+    for source in sorted(path for path in _SOURCES.rglob("*") if path.is_file()):
+        digest.update(f"{source.relative_to(_SOURCES)}\0{source.stat().st_size}\0".encode())
+        digest.update(source.read_bytes())
+    return cache_folder() / f"vault-server-{digest.hexdigest()[:12]}" / "vault-server"
+
+
+def _build(run: PartRun) -> Path:
+    program = _built_program()
+    if program.exists():
+        return program
+    run.say("building it from source, once; takes a minute or two")
+    program.parent.mkdir(exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="building-", dir=program.parent))
+    try:
+        run.run_to_end(
+            "go-build",
+            ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", work / "vault-server", "."],
+            environment={**os.environ, "CGO_ENABLED": "0"},  # it fetches: proxies and the like are set there
+            limit=_BUILD_LIMIT,
+            cwd=_SOURCES,
+        )
+        (work / "vault-server").replace(program)
+    finally:
+        shutil.rmtree(work)
+    return program
