@@ -1,0 +1,1 @@
+"""A Dagster code location that turns JSON pipeline configs into software-defined Spark assets."""

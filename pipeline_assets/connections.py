@@ -1,0 +1,105 @@
+"""Named connections (``connections.json``): hosts and options, with secrets by reference only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from pipeline_assets.credentials import SecretReference, Secrets
+from pipeline_assets.errors import ConfigurationError, did_you_mean
+
+ConnectionKind = Literal["postgres", "s3", "kafka"]
+
+
+class Connection(BaseModel):
+    """Base of the connection models: camelCase keys, no unknown ones."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, coerce_numbers_to_str=True
+    )
+
+
+class PostgresConnection(Connection):
+    """A PostgreSQL database. ``options`` are passed to the JDBC driver (pgjdbc connection parameters)."""
+
+    host: str
+    port: int = 5432
+    database: str
+    user: str
+    password: SecretReference | None = None
+    options: dict[str, str] = {}
+
+    @property
+    def jdbc_url(self) -> str:
+        """JDBC URL without any credential."""
+        return f"jdbc:postgresql://{self.host}:{self.port}/{self.database}"
+
+
+class S3Connection(Connection):
+    """An S3 service. Without keys, Hadoop's default credential chain applies. ``options`` are ``fs.s3a.*`` keys."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    access_key_id: SecretReference | None = None
+    secret_access_key: SecretReference | None = None
+    session_token: SecretReference | None = None
+    path_style_access: bool = True
+    options: dict[Annotated[str, Field(pattern=r"^fs\.s3a\.")], str] = {}
+
+
+class KafkaConnection(Connection):
+    """A Kafka cluster. ``options`` are Kafka client settings; values may be secret references."""
+
+    bootstrap_servers: str
+    options: dict[str, str] = {}
+
+
+class ConnectionsFile(Connection):
+    """``connections.json``: by kind, then by name; a step that names none takes ``default``."""
+
+    schema_: str | None = Field(default=None, alias="$schema")
+    postgres: dict[str, PostgresConnection] = {}
+    s3: dict[str, S3Connection] = {}
+    kafka: dict[str, KafkaConnection] = {}
+
+
+_Connection = TypeVar("_Connection", bound=Connection)
+
+
+@dataclass(frozen=True)
+class Connections:
+    """The connections of a location and the secrets that they refer to."""
+
+    file: ConnectionsFile = field(default_factory=ConnectionsFile)
+    secrets: Secrets = field(default_factory=Secrets)
+    path: str = "connections.json"
+
+    def postgres(self, name: str) -> PostgresConnection:
+        """Return the PostgreSQL connection called ``name``; ConfigurationError when there is none."""
+        return self._named("postgres", self.file.postgres, name)
+
+    def s3(self, name: str) -> S3Connection:
+        """Return the S3 connection called ``name``; ConfigurationError when there is none."""
+        return self._named("s3", self.file.s3, name)
+
+    def kafka(self, name: str) -> KafkaConnection:
+        """Return the Kafka connection called ``name``; ConfigurationError when there is none."""
+        return self._named("kafka", self.file.kafka, name)
+
+    def _named(self, kind: ConnectionKind, known: Mapping[str, _Connection], name: str) -> _Connection:
+        if name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise ConfigurationError(
+                f"there is no {kind} connection {name!r}{did_you_mean(name, known)}: "
+                f"add it to {self.path} under {kind!r} (there: {listed})"
+            )
+        return known[name]
+
+
+def parse_connections(data: Any) -> ConnectionsFile:
+    """Validate the parsed JSON of a connections file. Raises pydantic.ValidationError."""
+    return ConnectionsFile.model_validate(data)

@@ -1,0 +1,133 @@
+"""What can go wrong, as one hierarchy. Imports nothing of this package."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return ``, did you mean 'x'?`` for the nearest of ``choices``, or an empty string."""
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+@dataclass(frozen=True)
+class StepLocation:
+    """Where in a pipeline something happened; ``index`` counts from 0, as in the config's JSON pointers."""
+
+    pipeline: str
+    index: int
+    type: str
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.pipeline}: step {self.index} ({self.type} {self.method})"
+
+
+class PipelineError(Exception):
+    """Root of all errors of this package.
+
+    ``message`` is one line that a person can act on; ``details`` is what may follow it (a list of columns, the
+    text of a cause). ``location`` names pipeline, step index, type and method once they are known.
+    """
+
+    def __init__(self, message: str, *, details: str = "", location: StepLocation | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        self.location = location
+
+    def located(self, location: StepLocation) -> Self:
+        """Name the step, unless a step nearer to the cause has been named already."""
+        if self.location is None:
+            self.location = location
+        return self
+
+    def __str__(self) -> str:
+        head = f"{self.location}: {self.message}" if self.location else self.message
+        return f"{head}\n{self.details}" if self.details else head
+
+    def __reduce__(self) -> Any:
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+def _rebuild(cls: type[PipelineError], args: tuple[Any, ...], state: dict[str, Any]) -> PipelineError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+@dataclass(frozen=True)
+class ConfigIssue:
+    """One thing that is wrong in a config: ``pointer`` is a JSON Pointer (RFC 6901) into the file."""
+
+    file: str
+    pointer: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.pointer or '/'}: {self.message}"
+
+
+class ConfigurationError(PipelineError):
+    """A config, or what it says about the data it meets, is wrong. Nothing has run or been written."""
+
+    @classmethod
+    def from_issues(cls, issues: Iterable[ConfigIssue]) -> ConfigurationError:
+        """Build one error that shows every issue of a config at once."""
+        found = tuple(issues)
+        files = ", ".join(sorted({issue.file for issue in found}))
+        error = cls(
+            f"{len(found)} error{'s' if len(found) != 1 else ''} in {files}",
+            details="\n".join(f"  {issue}" for issue in found),
+        )
+        error.issues = found
+        return error
+
+    issues: tuple[ConfigIssue, ...] = ()
+
+
+class DataFrameResolutionError(ConfigurationError):
+    """A step names a DataFrame or a column that does not exist."""
+
+    @classmethod
+    def unknown_dataframe(cls, name: str, known: Iterable[str]) -> DataFrameResolutionError:
+        """``known``: the names that exist where the step stands."""
+        names = sorted(known)
+        listed = ", ".join(names) if names else "none yet: the first step must be an extract"
+        return cls(f"there is no DataFrame {name!r}{did_you_mean(name, names)} (DataFrames here: {listed})")
+
+    @classmethod
+    def unknown_columns(
+        cls, missing: Iterable[str], dataframe: str, columns: Iterable[str]
+    ) -> DataFrameResolutionError:
+        """``columns``: those that ``dataframe`` has."""
+        there = list(columns)
+        wanted = list(missing)
+        near = ", ".join(f"{name!r}{did_you_mean(name, there)}" for name in wanted)
+        plural = "columns" if len(wanted) > 1 else "column"
+        return cls(f"DataFrame {dataframe!r} has no {plural} {near} (its columns: {', '.join(there) or 'none'})")
+
+
+class PipelineExecutionError(PipelineError):
+    """A step failed while it ran: a source could not be read, a query failed, a target could not be written."""
+
+
+class StreamingQueryError(PipelineExecutionError):
+    """A streaming query ended with an error. The details hold its id, its name and its last progress."""
+
+
+class PipelineCancelledError(PipelineError):
+    """The run was asked to stop, and did."""
+
+
+class CredentialError(PipelineError):
+    """A secret could not be had. The text names every place that was looked at and never a value."""
+
+
+class DataValidationError(PipelineError):
+    """Data does not meet an expectation that the pipeline states."""

@@ -1,0 +1,208 @@
+"""JSON files as people write them: parsed with positions in errors, ``${NAME}`` substituted, JSON Pointers made."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
+
+MAX_BYTES = 1024 * 1024
+_VARIABLE = re.compile(r"\$(?P<escape>\$)?\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+_SHOWN = 60
+
+
+def pointer(*parts: str | int) -> str:
+    """Return the JSON Pointer (RFC 6901) made of ``parts``."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def parse_json(file: str, content: bytes) -> dict[str, Any]:
+    """Return the object in ``content``.
+
+    Raises ConfigurationError for anything but one JSON object of at most 1 MiB whose keys differ from one another,
+    with line and column where the text is not JSON.
+    """
+
+    def fail(message: str) -> ConfigurationError:
+        return ConfigurationError.from_issues([ConfigIssue(file, "", message)])
+
+    if len(content) > MAX_BYTES:
+        raise fail(f"is {len(content):,} bytes long; a config has at most {MAX_BYTES:,}: does it hold data?")
+    try:
+        data = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError as error:
+        raise fail(f"is not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise fail(f"is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except _DuplicateKeyError as error:
+        raise fail(f"key {error.args[0]!r} occurs twice in one object") from error
+    except RecursionError as error:
+        raise fail("is nested too deeply") from error
+    if not isinstance(data, dict):
+        raise fail(f"holds a JSON {_json_type(data)}; a JSON object was expected")
+    return data
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _DuplicateKeyError(key)
+        found[key] = value
+    return found
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def substitute(data: Any, values: Mapping[str, str], missing: Callable[[str, str], str | None]) -> Any:
+    """Return ``data`` with ``${NAME}`` and ``${NAME:-default}`` replaced in every string; ``$${NAME}`` stays as text.
+
+    ``missing(name, pointer)`` is asked for names that are neither in ``values`` nor have a default; None leaves the
+    text as it is.
+    """
+
+    def walk(node: Any, at: str) -> Any:
+        if isinstance(node, str):
+            return _VARIABLE.sub(lambda match: replace(match, at), node) if "${" in node else node
+        if isinstance(node, dict):
+            return {key: walk(value, f"{at}{pointer(key)}") for key, value in node.items()}
+        if isinstance(node, list):
+            return [walk(value, f"{at}/{index}") for index, value in enumerate(node)]
+        return node
+
+    def replace(match: re.Match[str], at: str) -> str:
+        if match["escape"]:
+            return match[0]
+        name = match["name"]
+        if name in values:
+            return values[name]
+        if match["default"] is not None:
+            return match["default"]
+        found = missing(name, at)
+        return match[0] if found is None else found
+
+    return walk(data, "")
+
+
+def unescape(data: Any) -> Any:
+    """Return ``data`` with ``$${NAME}`` turned into the literal text ``${NAME}``: the last substitution's end."""
+    if isinstance(data, str):
+        return data.replace("$${", "${")
+    if isinstance(data, dict):
+        return {key: unescape(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [unescape(value) for value in data]
+    return data
+
+
+def issues_of(
+    file: str, error: ValidationError, model: type[BaseModel], document: Any, prefix: tuple[str | int, ...] = ()
+) -> Iterator[ConfigIssue]:
+    """Turn pydantic's errors about ``document`` into issues, one for each place.
+
+    ``document`` was validated as ``model`` and stands at ``prefix`` in ``file``.
+    """
+    messages: dict[tuple[str | int, ...], list[str]] = {}
+    for detail in error.errors(include_url=False):
+        location = _within(document, detail)
+        message = _explain(detail, location, _keys_at(model, location[:-1]))
+        found = messages.setdefault(location, [])
+        if message not in found:
+            found.append(message)
+    for location, found in messages.items():
+        # Several messages about one place are those of the alternatives that it was tried as.
+        yield ConfigIssue(file, pointer(*prefix, *location), ", or ".join(found))
+
+
+def _within(document: Any, detail: ErrorDetails) -> tuple[str | int, ...]:
+    """Return the error's location in the document, without the names of the alternatives that pydantic puts in."""
+    path: list[str | int] = []
+    node: Any = document
+    for part in detail["loc"]:
+        in_object = isinstance(node, dict) and part in node
+        in_array = isinstance(node, list) and isinstance(part, int) and part < len(node)
+        if in_object or in_array:
+            node = node[part]
+            path.append(part)
+    if detail["type"] == "missing":
+        path.append(detail["loc"][-1])
+    return tuple(path)
+
+
+_EXPECTED = {
+    "tuple_type": "an array",
+    "list_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "string_type": "a string",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+}
+
+
+def _explain(detail: ErrorDetails, location: tuple[str | int, ...], keys: tuple[str, ...]) -> str:
+    last = str(location[-1]) if location else ""
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"unknown key{did_you_mean(last, keys)} (expected one of: {', '.join(sorted(keys))})"
+        case "missing":
+            return "this key is required and missing"
+        case "literal_error" | "enum":
+            word = str(detail["input"])
+            choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+            return f"{_shown(word)} is not allowed{did_you_mean(word, choices)} (expected one of: {', '.join(choices)})"
+        case "value_error":
+            return str(context.get("error", detail["msg"]))
+        case "string_pattern_mismatch":
+            return f"{_shown(detail['input'])} does not match the expected pattern {context.get('pattern')}"
+        case kind if kind in _EXPECTED:
+            return f"expected {_EXPECTED[kind]} (got {_json_type(detail['input'])})"
+        case _:
+            message = detail["msg"].replace("Tuple", "array")[:1].lower() + detail["msg"][1:]
+            return f"{message} (got {_json_type(detail['input'])})"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str, ...]:
+    """Return the keys that the model at ``location`` below ``model`` knows."""
+    here: type[BaseModel] = model
+    for part in location:
+        for name, field in here.model_fields.items():
+            if part == (field.alias or name):
+                nested = _model_in(field.annotation)
+                if nested is not None:
+                    here = nested
+    return tuple(field.alias or name for name, field in here.model_fields.items())
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,98 @@
+"""The partitions of a pipeline, and the rows that belong to one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.alias_generators import to_camel
+
+PARTITION_KEY_COLUMN = "partition_key"
+
+# The partition key formats of Dagster's time-based partitions definitions.
+_KEY_FORMATS = {"hourly": "%Y-%m-%d-%H:%M", "daily": "%Y-%m-%d", "weekly": "%Y-%m-%d", "monthly": "%Y-%m-%d"}
+
+
+@dataclass(frozen=True)
+class PartitionSlice:
+    """One partition: its key and the SQL predicate that its rows meet.
+
+    ``column`` is the table's own column that tells a row's partition, or None: then tables get the string column
+    ``partition_key``, which holds the key.
+    """
+
+    key: str
+    column: str | None
+    predicate: str
+
+    @property
+    def partition_column(self) -> str:
+        """The column that the predicate is about."""
+        return self.column or PARTITION_KEY_COLUMN
+
+
+class Partitions(BaseModel):
+    """How a pipeline is partitioned; ``${partition}`` in any string of its config is the key of the run's partition.
+
+    ``type``: hourly, daily, weekly, monthly (from ``start``, an ISO date or datetime) or static (``values``).
+    ``column``: a column of the written tables that tells a row's partition. Without it, tables get a string column
+    ``partition_key``. Time-based partitions with a column take the rows from the window's start to before its end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    type: Literal["hourly", "daily", "weekly", "monthly", "static"]
+    start: date | datetime | None = None
+    end: date | datetime | None = None
+    timezone: str | None = None
+    values: tuple[str, ...] = ()
+    column: str | None = None
+
+    @model_validator(mode="after")
+    def _start_or_values(self) -> Self:
+        if self.type == "static":
+            if not self.values:
+                raise ValueError("static partitions need 'values', a list of at least one key")
+            if self.start or self.end or self.timezone:
+                raise ValueError("static partitions take 'values', not 'start', 'end' or 'timezone'")
+            if len(set(self.values)) < len(self.values):
+                raise ValueError("the 'values' of static partitions must differ from one another")
+        elif self.start is None:
+            raise ValueError(f"{self.type} partitions need 'start', an ISO date")
+        elif self.values:
+            raise ValueError(f"{self.type} partitions take 'start', not 'values'")
+        return self
+
+    def window(self) -> dict[str, str]:
+        """Return ``start_date``, ``end_date`` and ``timezone`` of time-based partitions, those that are given."""
+        shown = "%Y-%m-%d-%H:%M" if self.type == "hourly" else "%Y-%m-%d"
+        given = {
+            "start_date": self.start.strftime(shown) if self.start else None,
+            "end_date": self.end.strftime(shown) if self.end else None,
+            "timezone": self.timezone,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+    def slice(self, key: str) -> PartitionSlice:
+        """Return the slice of partition ``key``. Raises ValueError when the key does not have the type's format."""
+        if self.column is None:
+            return PartitionSlice(key, None, f"{PARTITION_KEY_COLUMN} = {sql_string(key)}")
+        if self.type == "static":
+            return PartitionSlice(key, self.column, f"`{self.column}` = {sql_string(key)}")
+        start = datetime.strptime(key, _KEY_FORMATS[self.type])
+        shown = "%Y-%m-%d %H:%M:%S" if self.type == "hourly" else "%Y-%m-%d"
+        lower, upper = start.strftime(shown), self._end_of(start).strftime(shown)
+        return PartitionSlice(key, self.column, f"`{self.column}` >= '{lower}' AND `{self.column}` < '{upper}'")
+
+    def _end_of(self, start: datetime) -> datetime:
+        if self.type == "monthly":
+            return start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
+        return start + {"hourly": timedelta(hours=1), "daily": timedelta(days=1)}.get(self.type, timedelta(weeks=1))
+
+
+def sql_string(text: str) -> str:
+    """Return ``text`` as a SQL string literal (Spark's, with backslashes and quotes escaped)."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -1,0 +1,50 @@
+"""What the environment says about where things are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where configs, tables and Spark are; read from the environment once, when the location is loaded.
+
+    ``path_prefix`` is put before absolute paths that have no scheme, so that ``/data/purchases`` can live in a
+    sandbox. ``spark_remote`` is a Spark Connect address (``sc://host:port``) and wins over ``spark_master``.
+    """
+
+    configs: Path = Path("configs")
+    warehouse: str = "warehouse"
+    path_prefix: str = ""
+    spark_remote: str | None = None
+    spark_master: str | None = None
+    executor: str = "in_process"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read PIPELINE_ASSETS_CONFIGS, _WAREHOUSE, _PATH_PREFIX, _EXECUTOR, SPARK_REMOTE and SPARK_MASTER."""
+        env = os.environ if environment is None else environment
+        return cls(
+            configs=Path(env.get("PIPELINE_ASSETS_CONFIGS") or "configs"),
+            warehouse=env.get("PIPELINE_ASSETS_WAREHOUSE") or "warehouse",
+            path_prefix=env.get("PIPELINE_ASSETS_PATH_PREFIX") or "",
+            spark_remote=env.get("SPARK_REMOTE") or None,
+            spark_master=env.get("SPARK_MASTER") or None,
+            executor=env.get("PIPELINE_ASSETS_EXECUTOR") or "in_process",
+        )
+
+    def resolve(self, path: str) -> str:
+        """Return ``path`` as Spark is to see it: URIs as they are, absolute paths prefixed, others made absolute."""
+        if "://" in path:
+            return path
+        if path.startswith("/"):
+            return self.path_prefix.rstrip("/") + path if self.path_prefix else path
+        return str(Path(path).absolute())
+
+    def table_path(self, pipeline: str, asset: str) -> str:
+        """Return where the warehouse keeps the Delta table of one asset."""
+        root = self.warehouse if "://" in self.warehouse else str(Path(self.warehouse).absolute())
+        return f"{root.rstrip('/')}/{pipeline}/{asset}"
