@@ -1,0 +1,135 @@
+"""What a run keeps in memory or on disk, by DataFrame name."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline_assets.errors import DataFrameResolutionError, did_you_mean
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from pyspark.storagelevel import StorageLevel
+
+    from pipeline_assets.spark.storage_levels import StorageLevelName
+
+_log = logging.getLogger(__name__)
+
+# Spark's own levels: use disk, use memory, use off-heap memory, keep deserialized, replication. They are
+# written out because PySpark has no *_SER constants, and because its MEMORY_ONLY is Spark's MEMORY_ONLY_SER.
+_LEVELS: dict[StorageLevelName, tuple[bool, bool, bool, bool, int]] = {
+    "NONE": (False, False, False, False, 1),
+    "DISK_ONLY": (True, False, False, False, 1),
+    "DISK_ONLY_2": (True, False, False, False, 2),
+    "DISK_ONLY_3": (True, False, False, False, 3),
+    "MEMORY_ONLY": (False, True, False, True, 1),
+    "MEMORY_ONLY_2": (False, True, False, True, 2),
+    "MEMORY_ONLY_SER": (False, True, False, False, 1),
+    "MEMORY_ONLY_SER_2": (False, True, False, False, 2),
+    "MEMORY_AND_DISK": (True, True, False, True, 1),
+    "MEMORY_AND_DISK_2": (True, True, False, True, 2),
+    "MEMORY_AND_DISK_SER": (True, True, False, False, 1),
+    "MEMORY_AND_DISK_SER_2": (True, True, False, False, 2),
+    "OFF_HEAP": (True, True, True, False, 1),
+}
+
+
+def storage_level(name: StorageLevelName) -> StorageLevel:
+    """Return Spark's storage level called ``name``."""
+    from pyspark.storagelevel import StorageLevel
+
+    return StorageLevel(*_LEVELS[name])
+
+
+@dataclass(frozen=True)
+class CachedDataFrame:
+    """One cached DataFrame.
+
+    Sizes are those of now: 0 before an action has computed the data, None where Spark does not tell them
+    (over Spark Connect).
+    """
+
+    name: str
+    level: StorageLevelName
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    cached_partitions: int | None = None
+
+
+@dataclass
+class DataFrameCache:
+    """The DataFrames that one run has asked Spark to keep."""
+
+    _cached: dict[str, tuple[DataFrame, StorageLevelName]] = field(default_factory=dict)
+
+    def cache(self, name: str, frame: DataFrame, level: StorageLevelName = "MEMORY_AND_DISK") -> DataFrame:
+        """Have Spark keep ``frame`` once an action has computed it, and return it.
+
+        The same again changes nothing; another level, or another DataFrame under the name, replaces what is
+        kept. ``NONE`` keeps nothing.
+        """
+        wanted = storage_level(level)
+        kept = frame.storageLevel
+        if kept != wanted:
+            if name in self._cached:
+                self._unpersist(name, blocking=True)
+            # Spark ignores another level for what it keeps already, by whatever name.
+            if _keeps(kept):
+                frame.unpersist(blocking=True)
+            if level != "NONE":
+                frame.persist(wanted)
+        if level != "NONE":
+            self._cached[name] = (frame, level)
+        return frame
+
+    def uncache(self, name: str) -> None:
+        """Let go of the DataFrame called ``name``; DataFrameResolutionError when it is not cached."""
+        if name not in self._cached:
+            names = sorted(self._cached)
+            raise DataFrameResolutionError(
+                f"DataFrame {name!r} is not cached{did_you_mean(name, names)} "
+                f"(cached here: {', '.join(names) or 'none'})"
+            )
+        self._unpersist(name)
+
+    def uncache_all(self) -> None:
+        """Let go of every DataFrame of this run."""
+        for name in list(self._cached):
+            self._unpersist(name)
+
+    def release(self) -> None:
+        """Let go of everything at the end of a run. Never raises: Spark may be gone already."""
+        for name in list(self._cached):
+            try:
+                self._unpersist(name)
+            except Exception as error:  # noqa: BLE001  (a run must be able to end when its Spark has)
+                _log.debug("DataFrame %s was not released: %s", name, type(error).__name__)
+
+    def cached(self) -> tuple[CachedDataFrame, ...]:
+        """Return what is cached now, in the order it was asked for, with sizes where Spark tells them."""
+        return tuple(CachedDataFrame(name, level, *_sizes(frame)) for name, (frame, level) in self._cached.items())
+
+    def _unpersist(self, name: str, *, blocking: bool = False) -> None:
+        frame, _ = self._cached.pop(name)
+        frame.unpersist(blocking=blocking)
+
+
+def _keeps(level: StorageLevel) -> bool:
+    return level.useDisk or level.useMemory or level.useOffHeap
+
+
+def _sizes(frame: Any) -> tuple[int | None, int | None, int | None]:
+    from pyspark.sql.classic.dataframe import DataFrame as ClassicDataFrame
+
+    if not isinstance(frame, ClassicDataFrame):
+        return None, None, None
+    # PySpark has no way to ask; the JVM knows the cached RDD by the name that the cached plan gave it.
+    spark: Any = frame.sparkSession
+    data = spark._jsparkSession.sharedState().cacheManager().lookupCachedData(frame._jdf)
+    if data.isDefined():
+        cached_name = data.get().cachedRepresentation().cacheBuilder().cachedName()
+        for info in spark.sparkContext._jsc.sc().getRDDStorageInfo():
+            if info.name() == cached_name:
+                return info.memSize(), info.diskSize(), info.numCachedPartitions()
+    return 0, 0, 0

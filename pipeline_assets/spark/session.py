@@ -1,0 +1,416 @@
+"""Spark sessions: embedded, on a cluster, or over Spark Connect."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+from pipeline_assets.errors import PipelineExecutionError
+from pipeline_assets.spark.failures import spark_errors
+from pipeline_assets.spark.jars import resolve_jars
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from pipeline_assets.connections import S3Connection
+    from pipeline_assets.credentials import Secrets
+    from pipeline_assets.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+# What plans and timestamps look like does not depend on where Spark runs.
+_EVERYWHERE = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.debug.maxToStringFields": "10000",
+}
+# Spark's UI would open a port in every run; a user's spark_conf may bring it back.
+_QUIET = {
+    "spark.log.level": "ERROR",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+}
+_LOCAL = {
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": "127.0.0.1",
+    # Delta reads a table's state in 50 tasks, made for clusters; a few cores are faster with a few.
+    "spark.databricks.delta.snapshotPartitions": "4",
+}
+
+_START_LOCK = threading.Lock()
+_STOP_SECONDS = 20.0
+_CONNECT_PORT = 15002
+
+
+def session_conf(settings: Settings, spark_conf: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the Spark conf of the session that ``settings`` ask for; ``spark_conf`` is merged last and wins.
+
+    Embedded or on a cluster it names the JARs (downloaded the first time); a ``spark.jars`` in ``spark_conf``
+    (an empty one, where the cluster has them all) takes their place. Over Spark Connect it is the runtime
+    conf alone: the JARs are the server's.
+    """
+    given = dict(spark_conf or {})
+    if settings.spark_remote:
+        return {**_EVERYWHERE, **given}
+    master = given.get("spark.master") or settings.spark_master or "local[*]"
+    conf = {"spark.app.name": "pipeline-assets", "spark.master": master, **_DELTA, **_EVERYWHERE, **_QUIET}
+    if master.startswith("local"):
+        conf |= _LOCAL
+    if "spark.jars" not in given:
+        conf["spark.jars"] = ",".join(str(path) for path in resolve_jars())
+    return conf | given
+
+
+class SparkSessions:
+    """The Spark sessions of one process: one per (run, pipeline), so that their temp views never mix.
+
+    Nothing starts before the first ``session``. A SparkSession that is active already is borrowed: sessions
+    are opened on its Spark, and it is never stopped from here. Close it on every way out, or use it as a
+    context manager.
+    """
+
+    def __init__(self, settings: Settings, spark_conf: Mapping[str, str] | None = None) -> None:
+        self._settings = settings
+        self._spark_conf = dict(spark_conf or {})
+        self._lock = threading.RLock()
+        self._opened: dict[tuple[str, str], SparkSession] = {}
+        self._start: _Start | None = None
+        self._connect_mode_before: tuple[str | None] | None = None
+
+    def session(self, run_id: str, pipeline: str) -> SparkSession:
+        """Return the session of ``pipeline`` in run ``run_id``, opening it on first use.
+
+        Over Spark Connect it is the same session on the server in every process of the run.
+        """
+        with self._lock, spark_errors():
+            opened = self._opened.get((run_id, pipeline))
+            if opened is None:
+                if self._settings.spark_remote:
+                    opened = self._open_remote(self._settings.spark_remote, run_id, pipeline)
+                else:
+                    opened = self._open_classic()
+                self._opened[run_id, pipeline] = opened
+                _quieten()
+            if not self._settings.spark_remote:
+                _activate(opened)
+            return opened
+
+    def _open_classic(self) -> SparkSession:
+        if self._start is not None:
+            return self._start.root().newSession()
+        with _START_LOCK:
+            borrowed = _active_session()
+            if borrowed is None:
+                self._start = _Start(session_conf(self._settings, self._spark_conf))
+                self._start.begin()
+                return self._start.root().newSession()
+        session = borrowed.newSession()
+        _set_runtime_conf(session, {**_EVERYWHERE, **self._spark_conf})
+        return session
+
+    def _open_remote(self, remote: str, run_id: str, pipeline: str) -> SparkSession:
+        from pyspark.sql import SparkSession
+
+        if problem := _connect_problem(remote):
+            raise PipelineExecutionError(problem)
+        if self._connect_mode_before is None:
+            self._connect_mode_before = (os.environ.get("SPARK_CONNECT_MODE_ENABLED"),)
+        session = SparkSession.builder.remote(connect_url(remote, run_id, pipeline)).create()
+        try:
+            _set_runtime_conf(session, session_conf(self._settings, self._spark_conf))
+        except BaseException:
+            _bounded(_remote_stop(session, release=False), "closing the Spark Connect session")
+            _hang_up(session)
+            raise
+        return session
+
+    def close(self, release: bool = True) -> None:
+        """Stop what was started here, and leave no process behind. Never raises for what is gone already.
+
+        Safe to call twice, and after a start that was interrupted. Over Spark Connect the session on the
+        server is released, with its temp views, and cannot be opened again; ``release=False`` keeps it for
+        other processes of the run.
+        """
+        with self._lock:
+            opened, self._opened = list(self._opened.values()), {}
+            start, self._start = self._start, None
+            try:
+                if self._settings.spark_remote:
+                    reached = release and bool(opened) and not _connect_problem(self._settings.spark_remote)
+                    for session in opened:
+                        _bounded(_remote_stop(session, reached), "closing the Spark Connect session")
+                        _hang_up(session)
+            finally:
+                if start is not None:
+                    start.undo()
+                if self._connect_mode_before is not None:
+                    # PySpark leaves the process in Connect mode, and then refuses to start a classic session.
+                    _restore_environment("SPARK_CONNECT_MODE_ENABLED", self._connect_mode_before[0])
+                    self._connect_mode_before = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect_url(remote: str, run_id: str, pipeline: str) -> str:
+    """Return ``remote`` (``sc://host:port/;key=value``) with the session id of ``pipeline`` in a run."""
+    session_id = uuid.uuid5(uuid.NAMESPACE_URL, f"pipeline-assets:{run_id}/{pipeline}")
+    base = remote.rstrip(";")
+    if not urlsplit(base).path:
+        base += "/"
+    return f"{base};session_id={session_id}"
+
+
+def apply_s3_connection(spark: SparkSession, bucket: str, connection: S3Connection, secrets: Secrets) -> None:
+    """Have ``spark`` reach ``s3a://<bucket>/...`` by ``connection``, from now on and in this session only.
+
+    Hadoop keeps one client per bucket and JVM: other credentials for a bucket that has been read already take
+    effect in the next JVM. Without keys in ``connection``, Hadoop's default credential chain applies.
+    """
+    # Spark copies a session's conf into the Hadoop conf of what it reads and writes.
+    options = {key.removeprefix("fs.s3a."): value for key, value in connection.options.items()}
+    options["path.style.access"] = str(connection.path_style_access).lower()
+    if connection.endpoint:
+        options["endpoint"] = connection.endpoint
+        options["connection.ssl.enabled"] = str(not connection.endpoint.startswith("http://")).lower()
+    if connection.region:
+        options["endpoint.region"] = connection.region
+    if connection.access_key_id and connection.secret_access_key:
+        options["access.key"] = secrets.fetch(connection.access_key_id)
+        options["secret.key"] = secrets.fetch(connection.secret_access_key)
+        provider = "SimpleAWSCredentialsProvider"
+        if connection.session_token:
+            options["session.token"] = secrets.fetch(connection.session_token)
+            provider = "TemporaryAWSCredentialsProvider"
+        options["aws.credentials.provider"] = f"org.apache.hadoop.fs.s3a.{provider}"
+    for key, value in options.items():
+        spark.conf.set(f"fs.s3a.bucket.{bucket}.{key}", value)
+
+
+class _Start:
+    """The start of an embedded or cluster session, and how it is undone wherever it got to.
+
+    It runs in a thread of its own: an interrupt of the main thread then leaves it whole, so that ``undo``
+    finds the process it has launched; and PySpark does not replace Dagster's SIGINT handler there.
+    """
+
+    def __init__(self, conf: Mapping[str, str]) -> None:
+        from dagster_pyspark import LazyPySparkResource
+
+        self._resource = LazyPySparkResource(spark_config=dict(conf))
+        self._root: SparkSession | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="start-spark", daemon=True)
+        # Not join() and is_alive(): Python 3.11 takes a thread for ended when an interrupt ends its join().
+        self._done = threading.Event()
+
+    def begin(self) -> None:
+        """Start Spark; ``root`` waits for it."""
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            root: SparkSession = self._resource.spark_session
+            local = str(root.sparkContext.master).startswith("local")
+            if local and "PYSPARK_PYTHON" not in os.environ:
+                # Python functions in queries find the packages of this environment.
+                root.sparkContext.pythonExec = sys.executable
+            self._root = root
+        except Exception as error:  # noqa: BLE001  (raised again in the thread that waits for the session)
+            self._error = error
+        finally:
+            self._done.set()
+
+    def root(self) -> SparkSession:
+        """Wait for the root session and return it; raise what its start raised."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        if self._root is None:
+            raise PipelineExecutionError("Spark did not start: its start was interrupted")
+        return self._root
+
+    def undo(self) -> None:
+        """Stop the session, its Spark and its JVM. When this returns, the process is gone."""
+        from pyspark.core.context import SparkContext
+        from pyspark.sql import SparkSession
+        from pyspark.sql.context import SQLContext
+
+        gateway: Any = SparkContext._gateway
+        try:
+            if self._thread.ident is not None and not self._done.is_set():
+                self._abandon()
+                gateway = SparkContext._gateway
+            elif self._root is not None:
+                _bounded(self._root.stop, "stopping Spark")
+        finally:
+            # None: spark-submit runs this process, and the JVM is its parent.
+            if gateway is not None and gateway.proc is not None:
+                _end(gateway.proc)
+                with suppress(Exception):
+                    gateway.shutdown()
+                # PySpark takes these for a JVM that lives; the next session has to start another.
+                SparkContext._gateway = None
+                SparkContext._jvm = None
+            SparkContext._active_spark_context = None
+            SparkSession._instantiatedSession = None
+            SparkSession._activeSession = None
+            SQLContext._instantiatedContext = None
+
+    def _abandon(self) -> None:
+        """End a start that is under way: without its process it fails by itself."""
+        from pyspark.core.context import SparkContext
+
+        deadline = time.monotonic() + _STOP_SECONDS
+        number = signal.SIGTERM
+        while not self._done.is_set() and time.monotonic() < deadline + 1:
+            gateway: Any = SparkContext._gateway
+            if gateway is not None and gateway.proc is not None:
+                _end(gateway.proc)
+            else:
+                # It may not have been launched yet, so this is done again until the start has failed.
+                _signal_children_of(self._thread, number)
+            self._done.wait(0.1)
+            if time.monotonic() > deadline:
+                number = signal.SIGKILL
+
+
+def _activate(session: SparkSession) -> None:
+    """Make ``session`` the one whose conf the JVM goes by for the calling thread, in ``explain`` for instance."""
+    from pyspark.sql import SparkSession
+
+    SparkSession._get_j_spark_session_class(session._jvm).setActiveSession(session._jsparkSession)
+
+
+def _set_runtime_conf(session: SparkSession, conf: Mapping[str, str]) -> None:
+    """Set what can be set in a session; the rest has been decided where its Spark was started."""
+    from pyspark.errors import AnalysisException
+
+    for key, value in conf.items():
+        try:
+            session.conf.set(key, value)
+        except AnalysisException as error:
+            if not (error.getCondition() or "").startswith("CANNOT_MODIFY"):
+                raise
+
+
+def _quieten() -> None:
+    """Keep PySpark from printing each exception with its JVM trace: ``spark_failure`` tells it, masked."""
+    from pyspark.logger import PySparkLogger
+
+    for name in ("DataFrameQueryContextLogger", "SQLQueryContextLogger"):
+        PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _connect_problem(remote: str) -> str | None:
+    """Return why the server cannot be reached, or None: PySpark's client would try for minutes to find out."""
+    host, port = urlsplit(remote).hostname or "", urlsplit(remote).port or _CONNECT_PORT
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except OSError as error:
+        return (
+            f"the Spark Connect server sc://{host}:{port} does not answer: {error.strerror or error} "
+            "(SPARK_REMOTE says where it is)"
+        )
+    return None
+
+
+def _hang_up(session: Any) -> None:
+    """Close the channel, if stopping the session did not get to it.
+
+    A client that is left open talks to its server when Python exits, for minutes when there is none any more.
+    """
+    if not session.client.is_closed:
+        _bounded(session.client.close, "closing the channel to Spark Connect")
+
+
+def _active_session() -> SparkSession | None:
+    from pyspark.core.context import SparkContext
+    from pyspark.sql import SparkSession
+
+    # getActiveSession() alone knows the session of this thread only.
+    if SparkContext._active_spark_context is None:
+        return None
+    return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
+
+
+def _remote_stop(session: Any, release: bool) -> Callable[[], None]:
+    def stop() -> None:
+        session.release_session_on_close = release
+        session.stop()
+
+    return stop
+
+
+def _bounded(action: Callable[[], object], what: str) -> None:
+    """Run ``action`` for its effect, in a thread of its own, for a limited time.
+
+    The thread is not only for the limit: when the main thread was interrupted in a call to the JVM, the
+    answer to that call is still on its way, and would be read as the answer to the next.
+    """
+
+    def run() -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001  (closing must go on)
+            _log.debug("%s: %s", what, type(error).__name__)
+
+    thread = threading.Thread(target=run, name="stop-spark", daemon=True)
+    thread.start()
+    thread.join(_STOP_SECONDS)
+    if thread.is_alive():
+        _log.warning("%s takes longer than %.0f s and is not waited for", what, _STOP_SECONDS)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the JVM: it exits when its standard input closes; when it does not, by SIGTERM, then SIGKILL."""
+    try:
+        if process.stdin is not None:
+            with suppress(OSError):
+                process.stdin.close()
+        for ask in (None, process.terminate):
+            if ask is not None:
+                ask()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_SECONDS / 2)
+                return
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _signal_children_of(thread: threading.Thread, number: signal.Signals) -> None:
+    """Signal what ``thread`` has launched. Linux tells; elsewhere the JVM ends when this process does."""
+    children = Path(f"/proc/self/task/{thread.native_id}/children")
+    with suppress(OSError):
+        for pid in children.read_text(encoding="ascii").split():
+            os.kill(int(pid), number)
+
+
+def _restore_environment(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

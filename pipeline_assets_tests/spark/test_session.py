@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from devstack.spark_servers import SparkConnect, SparkConnectServer
+from devstack.stack import Stack
+from pipeline_assets.settings import Settings
+from pipeline_assets.spark import session
+from pipeline_assets.spark.jars import EXCLUDES, PACKAGES, resolve_jars
+from pipeline_assets.spark.session import (
+    SparkSessions,
+    connect_url,
+    session_conf,
+)
+from pipeline_assets_tests.conftest import SPARK_CONF
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from devstack.spark_servers import SparkCluster
+
+
+def in_fresh_process(script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def views(spark: SparkSession) -> set[str]:
+    return {table.name for table in spark.catalog.listTables() if table.isTemporary}
+
+
+def test_the_conf_names_the_jars_delta_and_a_loopback_address() -> None:
+    conf = session_conf(Settings(spark_master="local[2]"))
+    names = [Path(jar).name for jar in conf["spark.jars"].split(",")]
+    for package in PACKAGES:
+        group, artifact, version = package.split(":")
+        assert f"{group}_{artifact}-{version}.jar" in names
+    for excluded in EXCLUDES:
+        assert not [name for name in names if name.startswith(excluded.replace(":", "_") + "-")]
+    assert conf["spark.sql.extensions"] == "io.delta.sql.DeltaSparkSessionExtension"
+    assert conf["spark.driver.host"] == "127.0.0.1"
+    assert conf["spark.ui.enabled"] == "false"
+
+
+def test_a_given_conf_wins() -> None:
+    given = {"spark.jars": "", "spark.ui.enabled": "true", "spark.sql.session.timeZone": "CET"}
+    conf = session_conf(Settings(), given)
+    assert conf["spark.master"] == "local[*]"
+    assert given.items() <= conf.items()
+    cluster = session_conf(Settings(spark_master="spark://host:7077"), given)
+    assert cluster["spark.master"] == "spark://host:7077"
+    assert "spark.driver.host" not in cluster
+
+
+def test_connect_gets_runtime_conf_only() -> None:
+    conf = session_conf(Settings(spark_remote="sc://host", spark_master="local[2]"), {"spark.sql.x": "y"})
+    assert conf["spark.sql.x"] == "y"
+    assert all(key.startswith("spark.sql.") for key in conf)
+
+
+def test_jars_are_resolved_again_when_one_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jars = resolve_jars()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert resolve_jars() == jars
+    (remembered,) = tmp_path.glob("pipeline-assets/jars-*.txt")
+    assert remembered.read_text().splitlines() == [str(jar) for jar in jars]
+    remembered.write_text(f"{tmp_path / 'gone.jar'}\n")
+    assert resolve_jars() == jars
+    # Remembered lists are read, not resolved: nothing else could have put this one there.
+    jar = tmp_path / "one.jar"
+    jar.touch()
+    remembered.write_text(f"{jar}\n")
+    assert resolve_jars() == [jar]
+
+
+def test_connect_urls_keep_their_parameters_and_differ_by_run_and_pipeline() -> None:
+    url = connect_url("sc://host:15002/;use_ssl=true", "run", "orders")
+    parameters = dict(part.split("=") for part in urlsplit(url).path.removeprefix("/;").split(";"))
+    assert parameters.pop("use_ssl") == "true"
+    assert uuid.UUID(parameters.pop("session_id"))
+    assert not parameters
+    assert url == connect_url("sc://host:15002/;use_ssl=true", "run", "orders")
+    others = {connect_url("sc://host", run, name) for run in ("a", "b") for name in ("x", "y")}
+    assert len(others) == 4
+    assert all(other.startswith("sc://host/;session_id=") for other in others)
+
+
+def test_sessions_are_opened_once_per_run_and_pipeline(spark_settings: Settings) -> None:
+    run = str(uuid.uuid4())
+    with SparkSessions(spark_settings, SPARK_CONF) as sessions:
+        one = sessions.session(run, "one")
+        other = sessions.session(run, "other")
+        assert sessions.session(run, "one") is one
+        one.range(3).createOrReplaceTempView("numbers")
+        other.range(5).createOrReplaceTempView("numbers")
+        assert one.table("numbers").count() == 3
+        assert other.table("numbers").count() == 5
+        assert sessions.session(str(uuid.uuid4()), "one").catalog.listTables() == []
+
+
+def test_sessions_have_the_conf_wherever_they_run(spark_settings: Settings) -> None:
+    with SparkSessions(spark_settings, {"spark.sql.shuffle.partitions": "7"}) as sessions:
+        opened = sessions.session(str(uuid.uuid4()), "orders")
+        assert opened.conf.get("spark.sql.session.timeZone") == "UTC"
+        assert opened.conf.get("spark.sql.shuffle.partitions") == "7"
+        wide = opened.range(1).selectExpr(*(f"id + {number} AS c{number}" for number in range(300)))
+        from pipeline_assets.spark.plan_tree import explain_text
+
+        assert "c299" in explain_text(wide, "simple")
+
+
+def test_delta_works(spark_settings: Settings, tmp_path: Path) -> None:
+    with SparkSessions(spark_settings, SPARK_CONF) as sessions:
+        opened = sessions.session(str(uuid.uuid4()), "orders")
+        opened.range(4).write.format("delta").save(str(tmp_path / "table"))
+        # A statement of Delta's own: its extension is there, not the data source alone.
+        (written,) = opened.sql(f"DESCRIBE HISTORY delta.`{tmp_path}/table`").collect()
+        assert (written.version, written.operation) == (0, "WRITE")
+        assert opened.read.format("delta").load(str(tmp_path / "table")).count() == 4
+
+
+def test_a_borrowed_spark_goes_on_without_our_views(spark: SparkSession, settings: Settings) -> None:
+    sessions = SparkSessions(settings, SPARK_CONF)
+    opened = sessions.session("run", "orders")
+    assert opened is not spark
+    assert opened.sparkContext is spark.sparkContext
+    opened.range(3).createOrReplaceTempView("left_behind")
+    assert views(opened) == {"left_behind"}
+    sessions.close()
+    sessions.close()
+    # The views went with their session: neither its owner nor the next session of the name has them.
+    assert "left_behind" not in views(spark)
+    assert views(sessions.session("run", "orders")) == set()
+    sessions.close()
+    assert spark.range(6).count() == 6
+
+
+def test_connect_sessions_are_shared_between_processes(spark_connect_server: SparkConnectServer) -> None:
+    run = str(uuid.uuid4())
+    script = """
+        import sys
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark.session import SparkSessions
+
+        sessions = SparkSessions(Settings(spark_remote=sys.argv[1]))
+        spark = sessions.session(sys.argv[2], "orders")
+        spark.range(7).createOrReplaceTempView("numbers")
+        sessions.close(release=False)
+    """
+    in_fresh_process(script, spark_connect_server.remote, run)
+    before = os.environ.get("SPARK_CONNECT_MODE_ENABLED")
+    with SparkSessions(Settings(spark_remote=spark_connect_server.remote)) as sessions:
+        assert sessions.session(run, "orders").table("numbers").count() == 7
+        assert views(sessions.session(run, "customers")) == set()
+    assert os.environ.get("SPARK_CONNECT_MODE_ENABLED") == before
+    # Released: the server knows the session no longer, and does not take its id again.
+    from pipeline_assets.errors import PipelineExecutionError
+
+    with (
+        SparkSessions(Settings(spark_remote=spark_connect_server.remote)) as sessions,
+        pytest.raises(PipelineExecutionError),
+    ):
+        sessions.session(run, "orders").table("numbers")
+
+
+@pytest.mark.timeout(120)
+def test_a_connect_server_that_died_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    try:
+        server = stack.up([SparkConnect()])["spark-connect"]
+        assert isinstance(server, SparkConnectServer)
+        sessions = SparkSessions(Settings(spark_remote=server.remote))
+        opened: Any = sessions.session("run", "orders")
+        assert opened.range(3).count() == 3
+    finally:
+        stack.down()
+    # PySpark's own stop() tries for minutes to release the session; the test's timeout would end that.
+    sessions.close()
+    assert opened.client.is_closed
+
+
+def test_a_cluster_runs_the_queries(spark_cluster: SparkCluster, tmp_path: Path) -> None:
+    script = """
+        import sys
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark.session import SparkSessions
+
+        with SparkSessions(Settings(spark_master=sys.argv[1]), {"spark.driver.host": "127.0.0.1"}) as sessions:
+            spark = sessions.session("run", "orders")
+            spark.range(0, 10, 1, 2).write.format("delta").save(sys.argv[2])
+            print(spark.sparkContext.master, spark.read.format("delta").load(sys.argv[2]).count())
+    """
+    assert in_fresh_process(script, spark_cluster.master, str(tmp_path / "table")).split() == [
+        spark_cluster.master,
+        "10",
+    ]
+
+
+def test_nothing_is_left_behind_on_any_way_out() -> None:
+    script = """
+        import contextlib, os, signal, threading
+        import psutil
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark.session import SparkSessions
+
+        SETTINGS = Settings(spark_master="local[2]")
+        # A process that was started in the background of a shell ignores SIGINT.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        def java():
+            found = []
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    # spark-submit is a shell script that becomes the JVM.
+                    if child.name() == "java" or "spark" in " ".join(child.cmdline()):
+                        found.append(child.pid)
+            return found
+
+        def interrupt_when(ready):
+            def watch():
+                while not ready():
+                    threading.Event().wait(0.02)
+                os.kill(os.getpid(), signal.SIGINT)
+            threading.Thread(target=watch, daemon=True).start()
+
+        handler = signal.getsignal(signal.SIGINT)
+        sessions = SparkSessions(SETTINGS)
+        assert java() == [], "nothing starts before it is asked for"
+        sessions.close()
+
+        interrupt_when(lambda: java())
+        try:
+            with SparkSessions(SETTINGS) as sessions:
+                sessions.session("run", "interrupted start")
+        except KeyboardInterrupt:
+            print("interrupted start", java())
+
+        try:
+            with SparkSessions(SETTINGS) as sessions:
+                spark = sessions.session("run", "failed")
+                assert spark.range(5).count() == 5
+                assert java() != []
+                assert signal.getsignal(signal.SIGINT) is handler
+                raise ValueError
+        except ValueError:
+            print("failed", java())
+
+        try:
+            with SparkSessions(SETTINGS) as sessions:
+                spark = sessions.session("run", "interrupted action")
+                tracker = spark.sparkContext.statusTracker()
+                interrupt_when(lambda: tracker.getActiveJobsIds())
+                spark.range(10**13).selectExpr("sum(id % 7)").collect()
+        except KeyboardInterrupt:
+            print("interrupted action", java())
+
+        sessions = SparkSessions(SETTINGS)
+        spark = sessions.session("run", "killed")
+        os.kill(spark.sparkContext._gateway.proc.pid, signal.SIGKILL)
+        sessions.close()
+        print("killed", java())
+
+        with SparkSessions(SETTINGS) as sessions:
+            spark = sessions.session("run", "again")
+            from pyspark.sql.functions import udf
+            assert [row[0] for row in spark.range(2).select(udf(lambda x: x + 1, "long")("id")).collect()] == [1, 2]
+        print("again", java())
+    """
+    assert in_fresh_process(script).splitlines() == [
+        f"{way} []" for way in ("interrupted start", "failed", "interrupted action", "killed", "again")
+    ]
+
+
+def test_a_jvm_that_does_not_end_by_itself_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_STOP_SECONDS", 0.2)
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
+    process = subprocess.Popen([sys.executable, "-c", stubborn], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.readline()
+        session._end(process)
+    assert not psutil.pid_exists(process.pid)
+
+
+def test_java_that_is_missing_is_said(tmp_path: Path) -> None:
+    script = """
+        from pipeline_assets.errors import ConfigurationError
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark.session import SparkSessions
+
+        try:
+            with SparkSessions(Settings(spark_master="local[2]"), {"spark.jars": ""}) as sessions:
+                sessions.session("run", "orders")
+        except ConfigurationError as error:
+            print(error.message)
+    """
+    environment = {**os.environ, "JAVA_HOME": str(tmp_path)}
+    done: Any = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True, text=True, timeout=120, check=True, env=environment,
+    )  # fmt: skip
+    assert "JDK or JRE 17 or 21" in done.stdout
