@@ -1,0 +1,94 @@
+"""The checkpoint folder of a streaming query: what Spark keeps in it, and what this package keeps beside that."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
+from pipeline_assets.steps.file_systems import Folder
+
+if TYPE_CHECKING:
+    from pipeline_assets.connections import Connections
+
+OWN_FOLDER = "pipeline_assets"
+# Spark writes a line for each source; this one for a source that the batch took nothing from so far.
+NO_OFFSET = "-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The checkpoint at ``path`` (as Spark sees it). Read and written without Spark."""
+
+    path: str
+    folder: Folder
+
+    @classmethod
+    def at(cls, path: str, connection: str, connections: Connections) -> Self:
+        """Open the checkpoint at ``path`` (resolved): on S3 by the connection of that name, else on this machine."""
+        folder = Folder.seen_from_here(path, connection, connections)
+        if folder is None:
+            raise ConfigurationError(f"checkpointLocation {path}: a checkpoint is on S3 or on a mounted file system")
+        return cls(path, folder)
+
+    def read_document(self, name: str) -> dict[str, Any] | None:
+        """Return what ``write_document`` wrote under ``name``, or None."""
+        own = self.folder.below(OWN_FOLDER)
+        if f"{name}.json" not in own.files_in():
+            return None
+        document: dict[str, Any] = json.loads(own.read(f"{name}.json"))
+        return document
+
+    def write_document(self, name: str, document: dict[str, Any]) -> None:
+        """Keep ``document`` (JSON) under ``name``: readers see the old one or the new one."""
+        self.folder.below(OWN_FOLDER).write(f"{name}.json", json.dumps(document, indent=2).encode())
+
+    def remove_document(self, name: str) -> None:
+        """Delete what ``write_document`` wrote under ``name``, if it is there."""
+        own = self.folder.below(OWN_FOLDER)
+        if f"{name}.json" in own.files_in():
+            own.remove([f"{name}.json"])
+
+    def query_id(self) -> str | None:
+        """Return the id of the streaming query, which stays the same over its restarts; None before its first start."""
+        if "metadata" not in self.folder.files_in():
+            return None
+        return str(json.loads(self.folder.read("metadata"))["id"])
+
+    def last_offsets(self) -> tuple[int, list[str]] | None:
+        """Return the newest batch that was planned and, for each source, where it ends; None before the first.
+
+        What a source's text says is the source's own: JSON mostly, or ``NO_OFFSET``. Whether the batch has been
+        written as well is what ``is_committed`` tells.
+        Raises PipelineExecutionError for a file that is not as Spark writes it.
+        """
+        return self._offsets_of(self._batches("offsets"))
+
+    def is_committed(self, batch: int) -> bool:
+        """Whether what the batch of this number wrote is complete."""
+        return batch in self._batches("commits")
+
+    def committed_offsets(self) -> tuple[int, list[str]] | None:
+        """Return the same as ``last_offsets`` of the newest batch that is complete: all that has been processed."""
+        return self._offsets_of(self._batches("offsets") & self._batches("commits"))
+
+    def _batches(self, folder: str) -> set[int]:
+        return {int(name) for name in self.folder.below(folder).files_in() if name.isdigit()}
+
+    def _offsets_of(self, batches: set[int]) -> tuple[int, list[str]] | None:
+        if not batches:
+            return None
+        newest = max(batches)
+        return newest, self.offsets_of(newest) or []
+
+    def offsets_of(self, batch: int) -> list[str] | None:
+        """Return, for each source, where the batch of this number ends; None when Spark keeps no note of it."""
+        if batch not in self._batches("offsets"):
+            return None
+        version, *lines = self.folder.below("offsets").read(str(batch)).decode().split("\n")
+        if version != "v1" or not lines:
+            raise PipelineExecutionError(
+                f"{self.path}/offsets/{batch} is in no format that is known here (it begins with {version[:20]!r})"
+            )
+        return lines[1:]

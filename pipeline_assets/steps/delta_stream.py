@@ -1,0 +1,76 @@
+"""Micro-batches into Delta tables, each of them once.
+
+Source: https://docs.delta.io/latest/delta-streaming.html#idempotent-table-writes-in-foreachbatch
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline_assets.steps.delta_table import table_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from pipeline_assets.steps.checkpoint import Checkpoint
+
+_APP_ID = "spark.databricks.delta.write.txnAppId"
+_VERSION = "spark.databricks.delta.write.txnVersion"
+
+
+def merge_app_id(checkpoint: Checkpoint) -> str:
+    """Return the id under which the merges of a stream are counted: as old as the checkpoint, and gone with it."""
+    document = checkpoint.read_document("merge")
+    if document is None:
+        document = {"txnAppId": f"pipeline-assets:{uuid.uuid4()}"}
+        checkpoint.write_document("merge", document)
+    return str(document["txnAppId"])
+
+
+def append_once(frame: DataFrame, path: str, app_id: str, version: int) -> None:
+    """Append ``frame`` to the Delta table at ``path``, unless ``app_id`` has committed ``version`` there already."""
+    writer = frame.write.format("delta").mode("append").option("txnAppId", app_id).option("txnVersion", version)
+    writer.save(path)
+
+
+@dataclass(frozen=True)
+class MergeBatch:
+    """For ``foreachBatch``: update the rows of the batch's keys in the table at ``path``, and add the others."""
+
+    path: str
+    keys: tuple[str, ...]
+    partition_by: tuple[str, ...]
+    merge_schema: bool
+    app_id: str
+
+    def __call__(self, frame: DataFrame, batch_id: int) -> None:
+        spark = frame.sparkSession
+        if table_columns(spark, self.path) is None:
+            writer = frame.write.format("delta").mode("append")
+            if self.partition_by:
+                writer = writer.partitionBy(*self.partition_by)
+            writer.option("txnAppId", self.app_id).option("txnVersion", batch_id).save(self.path)
+            return
+        view = f"merge_source_{uuid.uuid4().hex}"
+        names = ["`" + key.replace("`", "``") + "`" for key in self.keys]
+        # A group of nulls is a group like any other.
+        condition = " AND ".join(f"target.{name} <=> source.{name}" for name in names)
+        evolution = "WITH SCHEMA EVOLUTION " if self.merge_schema else ""
+        target = "delta.`" + self.path.replace("`", "``") + "`"
+        frame.createOrReplaceTempView(view)
+        try:
+            spark.conf.set(_APP_ID, self.app_id)
+            spark.conf.set(_VERSION, batch_id)
+            changed = spark.sql(
+                f"MERGE {evolution}INTO {target} AS target USING {view} AS source ON {condition} "
+                "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
+            ).collect()
+        finally:
+            spark.conf.unset(_APP_ID)
+            spark.conf.unset(_VERSION)
+            spark.catalog.dropTempView(view)
+        if not changed:
+            # Delta has this batch already and has computed nothing; the state of the stream has to be, all the same.
+            frame.write.format("noop").mode("overwrite").save()

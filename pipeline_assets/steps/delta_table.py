@@ -1,0 +1,250 @@
+"""Writing Delta tables: one commit each, and what that commit wrote."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError
+from pipeline_assets.partitions import PARTITION_KEY_COLUMN, PartitionSlice, sql_string
+from pipeline_assets.spark.failures import Cause, causes_of, is_spark_error
+from pipeline_assets.steps.delta_log import Commit, find_commit, newest_version
+from pipeline_assets.steps.file_systems import Folder
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+DeltaMode = Literal["append", "overwrite", "errorIfExists", "merge"]
+_USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
+_MISSING = ("PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND", "DELTA_MISSING_DELTA_TABLE", "DELTA_PATH_DOES_NOT_EXIST")
+
+
+@dataclass(frozen=True)
+class DeltaWrite:
+    """What a write did, by its own commit: rows written, the table's version then, files added, Delta's metrics.
+
+    ``commit`` is None where the table's log can be seen by Spark alone.
+    """
+
+    rows: int
+    version: int
+    files: int
+    metrics: Mapping[str, int | str] = field(default_factory=dict)
+    commit: Commit | None = None
+
+
+def write_delta(
+    frame: DataFrame,
+    path: str,
+    *,
+    mode: DeltaMode,
+    merge_keys: Sequence[str] = (),
+    replace_where: str | None = None,
+    partition_by: Sequence[str] = (),
+    merge_schema: bool = False,
+    overwrite_schema: bool = False,
+    dynamic_partitions: bool = False,
+    partition: PartitionSlice | None = None,
+    folder: Folder | None = None,
+) -> DeltaWrite:
+    """Write ``frame`` to the Delta table at ``path``, creating it when it is missing.
+
+    With ``partition``, append and overwrite replace the rows of that partition and no others. The counts
+    are those of the commit, which is found by a mark of its own, so that other writers don't confuse them.
+    """
+    spark = frame.sparkSession
+    there = table_columns(spark, path)
+    if partition is not None:
+        frame, partition_by = _in_slice(frame, partition, partition_by)
+        if there is not None:
+            _check_slice_column(there, partition, path, merge_schema=merge_schema or overwrite_schema)
+    mark = f"pipeline-assets:{uuid.uuid4()}"
+    with _delta_errors(path, partition):
+        if mode == "merge" and there is not None:
+            _check_merge_keys(merge_keys, there, path)
+            _merge(frame, path, merge_keys, merge_schema=merge_schema, mark=mark)
+            return _written(spark, path, mark, folder)
+        options: dict[str, str] = {"userMetadata": mark}
+        save_mode = "error" if mode in ("merge", "errorIfExists") else mode
+        if partition is not None and mode != "merge" and there is not None:
+            if mode == "errorIfExists":
+                _refuse_rows(spark, path, partition)
+            save_mode, replace_where, dynamic_partitions = "overwrite", partition.predicate, False
+            # Delta refuses overwriteSchema with replaceWhere; the other partitions keep their columns.
+            merge_schema, overwrite_schema = merge_schema or overwrite_schema, False
+        if replace_where is not None and there is not None:
+            options["replaceWhere"] = replace_where
+        if dynamic_partitions:
+            options["partitionOverwriteMode"] = "dynamic"
+        if merge_schema:
+            options["mergeSchema"] = "true"
+        if overwrite_schema:
+            options["overwriteSchema"] = "true"
+        if there is None:
+            # Delta does not hold a first write to the condition.
+            condition = partition.predicate if partition and partition.column else replace_where
+            frame = frame if condition is None else _holding(frame, condition)
+        writer = frame.write.format("delta").mode(save_mode).options(**options)
+        if partition_by and (there is None or overwrite_schema):
+            writer = writer.partitionBy(*partition_by)
+        writer.save(path)
+        return _written(spark, path, mark, folder)
+
+
+def table_columns(spark: SparkSession, path: str) -> list[str] | None:
+    """Return the columns of the Delta table at ``path``, or None when there is no table."""
+    from pyspark.errors import AnalysisException
+
+    try:
+        return spark.read.format("delta").load(path).columns
+    except AnalysisException as error:
+        if error.getCondition() in _MISSING:
+            return None
+        raise
+
+
+def _in_slice(
+    frame: DataFrame, partition: PartitionSlice, partition_by: Sequence[str]
+) -> tuple[DataFrame, Sequence[str]]:
+    """Give the rows the partition's key where the table has no column of its own for it."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    if partition.column is not None:
+        return frame, partition_by
+    keyed = frame.withColumn(PARTITION_KEY_COLUMN, F.lit(partition.key))
+    return keyed, tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
+
+
+def _check_slice_column(there: Sequence[str], partition: PartitionSlice, path: str, *, merge_schema: bool) -> None:
+    column = partition.partition_column
+    if column.casefold() in (name.casefold() for name in there) or (merge_schema and partition.column is not None):
+        return
+    raise ConfigurationError(
+        f"the table at {path} has no column {column!r}, which tells the partitions apart: it was written by a run "
+        f"without partitions (its columns: {', '.join(there)}); write to another path, or move that table away"
+    )
+
+
+def _refuse_rows(spark: SparkSession, path: str, partition: PartitionSlice) -> None:
+    if spark.read.format("delta").load(path).where(partition.predicate).limit(1).collect():
+        raise PipelineExecutionError(
+            f"the table at {path} has rows of partition {partition.key!r} already: mode 'errorIfExists' leaves them"
+        )
+
+
+def _check_merge_keys(keys: Sequence[str], there: Sequence[str], path: str) -> None:
+    known = {column.casefold() for column in there}
+    missing = [key for key in keys if key.casefold() not in known]
+    if missing:
+        raise ConfigurationError(
+            f"the table at {path} has no column {', '.join(map(repr, missing))} to merge by "
+            f"(its columns: {', '.join(there)})"
+        )
+
+
+def _holding(frame: DataFrame, condition: str) -> DataFrame:
+    """Return ``frame`` so that a row that does not meet ``condition`` fails the query."""
+    message = f"[REPLACE_WHERE_MISMATCH] a row does not meet {condition}"
+    return frame.where(f"CASE WHEN ({condition}) THEN true ELSE raise_error({sql_string(message)}) END")
+
+
+def _merge(frame: DataFrame, path: str, keys: Sequence[str], *, merge_schema: bool, mark: str) -> None:
+    spark = frame.sparkSession
+    view = f"merge_source_{uuid.uuid4().hex}"
+    target = "delta.`" + path.replace("`", "``") + "`"
+    names = ["`" + key.replace("`", "``") + "`" for key in keys]
+    condition = " AND ".join(f"target.{name} = source.{name}" for name in names)
+    evolution = "WITH SCHEMA EVOLUTION " if merge_schema else ""
+    before = spark.conf.get(_USER_METADATA, None)
+    frame.createOrReplaceTempView(view)
+    try:
+        spark.conf.set(_USER_METADATA, mark)
+        spark.sql(
+            f"MERGE {evolution}INTO {target} AS target USING {view} AS source ON {condition} "
+            "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
+        ).collect()
+    finally:
+        if before is None:
+            spark.conf.unset(_USER_METADATA)
+        else:
+            spark.conf.set(_USER_METADATA, before)
+        spark.catalog.dropTempView(view)
+
+
+def _written(spark: SparkSession, path: str, mark: str, folder: Folder | None) -> DeltaWrite:
+    """Return what the commit with ``mark`` wrote. Delta makes none when there was nothing to change."""
+    version = newest_version(folder) if folder is not None else None
+    if folder is None or version is None:
+        return _written_as_spark_sees_it(spark, path, mark)
+    commit = find_commit(folder, mark)
+    if commit is None:
+        return DeltaWrite(rows=0, version=version, files=0)
+    return _counted(commit.version, commit.metrics, commit)
+
+
+def _written_as_spark_sees_it(spark: SparkSession, path: str, mark: str) -> DeltaWrite:
+    history = spark.sql("DESCRIBE HISTORY delta.`" + path.replace("`", "``") + "`")
+    chosen = history.select("version", "operationMetrics").where(history["userMetadata"] == mark).limit(1).collect()
+    if not chosen:
+        (newest,) = history.selectExpr("max(version)").collect()
+        return DeltaWrite(rows=0, version=int(newest[0]), files=0)
+    version, texts = chosen[0]
+    return _counted(int(version), texts or {}, None)
+
+
+def _counted(version: int, texts: Mapping[str, str], commit: Commit | None) -> DeltaWrite:
+    metrics: dict[str, int | str] = {
+        name: int(text) if text.lstrip("-").isdigit() else text for name, text in sorted(texts.items())
+    }
+    counts = ("numTargetRowsInserted", "numTargetRowsUpdated") if "numSourceRows" in metrics else ("numOutputRows",)
+    rows = sum(int(metrics.get(name, 0)) for name in counts)
+    files = metrics.get("numTargetFilesAdded", metrics.get("numFiles", 0))
+    return DeltaWrite(rows, version, int(files), metrics, commit)
+
+
+@contextmanager
+def _delta_errors(path: str, partition: PartitionSlice | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_spark_error(error):
+            raise
+        explained = next((told for cause in causes_of(error) if (told := _explain(cause, path, partition))), None)
+        if explained is None:
+            raise
+        raise explained from None
+
+
+def _explain(cause: Cause, path: str, partition: PartitionSlice | None) -> PipelineError | None:
+    text, condition = cause.message, cause.condition or ""
+    if condition == "DELTA_REPLACE_WHERE_MISMATCH" or "[REPLACE_WHERE_MISMATCH]" in text:
+        if partition is not None:
+            return PipelineExecutionError(
+                f"the DataFrame has rows outside partition {partition.key!r} ({partition.predicate}): keep the "
+                "partition's own with filterRows before; nothing was written",
+                details=text,
+            )
+        return PipelineExecutionError(
+            "the DataFrame has rows that do not meet replaceWhere; nothing was written", details=text
+        )
+    match condition:
+        case "DELTA_PATH_EXISTS":
+            return PipelineExecutionError(
+                f"there is a table at {path} already: mode 'errorIfExists' leaves it as it is"
+            )
+        case "DELTA_MULTIPLE_SOURCE_ROW_MATCHING_TARGET_ROW_IN_MERGE":
+            return PipelineExecutionError(
+                "several rows of the DataFrame have the same mergeKeys: keep one of each, e.g. with dropDuplicates "
+                "before; nothing was written"
+            )
+        case "DELTA_METADATA_MISMATCH" | "DELTA_FAILED_TO_MERGE_FIELDS":
+            return ConfigurationError(
+                f"the DataFrame's columns do not fit the table at {path}: add new ones with mergeSchema, or replace "
+                "the table's with mode 'overwrite' and overwriteSchema",
+                details=text,
+            )
+        case _:
+            return None

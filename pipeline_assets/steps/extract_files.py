@@ -1,0 +1,175 @@
+"""Extracts from files, on S3 or on a file system."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext
+from pipeline_assets.steps.paths import (
+    FileFormat,
+    OptionValue,
+    check_any,
+    check_options,
+    check_s3,
+    files_dataset,
+    format_of,
+    open_for_spark,
+    option_texts,
+    unknown_format,
+)
+from pipeline_assets.steps.s3_paths import is_s3
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+class FilesExtract(ExtractMethod):
+    """What extracts from files have in common."""
+
+    format: FileFormat | None = None
+    """Format of the files; told from the path's extension when left out (a compression's, as in `.json.gz`, may
+    follow it)."""
+    schema_: str | None = Field(default=None, alias="schema")
+    """Columns as Spark DDL, e.g. `id BIGINT, day DATE`. Left out, Spark takes it from the files, which for JSON and
+    CSV means reading them once."""
+    options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
+    """Options of Spark's reader for the format, e.g. `multiLine` or `pathGlobFilter`. CSV files are read with
+    `header` and, when there is no schema, `inferSchema`, unless these say otherwise."""
+
+    def all_paths(self) -> tuple[str, ...]:
+        """Return every path that is read."""
+        raise NotImplementedError
+
+    def file_format(self) -> FileFormat:
+        """Return the format: the one given, or the one that the extensions stand for."""
+        if self.format is not None:
+            return self.format
+        found = {path: format_of(path) for path in self.all_paths()}
+        for path, format_ in found.items():
+            if format_ is None:
+                raise ValueError(unknown_format(path))
+        formats = set(found.values())
+        if len(formats) > 1:
+            raise ValueError(
+                f"the paths have different formats ({', '.join(sorted(map(str, formats)))}): "
+                "read them in separate steps and unite them, or give 'format'"
+            )
+        (only,) = formats
+        assert only is not None  # noqa: S101  (for the type checker: None has been refused above)
+        return only
+
+    @model_validator(mode="after")
+    def _format_is_known(self) -> Self:
+        self.file_format()
+        return self
+
+    def sources(self) -> tuple[Dataset, ...]:
+        return tuple(dict.fromkeys(files_dataset(path) for path in self.all_paths()))
+
+    def _read(self, context: StepContext, connection: str) -> DataFrame:
+        from pyspark.errors import AnalysisException
+
+        paths = open_for_spark(self.all_paths(), connection, context)
+        format_ = self.file_format()
+        reader = context.spark.read.format(format_).options(**self._reader_options(format_))
+        if self.schema_ is not None:
+            reader = reader.schema(self.schema_)
+        try:
+            frame = reader.load(list(paths))
+            columns = frame.columns  # Connect looks for the files only now
+            # Where Spark did not need a file to know the columns, there may be none.
+            empty = (self.schema_ is not None or format_ == "text" or not columns) and not frame.inputFiles()
+        except AnalysisException as error:
+            raise self._explain(error, paths, format_) from None
+        if empty:
+            raise _no_files(paths, format_)
+        return frame
+
+    def _reader_options(self, format_: FileFormat) -> dict[str, str]:
+        defaults: dict[str, OptionValue] = {}
+        if format_ == "csv":
+            defaults["header"] = True
+            if self.schema_ is None:
+                defaults["inferSchema"] = True
+        return option_texts({**defaults, **self.options})
+
+    def _explain(self, error: Any, paths: tuple[str, ...], format_: FileFormat) -> ConfigurationError:
+        match error.getCondition():
+            case "PATH_NOT_FOUND":
+                missing = (error.getMessageParameters() or {}).get("path") or ", ".join(paths)
+                return ConfigurationError(f"path {missing} does not exist, or no file matches it")
+            case "UNABLE_TO_INFER_SCHEMA":
+                return _no_files(paths, format_)
+            case _:
+                if error.getMessageParameters() == {"provider": "avro"}:
+                    return ConfigurationError("this Spark cannot read avro: org.apache.spark:spark-avro is missing")
+                raise error
+
+
+def _no_files(paths: tuple[str, ...], format_: FileFormat) -> ConfigurationError:
+    return ConfigurationError(
+        f"{', '.join(paths)} holds no {format_} files with any data: is the folder empty, or the format another?"
+    )
+
+
+class FromS3(FilesExtract):
+    """Reads files from S3: parquet, json, csv, orc, text or avro."""
+
+    method = "fromS3"
+    kinds = frozenset({"spark", "s3"})
+
+    path: Annotated[str, AfterValidator(check_s3)] | None = None
+    """A file, a folder or a glob, e.g. `s3a://data/orders/*.parquet`. `s3://` and `s3n://` are taken for `s3a://`."""
+    paths: tuple[Annotated[str, AfterValidator(check_s3)], ...] = ()
+    """Several such paths, to be read together."""
+    connection: str = "default"
+    """S3 connection (from connections.json)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_or_paths(cls, data: Any) -> Any:
+        return _require_path(data)
+
+    def all_paths(self) -> tuple[str, ...]:
+        return (self.path,) if self.path else self.paths
+
+    def extract(self, context: StepContext) -> DataFrame:
+        return self._read(context, self.connection)
+
+
+def _check_not_s3(path: str) -> str:
+    if is_s3(path):
+        raise ValueError(f"{path!r} is on S3: use the method 'fromS3'")
+    return check_any(path)
+
+
+class FromFile(FilesExtract):
+    """Reads files from a file system that Spark's workers see: parquet, json, csv, orc, text or avro."""
+
+    method = "fromFile"
+
+    path: Annotated[str, AfterValidator(_check_not_s3)] | None = None
+    """A file, a folder or a glob, e.g. `/data/orders/*.parquet`."""
+    paths: tuple[Annotated[str, AfterValidator(_check_not_s3)], ...] = ()
+    """Several such paths, to be read together."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_or_paths(cls, data: Any) -> Any:
+        return _require_path(data)
+
+    def all_paths(self) -> tuple[str, ...]:
+        return (self.path,) if self.path else self.paths
+
+    def extract(self, context: StepContext) -> DataFrame:
+        return self._read(context, "default")
+
+
+def _require_path(data: Any) -> Any:
+    # Before the fields, so that a missing path is one message and not one about its format, too.
+    if isinstance(data, dict) and bool(data.get("path")) == bool(data.get("paths")):
+        raise ValueError("give exactly one of 'path' and 'paths'")
+    return data

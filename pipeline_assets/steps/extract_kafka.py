@@ -1,0 +1,500 @@
+"""Extract from Kafka: a range of offsets in a batch pipeline, a stream in a streaming one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pipeline_assets.errors import ConfigurationError, PipelineCancelledError, PipelineExecutionError, did_you_mean
+from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext, StreamSource, StreamTraits
+from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, parse_offsets, read_offsets
+from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options
+from pipeline_assets.steps.kafka_records import (
+    RecordFormat,
+    RecordParser,
+    check_avro_schema,
+    infer_schema,
+    json_objects,
+    schema_of_ddl,
+)
+from pipeline_assets.steps.paths import OptionValue, check_any, check_options, option_texts
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from pyspark.sql.types import StructType
+
+_log = logging.getLogger(__name__)
+
+_LATEST, _EARLIEST = -1, -2  # Kafka's words, and Spark's
+_SAMPLE_RECORDS = 1000
+_POLL_SECONDS = 1.0
+# Options of Spark's source that say the same as a key of the config, or override what is made of it.
+_TAKEN = {
+    name.casefold(): key
+    for name, key in {
+        "subscribe": "topic",
+        "assign": "topic",
+        "subscribePattern": "topicPattern",
+        "startingOffsets": "startingOffsets",
+        "startingTimestamp": "startingOffsets",
+        "startingOffsetsByTimestamp": "startingOffsets",
+        "endingOffsets": "endingOffsets",
+        "endingTimestamp": "endingOffsets",
+        "endingOffsetsByTimestamp": "endingOffsets",
+        "maxOffsetsPerTrigger": "maxOffsetsPerTrigger",
+        "failOnDataLoss": "failOnDataLoss",
+    }.items()
+}
+
+Partition = Annotated[int, Field(ge=0)]
+
+
+class FromKafka(ExtractMethod):
+    """Reads Kafka topics. In a batch pipeline: what is in them from `startingOffsets` to `endingOffsets`, as they are
+    when the run plans it. In a streaming pipeline: what comes in from `startingOffsets` on; a restart goes on where the
+    checkpoint is, and a partition that is added is read from its beginning.
+
+    By `format` the records' values become columns:
+
+    - `json`: the fields of JSON objects, by `schema`. Without a schema it is inferred from up to 1000 of the newest
+      records: in a batch pipeline from those of the range; in a streaming one once, at the first start, which waits for
+      the first record where there is none, and restarts keep it. A sample may mislead (a number that happens to be
+      whole becomes a BIGINT), so give `schema` where it matters.
+    - `avro`: the fields of an Avro record by `avroSchema`, in plain Avro encoding, without the header that schema
+      registries put before it.
+    - `text`: the column `value` STRING. `raw`: the column `value` BINARY.
+
+    A record whose value is missing, is no such JSON or Avro, or does not fit the schema, is never a row. It fails a
+    batch (see `brokenRecords`); a stream puts it into the table at `deadLetterPath`. JSON is read as Spark reads it:
+    fields that the schema does not have are left out, and so is text after the end of the object.
+    """
+
+    method = "fromKafka"
+    kinds = frozenset({"spark", "kafka"})
+    behavior_version = "2"
+
+    topic: str | None = Field(default=None, min_length=1)
+    """The topic to read."""
+    topics: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Several topics to read together."""
+    topic_pattern: str | None = Field(default=None, min_length=1)
+    """Regular expression for the whole names of the topics to read."""
+    connection: str = "default"
+    """Kafka connection (from connections.json)."""
+    starting_offsets: Literal["earliest", "latest"] | dict[str, dict[Partition, int]] | None = None
+    """`earliest`, `latest`, or the first offset to read by topic and partition, such as `{"events": {"0": 42}}`, where
+    -2 stands for the earliest and -1 for the latest. When left out: earliest in a batch pipeline, latest in a streaming
+    one, where it holds for the first start."""
+    ending_offsets: Literal["latest"] | dict[str, dict[Partition, int]] | None = None
+    """Where a batch ends: `latest` (when left out), or the offset after the last one by topic and partition (-1 stands
+    for the latest). Not for streaming."""
+    max_offsets_per_trigger: int | None = Field(default=None, gt=0)
+    """At most this many records in each micro-batch of a streaming pipeline."""
+    format: RecordFormat = "json"
+    """What the records' values are: `json`, `avro`, `text` (a column `value` STRING) or `raw` (`value` BINARY)."""
+    schema_: str | None = Field(default=None, alias="schema", min_length=1)
+    """With format json: the columns as Spark DDL, e.g. `id BIGINT, event_type STRING`. Inferred when left out."""
+    avro_schema: Annotated[str | dict[str, Any], AfterValidator(check_avro_schema)] | None = None
+    """With format avro, and needed there: the Avro schema of the records, as a JSON object or as its text."""
+    include_metadata: bool = False
+    """Add the columns `kafka_key` (STRING; with format raw BINARY), `kafka_topic`, `kafka_partition`, `kafka_offset`
+    and `kafka_timestamp`."""
+    fail_on_data_loss: bool = True
+    """Fail when records that were to be read are no longer there, by retention or because the topic was made anew;
+    with false, go on with what there is."""
+    missing_topic: Literal["fail", "wait"] = "fail"
+    """A topic that is not there: `fail`, or, in a streaming pipeline, `wait` until it is there; all of it is read."""
+    broken_records: Literal["fail", "null"] | None = None
+    """Batch only: a record that can't be read fails the run (`fail`, when left out), or has nulls where it does not fit
+    (`null`)."""
+    dead_letter_path: Annotated[str, AfterValidator(check_any)] | None = None
+    """Streaming only: the Delta table for records that can't be read. When left out it is in the warehouse, called like
+    this step with `_dead_letters` after it."""
+    options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
+    """Further options of Spark's Kafka source, e.g. `minPartitions`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        given = [name for name in ("topic", "topics", "topic_pattern") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError("give exactly one of 'topic', 'topics' and 'topicPattern'")
+        if self.schema_ is not None and self.format != "json":
+            raise ValueError(f"'schema' describes JSON: leave it out with format {self.format!r}")
+        if (self.avro_schema is not None) != (self.format == "avro"):
+            raise ValueError("format 'avro' and 'avroSchema' go together: give both or neither")
+        for option in self.options:
+            if key := _TAKEN.get(option.casefold()):
+                raise ValueError(f"option {option!r}: use the key {key!r} of this step")
+        self._check_offsets("startingOffsets", self.starting_offsets, least=_EARLIEST)
+        self._check_offsets("endingOffsets", self.ending_offsets, least=_LATEST)
+        return self
+
+    def _check_offsets(self, key: str, offsets: str | Offsets | None, least: int) -> None:
+        if offsets is None or isinstance(offsets, str):
+            return
+        for topic, partitions in offsets.items():
+            if not self.topic_pattern and topic not in self.topic_names():
+                raise ValueError(
+                    f"{key} names topic {topic!r}, which is not read here: {', '.join(self.topic_names())}"
+                )
+            for partition, offset in partitions.items():
+                if offset < least:
+                    also = "-1 for the latest" + (" or -2 for the earliest" if least == _EARLIEST else "")
+                    raise ValueError(
+                        f"{key} of topic {topic!r}, partition {partition} is {offset}: expected an offset, or {also}"
+                    )
+
+    @property
+    def streams(self) -> bool:
+        return True
+
+    @property
+    def can_break(self) -> bool:
+        """Whether there can be records that can't be read."""
+        return self.format in ("json", "avro")
+
+    def topic_names(self) -> tuple[str, ...]:
+        """Return the topics that are named; none when they are given by pattern."""
+        return (self.topic,) if self.topic else self.topics
+
+    def subscribes(self, topic: str) -> bool:
+        """Whether this reads the topic of that name."""
+        if self.topic_pattern:
+            return re.fullmatch(self.topic_pattern, topic) is not None
+        return topic in self.topic_names()
+
+    def sources(self) -> tuple[Dataset, ...]:
+        names = (self.topic_pattern,) if self.topic_pattern else self.topic_names()
+        return tuple(kafka_dataset(self.connection, name) for name in names)
+
+    def stream_identity(self) -> dict[str, str]:
+        if self.topic_pattern:
+            return {"topicPattern": self.topic_pattern, "connection": self.connection}
+        if self.topic:
+            return {"topic": self.topic, "connection": self.connection}
+        return {"topics": ",".join(sorted(self.topics)), "connection": self.connection}
+
+    def stream_problem(self, stream: StreamTraits) -> str | None:
+        if self.broken_records is not None:
+            return (
+                "'brokenRecords' is for batch pipelines: leave it out; a stream puts records that can't be read into "
+                "the table at 'deadLetterPath'"
+            )
+        if self.ending_offsets is not None:
+            return "'endingOffsets' is for batch pipelines: leave it out; a stream has no end"
+        return None
+
+    def reader_options(self, context: StepContext) -> dict[str, str]:
+        """Return the options of Spark's Kafka source that hold for batches and streams alike."""
+        connection = context.connections.kafka(self.connection)
+        return {
+            **option_texts(self.options),
+            **kafka_options(connection, context.connections.secrets),
+            "failOnDataLoss": str(self.fail_on_data_loss).lower(),
+        }
+
+    def extract(self, context: StepContext) -> DataFrame:
+        """Return the records of the range, which is fixed here.
+
+        Raises ConfigurationError for a topic that is not there, for offsets that do not fit it, and for JSON without
+        a schema where there is no record to infer one from.
+        """
+        if self.missing_topic == "wait":
+            raise ConfigurationError("missingTopic 'wait' is for streaming pipelines: leave it out")
+        if self.starting_offsets == "latest":
+            raise ConfigurationError(
+                "startingOffsets 'latest' is where a batch ends: use 'earliest', or offsets by topic and partition"
+            )
+        earliest, latest = self._offsets(context, "earliest"), self._offsets(context, "latest")
+        start = _resolved("startingOffsets", self.starting_offsets or "earliest", earliest, latest)
+        end = _resolved("endingOffsets", self.ending_offsets or "latest", earliest, latest)
+        for topic, partitions in start.items():
+            for partition, offset in partitions.items():
+                if offset > end[topic][partition]:
+                    raise ConfigurationError(
+                        f"topic {topic!r}, partition {partition}: startingOffsets {offset} is after "
+                        f"endingOffsets {end[topic][partition]}: exchange them"
+                    )
+        schema = self.schema_
+        if schema is None and self.format == "json":
+            schema = self._infer(context, start, end)
+            if schema is None:
+                raise ConfigurationError(
+                    f"{self._described()}: none of the newest records from startingOffsets to endingOffsets is a JSON "
+                    "object to infer the columns from: give 'schema'"
+                )
+        parser, messages = self._parser(context, schema), self._range(context, start, end)
+        if self.broken_records == "null" or not self.can_break:
+            return parser.lenient(messages)
+        # Several extracts may meet in one query, which takes each name once.
+        return parser.strict(messages, f"kafka_{uuid.uuid4().hex}")
+
+    def extract_stream(self, context: StepContext) -> DataFrame:
+        """Return the stream of the records that can be read: at each start from the same place, with the same columns.
+
+        Both are kept in the checkpoint's document ``source_<step>``, as ``startingOffsets`` and ``schema``: all queries
+        of the pipeline start there, and what is produced while a schema is inferred is read. The observation
+        ``kafka_<step>`` counts ``records`` and ``dead_letters``.
+
+        Raises ConfigurationError for a topic that is not there and for offsets that do not fit it;
+        PipelineCancelledError when the run is stopped while this waits for a topic or for a first record.
+        """
+        source = _source_of(context)
+        document = source.checkpoint.read_document(_document_name(source))
+        if document is None:
+            document = {"startingOffsets": self._first_offsets(context, source), "schema": None}
+            source.checkpoint.write_document(_document_name(source), document)
+        start = parse_offsets(json.dumps(document["startingOffsets"]))
+        there = self._wait_for_topics(context, source)
+        schema = self.schema_ or document["schema"]
+        if schema is None and self.format == "json":
+            schema = self._wait_for_schema(context, source, start)
+            source.checkpoint.write_document(_document_name(source), {**document, "schema": schema})
+        # Spark wants to be told of every partition that there is, until it has a checkpoint of its own.
+        told = {
+            topic: {partition: start.get(topic, {}).get(partition, _EARLIEST) for partition in partitions}
+            for topic, partitions in there.items()
+        }
+        # Spark takes a pattern that matches a part of the name, too.
+        subscription = (
+            {"subscribePattern": f"^(?:{self.topic_pattern})$"}
+            if self.topic_pattern
+            else {"subscribe": ",".join(self.topic_names())}
+        )
+        options = {**self.reader_options(context), **subscription, "startingOffsets": offsets_json(told)}
+        if self.max_offsets_per_trigger is not None:
+            options["maxOffsetsPerTrigger"] = str(self.max_offsets_per_trigger)
+        messages = context.spark.readStream.format("kafka").options(**options).load()
+        return self._parser(context, schema).counted(messages, f"kafka_{source.step}")
+
+    def dead_letters(self, context: StepContext, start: Offsets, end: Offsets) -> DataFrame | None:
+        """Return the records from ``start`` up to ``end`` that can't be read, and why; the same at each call.
+
+        Its columns are topic, partition, offset, timestamp, key, value (BINARY as they are), value_text (null where
+        that is no UTF-8) and reason. None when there is nothing in the range, or all of it can be read. -2 in
+        ``start``, or no offset for a partition, stands for its earliest record. ``context.source`` is set; the stream
+        has been started before.
+        """
+        if not self.can_break or not _with_records(start, end):
+            return None
+        source = _source_of(context)
+        document = source.checkpoint.read_document(_document_name(source)) or {}
+        parser = self._parser(context, self.schema_ or document.get("schema"))
+        return parser.dead_letters(self._range(context, start, _with_records(start, end)))
+
+    def _parser(self, context: StepContext, ddl: str | None) -> RecordParser:
+        schema: StructType | None = schema_of_ddl(context.spark, ddl) if ddl is not None else None
+        avro_schema = self.avro_schema if isinstance(self.avro_schema, str) else None
+        return RecordParser(self.format, schema, avro_schema, self.include_metadata)
+
+    def _described(self) -> str:
+        if self.topic_pattern:
+            return f"topics like {self.topic_pattern!r}"
+        return f"topic{'s' if self.topics else ''} {', '.join(map(repr, self.topic_names()))}"
+
+    def _range(self, context: StepContext, start: Offsets, end: Offsets, **options: str) -> DataFrame:
+        """Return the messages of the partitions that ``end`` has, up to there."""
+        begin = {
+            topic: {partition: start.get(topic, {}).get(partition, _EARLIEST) for partition in partitions}
+            for topic, partitions in end.items()
+        }
+        bounds = {
+            "assign": json.dumps({topic: sorted(partitions) for topic, partitions in end.items()}),
+            "startingOffsets": offsets_json(begin),
+            "endingOffsets": offsets_json(end),
+        }
+        reader = context.spark.read.format("kafka").options(**self.reader_options(context))
+        return reader.options(**bounds, **options).load()
+
+    def _offsets(self, context: StepContext, which: Literal["earliest", "latest"]) -> Offsets:
+        """Return the offsets of all partitions. Raises ConfigurationError for a topic that is not there."""
+        found = read_offsets(
+            context.connections.kafka(self.connection),
+            context.connections.secrets,
+            topics=self.topic_names(),
+            pattern=self.topic_pattern,
+            which=which,
+        )
+        if not found:
+            raise ConfigurationError(
+                f"there is no Kafka topic like {self.topic_pattern!r}: make one, or correct 'topicPattern'"
+            )
+        return found
+
+    def _offsets_there(self, context: StepContext, which: Literal["earliest", "latest"]) -> Offsets:
+        """Return the offsets of those topics that are there already."""
+        return read_offsets(
+            context.connections.kafka(self.connection),
+            context.connections.secrets,
+            pattern=self.topic_pattern or "|".join(map(re.escape, self.topic_names())),
+            which=which,
+        )
+
+    def _first_offsets(self, context: StepContext, source: StreamSource) -> Offsets:
+        """Return where the stream begins, in explicit offsets.
+
+        A topic that is waited for begins at its earliest record, also when ``latest`` was asked for: it had none.
+        """
+        given = self.starting_offsets or "latest"
+        read = self._offsets_there if self.missing_topic == "wait" else self._offsets
+        latest = read(context, "latest")
+        earliest = self._wait_for_topics(context, source)
+        latest = {topic: latest.get(topic, partitions) for topic, partitions in earliest.items()}
+        if not isinstance(given, str):
+            latest = self._offsets(context, "latest")
+        return _resolved("startingOffsets", given, earliest, latest)
+
+    def _wait_for_topics(self, context: StepContext, source: StreamSource) -> Offsets:
+        """Return the earliest offsets once all topics are there, or raise when they aren't and nobody is to wait."""
+        if self.missing_topic == "fail":
+            return self._offsets(context, "earliest")
+        said = False
+        while True:
+            found = self._offsets_there(context, "earliest")
+            missing = [topic for topic in self.topic_names() if topic not in found]
+            if found and not missing:
+                return found
+            waited_for = f"topic {', '.join(map(repr, missing))}" if missing else f"a topic like {self.topic_pattern!r}"
+            if not said:
+                _log.warning("%s: waiting for Kafka %s to be there", source.step, waited_for)
+                said = True
+            _pause(source, f"Kafka {waited_for} to be there")
+
+    def _wait_for_schema(self, context: StepContext, source: StreamSource, start: Offsets) -> str:
+        """Return the columns of the JSON from ``start`` on, once there is a record that tells them."""
+        seen: Offsets | None = None
+        said: set[str] = set()
+        while True:
+            end = self._offsets(context, "latest")
+            if end != seen:
+                seen, earliest = end, self._offsets(context, "earliest")
+                begin = _not_before(start, earliest)
+                # What was there before tells the columns as well, where nothing has come since.
+                for first, last in ((begin, end), (earliest, begin)):
+                    schema = self._infer(context, first, last)
+                    if schema is not None:
+                        return schema
+            records = "a JSON object among its newest records" if _with_records({}, end) else "a first record"
+            waited_for = f"{records} in {self._described()}, to infer the columns from (or give 'schema')"
+            if not source.may_wait:
+                raise PipelineExecutionError(
+                    f"{self._described()}: there is not {records} to infer the columns from: give 'schema', or start "
+                    "the stream when there is one"
+                )
+            if waited_for not in said:
+                _log.warning("%s: waiting for %s", source.step, waited_for)
+                said.add(waited_for)
+            _pause(source, waited_for)
+
+    def _infer(self, context: StepContext, start: Offsets, end: Offsets) -> str | None:
+        """Return the columns of the newest JSON objects from ``start`` to ``end`` as DDL; None when there are none."""
+        first = _newest(start, end, _SAMPLE_RECORDS)
+        if not first:
+            return None
+        last = {topic: {partition: end[topic][partition] for partition in first[topic]} for topic in first}
+        # The sample may shrink by retention while it is read; that is no loss.
+        sample = self._range(context, first, last, failOnDataLoss="false")
+        objects = json_objects(row[0] for row in sample.select("value").collect())
+        if not objects:
+            return None
+        schema = infer_schema(context.spark, objects)
+        _log.info("%s: inferred from %d records: %s", self._described(), len(objects), schema)
+        return schema
+
+
+def _source_of(context: StepContext) -> StreamSource:
+    if context.source is None:
+        raise TypeError("a streaming extract needs context.source")
+    return context.source
+
+
+def _document_name(source: StreamSource) -> str:
+    return f"source_{source.step}"
+
+
+def _pause(source: StreamSource, waited_for: str) -> None:
+    """Wait until it is worth another look. Raises PipelineCancelledError when the run is to end."""
+    if source.stop.wait(_POLL_SECONDS):
+        raise PipelineCancelledError(f"stopped while waiting for {waited_for}")
+
+
+def _resolved(key: str, given: str | Offsets, earliest: Offsets, latest: Offsets) -> Offsets:
+    """Return ``given`` as explicit offsets of all partitions. Raises ConfigurationError where it does not fit them."""
+    if isinstance(given, str):
+        return earliest if given == "earliest" else latest
+    for topic in given:
+        if topic not in latest:
+            raise ConfigurationError(
+                f"{key} names topic {topic!r}, which is not read here{did_you_mean(topic, latest)} "
+                f"(topics: {', '.join(latest)})"
+            )
+    resolved: Offsets = {}
+    for topic, partitions in latest.items():
+        there = given.get(topic, {})
+        left_out = [str(partition) for partition in partitions if partition not in there]
+        unknown = [str(partition) for partition in there if partition not in partitions]
+        if left_out or unknown:
+            wrong = f"leaves out {', '.join(left_out)}" if left_out else f"has {', '.join(unknown)}"
+            raise ConfigurationError(
+                f"{key} of topic {topic!r} {wrong}: give every partition that there is "
+                f"({', '.join(map(str, partitions))}), with -1 for the latest offset"
+                + (" or -2 for the earliest" if key == "startingOffsets" else "")
+            )
+        resolved[topic] = {}
+        for partition, offset in there.items():
+            first, last = earliest[topic][partition], latest[topic][partition]
+            exact = {_EARLIEST: first, _LATEST: last}.get(offset, offset)
+            if not first <= exact <= last:
+                raise ConfigurationError(
+                    f"{key} of topic {topic!r}, partition {partition} is {offset}, but there are the offsets {first} "
+                    f"to {last}: give one of them, -1 for the latest" + (" or -2 for the earliest" if first else "")
+                )
+            resolved[topic][partition] = exact
+    return resolved
+
+
+def _with_records(start: Offsets, end: Offsets) -> Offsets:
+    """Return those partitions of ``end`` that have something after ``start``."""
+    found = {
+        topic: {
+            partition: offset
+            for partition, offset in partitions.items()
+            if offset > max(0, start.get(topic, {}).get(partition, 0))
+        }
+        for topic, partitions in end.items()
+    }
+    return {topic: partitions for topic, partitions in found.items() if partitions}
+
+
+def _not_before(start: Offsets, earliest: Offsets) -> Offsets:
+    """Return ``start`` for every partition that is there, and what is left where the records there have gone."""
+    return {
+        topic: {partition: max(start.get(topic, {}).get(partition, first), first) for partition, first in parts.items()}
+        for topic, parts in earliest.items()
+    }
+
+
+def _newest(start: Offsets, end: Offsets, count: int) -> Offsets:
+    """Return where to begin to read the newest ``count`` records before ``end``, in all partitions together.
+
+    None of them is before ``start``; partitions without any are left out.
+    """
+    sizes = sorted(
+        (offset - start[topic][partition], topic, partition)
+        for topic, partitions in end.items()
+        for partition, offset in partitions.items()
+        if offset > start.get(topic, {}).get(partition, offset)
+    )
+    found: Offsets = {}
+    left = count
+    for position, (size, topic, partition) in enumerate(sizes):
+        # What small partitions do not use goes to the bigger ones after them.
+        taken = min(size, max(1, left // (len(sizes) - position)))
+        left -= taken
+        found.setdefault(topic, {})[partition] = end[topic][partition] - taken
+    return found

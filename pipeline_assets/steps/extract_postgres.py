@@ -1,0 +1,145 @@
+"""Extract from PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field, model_validator
+
+from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
+from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext
+from pipeline_assets.steps.postgres import (
+    TableName,
+    connect,
+    database_errors,
+    jdbc_options,
+    quoted,
+    table_dataset,
+    tables_in,
+)
+
+if TYPE_CHECKING:
+    import psycopg
+    from pyspark.sql import DataFrame
+
+    from pipeline_assets.connections import PostgresConnection
+
+Bound = int | float | date | datetime | str
+
+
+class FromPostgres(ExtractMethod):
+    """Reads a table or a query from PostgreSQL. Filters and column choices of later steps are pushed down to it."""
+
+    method = "fromPostgres"
+    kinds = frozenset({"spark", "postgres"})
+
+    connection: str = "default"
+    """PostgreSQL connection (from connections.json)."""
+    table: str | None = None
+    """The table, as `table` or `schema.table`; the schema is `public` when left out."""
+    query: str | None = None
+    """A SELECT to read instead of a table."""
+    columns: tuple[str, ...] = ()
+    """Columns to read; all when left out."""
+    predicate: str | None = None
+    """SQL condition (PostgreSQL's) on the rows to read."""
+    partition_column: str | None = None
+    """Numeric, date or timestamp column by whose ranges the rows are read in parallel. Needs `numPartitions`."""
+    num_partitions: int | None = Field(default=None, gt=0)
+    """How many parallel reads. Needs `partitionColumn`."""
+    lower_bound: Bound | None = None
+    """Lower end of the ranges; the column's minimum when left out. Rows below it are read all the same."""
+    upper_bound: Bound | None = None
+    """Upper end of the ranges; the column's maximum when left out. Rows above it are read all the same."""
+    fetch_size: int = Field(default=10_000, ge=0)
+    """Rows per round trip; 0 fetches all at once."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.table is None) == (self.query is None):
+            raise ValueError("give exactly one of 'table' and 'query'")
+        if self.table is not None:
+            TableName.parse(self.table)
+        if (self.partition_column is None) != (self.num_partitions is None):
+            raise ValueError("'partitionColumn' and 'numPartitions' go together: give both or neither")
+        if self.partition_column is None and (self.lower_bound is not None or self.upper_bound is not None):
+            raise ValueError("'lowerBound' and 'upperBound' need 'partitionColumn' and 'numPartitions'")
+        return self
+
+    def sources(self) -> tuple[Dataset, ...]:
+        if self.table is not None:
+            return (table_dataset(self.connection, TableName.parse(self.table)),)
+        return tuple(table_dataset(self.connection, table) for table in tables_in(self.query or ""))
+
+    def extract(self, context: StepContext) -> DataFrame:
+        connection = context.connections.postgres(self.connection)
+        secrets = context.connections.secrets
+        with database_errors(connection, "read"), connect(connection, secrets) as database:
+            bounds = self._probe(database, connection)
+        options = jdbc_options(connection, secrets) | {
+            "dbtable": self._relation(),
+            "fetchsize": str(self.fetch_size),
+            **bounds,
+        }
+        frame = context.spark.read.format("jdbc").options(**options).load()
+        if self.columns:
+            frame = frame.select(*(quoted_for_spark(name) for name in self.columns))
+        return frame
+
+    def _relation(self) -> str:
+        """Return what stands in Spark's FROM."""
+        if self.query is not None:
+            inner = self.query.strip().rstrip(";")
+            base = f"(\n{inner}\n) AS query"  # a line of its own: the query may end in a comment
+        else:
+            base = TableName.parse(self.table or "").sql
+        if self.predicate is None:
+            return base
+        return f"(SELECT * FROM {base} WHERE (\n{self.predicate}\n)) AS filtered"  # noqa: S608  (SQL is what the config gives)
+
+    def _probe(self, database: psycopg.Connection[Any], connection: PostgresConnection) -> dict[str, str]:
+        """Check table, columns and SQL on the catalog alone, and find the bounds of a parallel read."""
+        if self.table is not None:
+            TableName.parse(self.table).require(database, connection)
+        relation = self._relation()
+        described = database.execute(f"SELECT * FROM {relation} LIMIT 0").description or []  # noqa: S608
+        there = [column.name for column in described]
+        partition = (self.partition_column,) if self.partition_column else ()
+        missing = [name for name in dict.fromkeys((*self.columns, *partition)) if name not in there]
+        if missing:
+            raise DataFrameResolutionError.unknown_columns(missing, self.table or "query", there)
+        if self.partition_column is None:
+            return {}
+        lower, upper = self.lower_bound, self.upper_bound
+        if lower is None or upper is None:
+            column = quoted(self.partition_column)
+            bounds = f"SELECT min({column}), max({column}) FROM {relation}"  # noqa: S608
+            found = database.execute(bounds.encode()).fetchone()
+            least, greatest = found or (None, None)
+            if least is None or greatest is None:
+                return {}  # no rows: nothing to read in parallel
+            lower = lower if lower is not None else self._bound(least, ROUND_FLOOR)
+            upper = upper if upper is not None else self._bound(greatest, ROUND_CEILING)
+        return {
+            "partitionColumn": self.partition_column,
+            "numPartitions": str(self.num_partitions),
+            "lowerBound": str(lower),
+            "upperBound": str(upper),
+        }
+
+    def _bound(self, value: Any, rounding: str) -> Bound:
+        if isinstance(value, int | date):  # datetime is a date
+            return value
+        if isinstance(value, float | Decimal) and Decimal(value).is_finite():
+            return int(Decimal(value).to_integral_value(rounding))
+        raise ConfigurationError(
+            f"partitionColumn {self.partition_column!r} holds {type(value).__name__} values: "
+            "expected a numeric, date or timestamp column"
+        )
+
+
+def quoted_for_spark(name: str) -> str:
+    """Return ``name`` as Spark's ``select`` takes it whatever characters are in it."""
+    return "`" + name.replace("`", "``") + "`"

@@ -1,0 +1,256 @@
+"""Where Kafka's topics begin and end, asked of the brokers without Spark: a look takes no JVM."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline_assets.errors import ConfigurationError, PipelineExecutionError, did_you_mean
+from pipeline_assets.steps.kafka_options import kafka_options
+
+if TYPE_CHECKING:
+    from pipeline_assets.connections import KafkaConnection
+    from pipeline_assets.credentials import Secrets
+
+Offsets = dict[str, dict[int, int]]
+"""Topic -> partition -> offset: that of the next record to read."""
+
+# A pattern never subscribes to these (exclude.internal.topics).
+_INTERNAL_TOPICS = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state"})
+_LISTED_TOPICS = 10
+
+
+def read_offsets(
+    connection: KafkaConnection,
+    secrets: Secrets,
+    *,
+    topics: Sequence[str] = (),
+    pattern: str | None = None,
+    which: Literal["earliest", "latest"],
+    timeout: float = 10.0,
+) -> Offsets:
+    """Return the offsets of every partition of ``topics``, and of the topics that ``pattern`` matches as a whole.
+
+    ``earliest`` is the first record that is still there, ``latest`` the one that comes next (with `isolation.level`
+    `read_committed` among the connection's options: the first that is not committed yet). Makes no topics.
+
+    Raises ConfigurationError for a topic that is not there, for a pattern that is no regular expression and for
+    options that can't be translated; PipelineExecutionError when no broker answers within ``timeout`` seconds.
+    """
+    from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+    from confluent_kafka.admin import AdminClient, OffsetSpec
+
+    deadline = time.monotonic() + timeout
+    settings = client_settings(connection, secrets)
+    reasons: list[str] = []
+    try:
+        client = AdminClient(
+            {
+                "bootstrap.servers": connection.bootstrap_servers,
+                **settings,
+                # A broker may make the topics that it is asked for by name.
+                "allow.auto.create.topics": False,
+                "error_cb": lambda error: reasons.append(error.str()),
+            },
+            logger=_logger(),  # without one, librdkafka writes to stderr
+        )
+    except KafkaException as error:
+        # Not chained: librdkafka may show the value.
+        said = error.args[0].str()
+        for secret in _SECRET & settings.keys():
+            said = said.replace(settings[secret] or "\0", "***")
+        raise ConfigurationError(f"the Kafka client does not take the options in connections.json: {said}") from None
+    try:
+        found = client.list_topics(timeout=max(0.0, deadline - time.monotonic())).topics
+        partitions = {
+            TopicPartition(topic, partition): OffsetSpec.earliest() if which == "earliest" else OffsetSpec.latest()
+            for topic in _chosen(topics, pattern, found)
+            for partition in found[topic].partitions
+        }
+        if not partitions:
+            return {}
+        level = IsolationLevel.READ_COMMITTED if _reads_committed(connection) else IsolationLevel.READ_UNCOMMITTED
+        left = max(0.001, deadline - time.monotonic())
+        futures = client.list_offsets(partitions, isolation_level=level, request_timeout=left)
+        offsets: Offsets = {}
+        for partition, future in futures.items():
+            answer = future.result(timeout=max(0.0, deadline - time.monotonic()))
+            offsets.setdefault(partition.topic, {})[partition.partition] = answer.offset
+        return _sorted(offsets)
+    except (KafkaException, TimeoutError) as error:
+        client.poll(0)  # hands over to error_cb what has happened
+        if isinstance(error, KafkaException):
+            reasons.append(error.args[0].str())
+            if error.args[0].code() > 0:  # said by the broker; librdkafka's own are negative
+                raise PipelineExecutionError(
+                    f"Kafka at {connection.bootstrap_servers} answers: {reasons[-1]}: see to what its user may do there"
+                ) from None
+        reason = reasons[0] if reasons else "no answer"
+        raise PipelineExecutionError(
+            f"no Kafka broker at {connection.bootstrap_servers} answered within {round(timeout, 1):g} s ({reason}): "
+            "start it, or correct the connection in connections.json"
+        ) from None
+
+
+def offsets_json(offsets: Offsets) -> str:
+    """Return ``offsets`` as Spark's Kafka source takes and prints them."""
+    return json.dumps(_sorted(offsets), separators=(",", ":"))
+
+
+def parse_offsets(text: str) -> Offsets:
+    """Return the offsets that Spark's Kafka source printed. Raises PipelineExecutionError when ``text`` is none."""
+    try:
+        found = json.loads(text)
+        return {
+            str(topic): {int(partition): int(offset) for partition, offset in partitions.items()}
+            for topic, partitions in found.items()
+        }
+    except (ValueError, TypeError, AttributeError):
+        raise PipelineExecutionError(f"these are not the offsets of a Kafka source: {text[:200]}") from None
+
+
+def lag(end: Offsets, processed: Offsets, start: Offsets | None = None) -> Offsets:
+    """Return how many records are to come, by partition of ``end``.
+
+    A partition that is not in ``processed`` counts from ``start``, or from 0 where that does not have it either.
+    """
+    begin = start or {}
+    return {
+        topic: {
+            partition: max(0, last - processed.get(topic, {}).get(partition, begin.get(topic, {}).get(partition, 0)))
+            for partition, last in partitions.items()
+        }
+        for topic, partitions in end.items()
+    }
+
+
+def _sorted(offsets: Offsets) -> Offsets:
+    return {topic: dict(sorted(partitions.items())) for topic, partitions in sorted(offsets.items())}
+
+
+def _logger() -> logging.Logger:
+    """Return the logger for what librdkafka says; the error that matters is raised, so only for those who ask."""
+    logger = logging.getLogger(f"{__name__}.librdkafka")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)
+    return logger
+
+
+def _chosen(topics: Sequence[str], pattern: str | None, there: Iterable[str]) -> list[str]:
+    """Return the topics that are asked for, out of those that are there."""
+    known = sorted(set(there) - _INTERNAL_TOPICS)
+    for topic in topics:
+        if topic not in known:
+            listed = ", ".join(known[:_LISTED_TOPICS]) + (", ..." if len(known) > _LISTED_TOPICS else "")
+            raise ConfigurationError(
+                f"there is no Kafka topic {topic!r}{did_you_mean(topic, known)}: "
+                f"make it, or correct its name (topics there: {listed or 'none'})"
+            )
+    if pattern is None:
+        return list(dict.fromkeys(topics))
+    try:
+        matches = re.compile(pattern)
+    except re.error as error:
+        raise ConfigurationError(f"topicPattern {pattern!r} is no regular expression: {error}") from None
+    return list(dict.fromkeys([*topics, *(topic for topic in known if matches.fullmatch(topic))]))
+
+
+def _reads_committed(connection: KafkaConnection) -> bool:
+    names = ("isolation.level", "kafka.isolation.level")
+    return any(connection.options.get(name) == "read_committed" for name in names)
+
+
+def _java_options(connection: KafkaConnection, secrets: Secrets) -> dict[str, str]:
+    """Return the connection's options under the names of Kafka's Java client, with their secrets fetched."""
+    return {name.removeprefix("kafka."): value for name, value in kafka_options(connection, secrets).items()}
+
+
+# Those that both clients know, by the same name and with the same values.
+_SAME = (
+    "security.protocol",
+    "client.id",
+    "client.dns.lookup",
+    "ssl.key.password",
+    "ssl.endpoint.identification.algorithm",
+)
+_SECRET = {"sasl.password", "ssl.key.password", "ssl.key.pem", "ssl.keystore.password"}
+_LOGIN_MODULES = {"PLAIN": "PlainLoginModule", "SCRAM-SHA-256": "ScramLoginModule", "SCRAM-SHA-512": "ScramLoginModule"}
+_JAAS_ENTRY = re.compile(r"""(\w+)\s*=\s*(?:"((?:\\.|[^"\\])*)"|'((?:\\.|[^'\\])*)'|([^\s;"']+))""")
+
+
+def client_settings(connection: KafkaConnection, secrets: Secrets) -> dict[str, Any]:
+    """Return the connection's options, which are the Java client's, as librdkafka has them.
+
+    What only matters to reading records is left out. Raises ConfigurationError, without the value of any secret, for
+    what librdkafka has not.
+    """
+    java = _java_options(connection, secrets)
+    settings: dict[str, Any] = {name: java[name] for name in _SAME if name in java}
+    if settings.get("ssl.endpoint.identification.algorithm") == "":
+        settings["ssl.endpoint.identification.algorithm"] = "none"
+    protocol = java.get("security.protocol", "PLAINTEXT").upper()
+    if protocol.endswith("SSL"):
+        settings |= _truststore(java) | _keystore(java)
+    if protocol.startswith("SASL"):
+        settings |= _sasl(java)
+    return settings
+
+
+def _truststore(java: dict[str, str]) -> dict[str, str]:
+    kind = java.get("ssl.truststore.type", "JKS").upper()
+    if "ssl.truststore.certificates" in java:
+        return {"ssl.ca.pem": java["ssl.truststore.certificates"]}
+    if "ssl.truststore.location" not in java:
+        return {}
+    if kind != "PEM":
+        raise _untranslatable(f"ssl.truststore.type {kind}", "give the certificates as ssl.truststore.type PEM")
+    return {"ssl.ca.location": java["ssl.truststore.location"]}
+
+
+def _keystore(java: dict[str, str]) -> dict[str, str]:
+    kind = java.get("ssl.keystore.type", "JKS").upper()
+    if "ssl.keystore.key" in java:
+        chain = java.get("ssl.keystore.certificate.chain", "")
+        return {"ssl.key.pem": java["ssl.keystore.key"], "ssl.certificate.pem": chain}
+    if "ssl.keystore.location" not in java:
+        return {}
+    location = java["ssl.keystore.location"]
+    match kind:
+        case "PEM":
+            return {"ssl.key.location": location, "ssl.certificate.location": location}
+        case "PKCS12":
+            return {"ssl.keystore.location": location, "ssl.keystore.password": java.get("ssl.keystore.password", "")}
+        case _:
+            raise _untranslatable(f"ssl.keystore.type {kind}", "give the key as ssl.keystore.type PEM or PKCS12")
+
+
+def _sasl(java: dict[str, str]) -> dict[str, str]:
+    mechanism = java.get("sasl.mechanism", "GSSAPI").upper()
+    module = _LOGIN_MODULES.get(mechanism)
+    if module is None:
+        raise _untranslatable(f"sasl.mechanism {mechanism}", f"use one of {', '.join(_LOGIN_MODULES)}")
+    config = java.get("sasl.jaas.config", "")
+    entries = {name: _jaas_value(*values) for name, *values in _JAAS_ENTRY.findall(config)}
+    if module not in config.partition("=")[0] or not {"username", "password"} <= entries.keys():
+        raise _untranslatable(
+            "sasl.jaas.config", f'for {mechanism} it is \'...{module} required username="..." password="...";\''
+        )
+    return {
+        "sasl.mechanisms": mechanism,
+        "sasl.username": entries["username"],
+        "sasl.password": entries["password"],
+    }
+
+
+def _jaas_value(double: str, single: str, bare: str) -> str:
+    return bare or re.sub(r"\\(.)", r"\1", double or single)
+
+
+def _untranslatable(what: str, instead: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the Kafka connection's {what} can't be used to look at offsets without Spark's JVM: {instead}"
+    )

@@ -1,0 +1,29 @@
+"""How Spark reaches a Kafka cluster, and what a topic is called outside of it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pipeline_assets.steps.base import Dataset
+
+if TYPE_CHECKING:
+    from pipeline_assets.connections import KafkaConnection
+    from pipeline_assets.credentials import Secrets
+
+
+_REFERENCE = re.compile(r"(env|file|vault):")
+
+
+def kafka_options(connection: KafkaConnection, secrets: Secrets) -> dict[str, str]:
+    """Return the options of Spark's Kafka source and sink for ``connection``, with its secrets fetched."""
+    options = {"kafka.bootstrap.servers": connection.bootstrap_servers}
+    for name, value in connection.options.items():
+        option = name if name.startswith("kafka.") else f"kafka.{name}"
+        options[option] = secrets.fetch(value) if _REFERENCE.match(value) else value
+    return options
+
+
+def kafka_dataset(connection: str, topic: str) -> Dataset:
+    """Return the dataset of a topic (or of the topics that a pattern stands for): the same for every step."""
+    return Dataset("kafka", (connection, topic), f"kafka://{connection}/{topic}")

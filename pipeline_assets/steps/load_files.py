@@ -1,0 +1,155 @@
+"""Load into files: Spark writes beside the target, the finished files are moved into place."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pipeline_assets.errors import PipelineError, PipelineExecutionError
+from pipeline_assets.partitions import PARTITION_KEY_COLUMN
+from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
+from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.paths import (
+    OptionValue,
+    check_any,
+    check_options,
+    files_dataset,
+    open_for_spark,
+    option_texts,
+)
+from pipeline_assets.steps.row_count import RowCount
+from pipeline_assets.steps.s3_paths import is_s3
+from pipeline_assets.steps.transform import ColumnName, require_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+_log = logging.getLogger(__name__)
+# What Spark escapes in the values of partition folders.
+_ESCAPED = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{\[\]^]")
+
+
+def _check_path(path: str) -> str:
+    checked = check_any(path)
+    if "://" in checked and not is_s3(checked) and not checked.startswith("file:"):
+        raise ValueError(f"{path!r} is neither on S3 nor local: expected s3a://bucket/key, file:// or a local path")
+    if re.search(r"[*?\[{]", checked):
+        raise ValueError(f"{path!r} contains a glob: expected one folder")
+    return checked
+
+
+class ToS3(LoadMethod):
+    """Writes files into a folder, on S3 or a local one.
+
+    Spark writes to a hidden folder `_staging_...` in it. Only when all files are there are they moved into place, one
+    by one, and then, for overwrite, the old ones are deleted. A job that fails leaves the folder's files as they
+    were. The moving itself is not atomic, since S3 has no such thing: readers may see some of the new files, or new
+    and old ones, for a moment; and a process that is killed just then leaves them so, until the step is run again.
+    Each file is complete whenever it is seen. For atomic tables there is toDeltaLake.
+
+    In a partitioned run whose path does not contain the partition's key, files go to `partition_key=<key>/` below the
+    path. All modes but errorIfExists then replace the files of that folder.
+    """
+
+    method = "toS3"
+    kinds = frozenset({"spark", "s3"})
+
+    path: Annotated[str, AfterValidator(_check_path)]
+    """The folder to write to, e.g. `s3a://data/report`, or a local path."""
+    format: Literal["parquet", "json", "csv"] = "parquet"
+    """Format of the files. CSV files get a header unless `options` say otherwise."""
+    mode: Literal["append", "overwrite", "errorIfExists"] = "append"
+    """append adds files; overwrite replaces the folder's files; errorIfExists fails when there are any."""
+    partition_by: tuple[ColumnName, ...] = ()
+    """Columns whose values become folders, as in `day=2024-05-01/`."""
+    num_files: int | None = Field(default=None, gt=0)
+    """At most how many files (in each folder of `partitionBy`); as many as Spark has partitions when left out."""
+    options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
+    """Options of Spark's writer for the format, e.g. `compression`."""
+    connection: str = "default"
+    """S3 connection (from connections.json) for a path on S3."""
+
+    @model_validator(mode="after")
+    def _folders_differ(self) -> Self:
+        folded = [name.casefold() for name in self.partition_by]
+        if len(set(folded)) < len(folded):
+            raise ValueError("'partitionBy' names a column twice")
+        return self
+
+    def sinks(self) -> tuple[Dataset, ...]:
+        return (files_dataset(self.path),)
+
+    def check_schema(self, frame: DataFrame, context: StepContext) -> None:
+        require_columns(self.partition_by, self.input_data_frame or "input", frame)
+
+    def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
+        self.check_schema(frame, context)
+        (path,) = open_for_spark([self.path], self.connection, context)
+        root = Folder.of(path, self.connection, context.connections)
+        subfolder = self._subfolder(context)
+        target = root.below(subfolder)
+        there = _visible(target.names())
+        if there and self.mode == "errorIfExists":
+            raise PipelineExecutionError(
+                f"{target.path} holds {len(there)} files already: mode 'errorIfExists' leaves them as they are"
+            )
+        is_new = not root.exists()
+        staging = f"_staging_{uuid.uuid4().hex}"
+        try:
+            rows = self._write(frame, f"{path.rstrip('/')}/{staging}")
+            new = _visible(root.below(staging).names())
+            target.take(root.below(staging), list(new))
+        finally:
+            _clean(root, staging, is_new=is_new)
+        if self.mode == "overwrite" or (self.mode == "append" and context.partition is not None):
+            target.remove(list(there))
+        return LoadResult(
+            uri=f"{path.rstrip('/')}/{subfolder}".rstrip("/"),
+            rows=rows,
+            metrics={"numFiles": len(new), "numOutputBytes": sum(new.values())},
+        )
+
+    def _subfolder(self, context: StepContext) -> str:
+        """Return the folder of the run's partition below the path; none when the path is that of one partition."""
+        partition = context.partition
+        if partition is None or partition.key in self.path:
+            return ""
+        escaped = _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", partition.key)
+        return f"{PARTITION_KEY_COLUMN}={escaped}"
+
+    def _write(self, frame: DataFrame, path: str) -> int | None:
+        if self.num_files is not None:
+            frame = frame.repartition(self.num_files)
+        count = RowCount()
+        writer = count.on(frame).write.format(self.format).mode("error")
+        # Files of finished tasks need not be moved once more by the job: nobody reads here before it is done.
+        options = {"mapreduce.fileoutputcommitter.algorithm.version": "2"} | option_texts(self.options)
+        if self.format == "csv":
+            options = {"header": "true"} | options
+        writer = writer.options(**options)
+        if self.partition_by:
+            writer = writer.partitionBy(*self.partition_by)
+        writer.save(path)
+        return count.get()
+
+
+def _clean(root: Folder, staging: str, *, is_new: bool) -> None:
+    """Remove the staging folder, and the folder that it was made in when nothing else is there."""
+    try:
+        root.below(staging).remove_all()
+        if is_new and not root.names():
+            root.remove_all()
+    except PipelineError as error:
+        # What ended the load matters more, or it is done: readers don't see the folder.
+        _log.warning("%s/%s could not be removed: %s", root.path, staging, error.message)
+
+
+def _visible(names: dict[str, int]) -> dict[str, int]:
+    """Return the files that readers see: no part of their path starts with an underscore or a dot."""
+    return {
+        name: size for name, size in names.items() if not any(part.startswith(("_", ".")) for part in name.split("/"))
+    }

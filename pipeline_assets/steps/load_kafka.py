@@ -1,0 +1,133 @@
+"""Load into a Kafka topic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.steps.base import Dataset, LoadResult, StepContext, StreamingLoad
+from pipeline_assets.steps.kafka_offsets import read_offsets
+from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options
+from pipeline_assets.steps.paths import OptionValue, check_options, option_texts
+from pipeline_assets.steps.row_count import RowCount
+from pipeline_assets.steps.streaming_write import stream_writer
+from pipeline_assets.steps.transform import ColumnName, quote, require_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql.streaming.query import StreamingQuery
+
+_V1_SOURCES = "spark.sql.sources.useV1SourceList"
+
+
+class ToKafka(StreamingLoad):
+    """Writes a record for each row to a Kafka topic, which has to be there.
+
+    Each row is written at least once: after a failure, records of the last micro-batch (in a batch pipeline: of the
+    whole run, when it is repeated) may be in the topic twice, as Kafka has no commit that Spark would take part in
+    (https://spark.apache.org/docs/latest/streaming/structured-streaming-kafka-integration.html#writing-data-to-kafka).
+    Give consumers something to tell them by, such as an id in `keyColumn`.
+    """
+
+    method = "toKafka"
+    kinds = frozenset({"spark", "kafka"})
+
+    topic: str = Field(min_length=1)
+    """The topic to write to."""
+    connection: str = "default"
+    """Kafka connection (from connections.json)."""
+    format: Literal["json", "text", "raw"] = "json"
+    """What the records' values are: `json`, an object of all columns (nulls too); `text`, the STRING column `value`, or
+    the only column that there is beside `keyColumn`; `raw`, the BINARY column `value`."""
+    key_column: ColumnName | None = None
+    """The column whose text is the records' key: Kafka keeps the order of records of the same key. Without it records
+    have no key. With format json it is in the value too."""
+    options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
+    """Further options of Spark's Kafka sink, e.g. `kafka.compression.type`."""
+
+    def sinks(self) -> tuple[Dataset, ...]:
+        return (kafka_dataset(self.connection, self.topic),)
+
+    def check_schema(self, frame: DataFrame, context: StepContext) -> None:
+        if self.key_column is not None:
+            require_columns((self.key_column,), self._input, frame)
+        if self.format != "json":
+            self._value_column(frame)
+
+    def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
+        """Write a record for each row of ``frame``.
+
+        Raises ConfigurationError, before anything is written, for a topic or a column that is not there.
+        """
+        rows = RowCount()
+        self._check(frame, context)
+        records = self._records(rows.on(frame))
+        with _counting_writer(context.spark):
+            records.write.format("kafka").mode("append").options(**self._options(context)).save()
+        return LoadResult(uri=self.sinks()[0].uri, rows=rows.get())
+
+    def start_stream(self, frame: DataFrame, context: StepContext, query_name: str) -> StreamingQuery:
+        self._check(frame, context)
+        writer = stream_writer(self._records(frame), self, context, query_name)
+        return writer.format("kafka").options(**self._options(context)).start()
+
+    @property
+    def _input(self) -> str:
+        return self.input_data_frame or "input"
+
+    def _check(self, frame: DataFrame, context: StepContext) -> None:
+        self.check_schema(frame, context)
+        connection = context.connections.kafka(self.connection)
+        # A broker may make a topic that is written to, with partitions that nobody chose.
+        read_offsets(connection, context.connections.secrets, topics=[self.topic], which="latest")
+
+    def _options(self, context: StepContext) -> dict[str, str]:
+        connection = context.connections.kafka(self.connection)
+        own = {"topic": self.topic, **kafka_options(connection, context.connections.secrets)}
+        return {**option_texts(self.options), **own}
+
+    def _records(self, frame: DataFrame) -> DataFrame:
+        """Return the columns that Spark's sink takes."""
+        from pyspark.sql import functions as F  # noqa: N812
+
+        value: Column
+        if self.format == "json":
+            value = F.to_json(F.struct(F.col("*")), {"ignoreNullFields": "false"})
+        else:
+            value = F.col(quote(self._value_column(frame)))
+        columns = [value.alias("value")]
+        if self.key_column is not None:
+            columns.insert(0, F.col(quote(self.key_column)).cast("string").alias("key"))
+        return frame.select(*columns)
+
+    def _value_column(self, frame: DataFrame) -> str:
+        """Return the column with the records' values as they are. Raises ConfigurationError when there is none."""
+        wanted = "string" if self.format == "text" else "binary"
+        types = {field.name: field.dataType.simpleString() for field in frame.schema.fields}
+        named = [name for name in types if name.casefold() == "value"]
+        if not named and self.format == "text":
+            key = (self.key_column or "").casefold()
+            others = [name for name in types if name.casefold() != key]
+            named = others if len(others) == 1 else []
+        if len(named) != 1 or types[named[0]] != wanted:
+            there = ", ".join(f"{name} {kind}" for name, kind in types.items())
+            raise ConfigurationError(
+                f"format {self.format!r} needs a column 'value' of type {wanted.upper()} in DataFrame {self._input!r}: "
+                f"make one with withColumns before, or use format 'json' (its columns: {there})"
+            )
+        return named[0]
+
+
+@contextmanager
+def _counting_writer(spark: SparkSession) -> Iterator[None]:
+    """Have Spark write to Kafka by its data source of version 2: that of version 1, the default, loses observations."""
+    before = spark.conf.get(_V1_SOURCES)
+    spark.conf.set(_V1_SOURCES, ",".join(name for name in (before or "").split(",") if name.strip() != "kafka"))
+    try:
+        yield
+    finally:
+        spark.conf.set(_V1_SOURCES, before or "")

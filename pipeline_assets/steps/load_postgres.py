@@ -1,0 +1,284 @@
+"""Load into PostgreSQL: Spark fills a staging table, one transaction moves its rows into the target."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError
+from pipeline_assets.partitions import PARTITION_KEY_COLUMN
+from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
+from pipeline_assets.steps.postgres import (
+    TableName,
+    column_type,
+    connect,
+    database_errors,
+    jdbc_options,
+    quoted,
+    spark_predicate,
+    table_dataset,
+)
+from pipeline_assets.steps.row_count import RowCount
+from pipeline_assets.steps.transform import ColumnName, require_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psycopg
+    from pyspark.sql import DataFrame
+
+_log = logging.getLogger(__name__)
+
+
+class ToPostgres(LoadMethod):
+    """Writes a PostgreSQL table, in one transaction: readers see the old rows or the new ones.
+
+    Spark fills a staging table beside it (named `_staging_...`, dropped at the end however the step ends). In a
+    partitioned run, append and overwrite replace the rows of the run's partition and leave the others alone; without
+    a partition column of its own, the rows get the column `partition_key`.
+    """
+
+    method = "toPostgres"
+    kinds = frozenset({"spark", "postgres"})
+
+    connection: str = "default"
+    """PostgreSQL connection (from connections.json)."""
+    table: str
+    """The table, as `table` or `schema.table`; the schema is `public` when left out."""
+    mode: Literal["append", "overwrite", "upsert"] = "append"
+    """append adds rows; overwrite replaces all rows and keeps the table's definition, indexes and grants; upsert
+    updates the rows whose `keys` are in the table already and adds the others."""
+    keys: tuple[ColumnName, ...] = ()
+    """Columns by which upsert finds rows. The table needs a unique index on them; one that is created gets it."""
+    create_table: bool = True
+    """Create the table when it is missing; otherwise a missing table is an error."""
+    batch_size: int = Field(default=5_000, gt=0)
+    """Rows per round trip."""
+    num_partitions: int | None = Field(default=None, gt=0)
+    """At most how many connections write at once; as many as Spark runs tasks when left out."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        TableName.parse(self.table)
+        if (self.mode == "upsert") != bool(self.keys):
+            raise ValueError("mode 'upsert' and 'keys' go together: give both or neither")
+        return self
+
+    def sinks(self) -> tuple[Dataset, ...]:
+        return (table_dataset(self.connection, TableName.parse(self.table)),)
+
+    def check_schema(self, frame: DataFrame, context: StepContext) -> None:
+        name = self.input_data_frame or "input"
+        added = () if context.partition is None else (context.partition.partition_column,)
+        require_columns([key for key in self.keys if key not in added], name, frame)
+        if context.partition is not None and context.partition.column is not None:
+            require_columns((context.partition.column,), name, frame)
+        for field in frame.schema.fields:
+            column_type(field.name, field.dataType)
+
+    def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
+        self.check_schema(frame, context)
+        frame = _writable(frame, context)
+        target = TableName.parse(self.table)
+        staging = TableName(target.schema, f"_staging_{uuid.uuid4().hex}")
+        types = {field.name: column_type(field.name, field.dataType) for field in frame.schema.fields}
+        move = _Move(self, target, staging, types, context)
+        with self._database(context) as database:
+            move.prepare(database)
+        try:
+            rows = self._fill(frame, staging, context)
+            with self._database(context) as database:
+                written = move.run(database, rows)
+        finally:
+            self._drop(staging, context)
+        connection = context.connections.postgres(self.connection)
+        return LoadResult(
+            uri=f"postgresql://{connection.host}:{connection.port}/{connection.database}/{target}",
+            table_name=f"{connection.database}.{target}",
+            rows=written,
+        )
+
+    def _fill(self, frame: DataFrame, staging: TableName, context: StepContext) -> int | None:
+        connection = context.connections.postgres(self.connection)
+        options = {"reWriteBatchedInserts": "true"} | jdbc_options(connection, context.connections.secrets)
+        options |= {"dbtable": staging.sql, "batchsize": str(self.batch_size)}
+        if self.num_partitions is not None:
+            options["numPartitions"] = str(self.num_partitions)
+        count = RowCount()
+        count.on(frame).write.format("jdbc").mode("append").options(**options).save()
+        return count.get()
+
+    def _drop(self, staging: TableName, context: StepContext) -> None:
+        try:
+            with self._database(context) as database:
+                database.execute(f"DROP TABLE IF EXISTS {staging.sql}")
+        except PipelineError as error:
+            # What ended the load matters more, or it is done: the target is right either way.
+            _log.warning("staging table %s could not be dropped: %s", staging, error.message)
+
+    @contextmanager
+    def _database(self, context: StepContext) -> Iterator[psycopg.Connection[Any]]:
+        """Open a connection; commit at the end, roll back when something goes wrong."""
+        connection = context.connections.postgres(self.connection)
+        with (
+            database_errors(connection, "write to"),
+            connect(connection, context.connections.secrets) as database,
+        ):
+            yield database
+
+
+def _writable(frame: DataFrame, context: StepContext) -> DataFrame:
+    """Return ``frame`` as JDBC takes it, with the partition's key where the slice has no column of its own."""
+    from pyspark.sql import functions as F  # noqa: N812
+    from pyspark.sql.types import NullType
+
+    nulls = {
+        field.name: F.lit(None).cast("string") for field in frame.schema.fields if isinstance(field.dataType, NullType)
+    }
+    if nulls:
+        frame = frame.withColumns(nulls)
+    if context.partition is not None and context.partition.column is None:
+        frame = frame.withColumn(PARTITION_KEY_COLUMN, F.lit(context.partition.key))
+    return frame
+
+
+@dataclass(frozen=True)
+class _Move:
+    """From the staging table into the target. ``types``: by column, its type in the staging table."""
+
+    step: ToPostgres
+    target: TableName
+    staging: TableName
+    types: Mapping[str, str]
+    context: StepContext
+
+    def prepare(self, database: psycopg.Connection[Any]) -> None:
+        """Make the staging table, and have PostgreSQL check the statement that will move its rows."""
+        there = self._target_columns(database)
+        if there is None:
+            if not self.step.create_table:
+                self.target.require(database, self.context.connections.postgres(self.step.connection))
+        else:
+            self._check_columns(there)
+        # Not logged: it is read back within minutes, and the count of its rows tells when a crash has emptied it.
+        database.execute(f"CREATE UNLOGGED TABLE {self.staging.sql} ({self._definitions()})")
+        if there is not None:
+            self._checked(database, f"EXPLAIN {self._insert(there)}")
+
+    def run(self, database: psycopg.Connection[Any], expected: int | None) -> int:
+        """Move the rows, in the transaction of ``database``, and return how many."""
+        self._check_staging(database, expected)
+        there = self._target_columns(database)
+        if there is None:
+            database.execute(f"CREATE TABLE {self.target.sql} ({self._definitions()})")
+            if self.step.keys:
+                keys = ", ".join(map(quoted, self.step.keys))
+                database.execute(f"CREATE UNIQUE INDEX ON {self.target.sql} ({keys})")
+            there = dict(self.types)
+        elif self.step.mode != "upsert" and self.context.partition is not None:
+            predicate = spark_predicate(self.context.partition.predicate)
+            database.execute(f"DELETE FROM {self.target.sql} WHERE {predicate}")  # noqa: S608
+        elif self.step.mode == "overwrite":
+            self._empty(database)
+        return self._checked(database, self._insert(there)).rowcount
+
+    def _definitions(self) -> str:
+        return ", ".join(f"{quoted(name)} {type_}" for name, type_ in self.types.items())
+
+    def _target_columns(self, database: psycopg.Connection[Any]) -> dict[str, str] | None:
+        """Return the types of the target's columns, without lengths and precisions; None when it is missing."""
+        if not self.target.exists(database):
+            return None
+        rows = database.execute(
+            "SELECT attname, format_type(atttypid, NULL) FROM pg_catalog.pg_attribute "
+            "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+            (self.target.sql,),
+        ).fetchall()
+        return dict(rows)
+
+    def _check_columns(self, there: Mapping[str, str]) -> None:
+        missing = [name for name in self.types if name not in there]
+        if missing:
+            raise ConfigurationError(
+                f"table {self.target} has no column {', '.join(map(repr, missing))} of the DataFrame "
+                f"(its columns: {', '.join(there)}); select or rename columns before, or alter the table"
+            )
+
+    def _insert(self, there: Mapping[str, str]) -> str:
+        columns = ", ".join(map(quoted, self.types))
+        # Without a length in the cast: a text that is too long is an error then, and not cut.
+        values = ", ".join(
+            quoted(name) if there[name] == type_ else f"{quoted(name)}::{there[name]}"
+            for name, type_ in self.types.items()
+        )
+        insert = f"INSERT INTO {self.target.sql} ({columns}) SELECT {values} FROM {self.staging.sql}"  # noqa: S608
+        if self.step.mode != "upsert":
+            return insert
+        keys = set(self.step.keys)
+        updates = ", ".join(f"{quoted(name)} = EXCLUDED.{quoted(name)}" for name in self.types if name not in keys)
+        action = f"UPDATE SET {updates}" if updates else "NOTHING"
+        return f"{insert} ON CONFLICT ({', '.join(map(quoted, self.step.keys))}) DO {action}"
+
+    def _checked(self, database: psycopg.Connection[Any], statement: str) -> psycopg.Cursor[Any]:
+        import psycopg
+
+        try:
+            return database.execute(statement.encode())
+        except psycopg.errors.InvalidColumnReference:
+            keys = ", ".join(map(quoted, self.step.keys))
+            raise ConfigurationError(
+                f"upsert into {self.target} needs a unique index on its keys, and there is none: "
+                f"CREATE UNIQUE INDEX ON {self.target.sql} ({keys});"
+            ) from None
+        except psycopg.errors.CardinalityViolation:
+            raise self._duplicates() from None
+        except psycopg.errors.UniqueViolation as error:
+            if self.step.mode == "upsert" and (error.diag.table_name or "") == self.target.table:
+                raise self._duplicates(error.diag.message_detail or "") from None
+            raise
+
+    def _duplicates(self, details: str = "") -> PipelineExecutionError:
+        return PipelineExecutionError(
+            f"several rows of the DataFrame have the same keys ({', '.join(self.step.keys)}): keep one of each, "
+            "e.g. with dropDuplicates before; nothing was written",
+            details=details,
+        )
+
+    def _check_staging(self, database: psycopg.Connection[Any], expected: int | None) -> None:
+        """Hold that every row is there once (Spark repeats tasks), and, in a partitioned run, in its partition."""
+        partition = self.context.partition
+        predicate = spark_predicate(partition.predicate) if partition else "true"
+        row = database.execute(
+            f"SELECT count(*), count(*) FILTER (WHERE ({predicate}) IS NOT TRUE) FROM {self.staging.sql}"  # noqa: S608
+        ).fetchone()
+        staged, outside = row or (0, 0)
+        if expected is not None and staged != expected:
+            raise PipelineExecutionError(
+                f"{staged} rows arrived in PostgreSQL of {expected} that Spark computed: a task was repeated, or the "
+                "server was restarted; nothing was written, run the step again"
+            )
+        if outside and partition is not None and self.step.mode != "upsert":
+            raise PipelineExecutionError(
+                f"{outside} of the DataFrame's rows are outside partition {partition.key!r} ({partition.predicate}): "
+                "keep the partition's own with filterRows before; nothing was written"
+            )
+
+    def _empty(self, database: psycopg.Connection[Any]) -> None:
+        import psycopg
+
+        try:
+            with database.transaction():  # a savepoint
+                database.execute(f"TRUNCATE {self.target.sql}")
+        except (
+            psycopg.errors.InsufficientPrivilege,
+            psycopg.errors.FeatureNotSupported,
+            psycopg.errors.WrongObjectType,
+        ):
+            # No right to truncate, rows that others refer to, or a view.
+            database.execute(f"DELETE FROM {self.target.sql}")  # noqa: S608

@@ -1,0 +1,139 @@
+"""Paths of files and tables: schemes, formats by extension, and the datasets that they stand for."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal, get_args
+from urllib.parse import urlsplit
+
+from pipeline_assets.errors import did_you_mean
+from pipeline_assets.steps.base import Dataset, StepContext
+from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of, normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FileFormat = Literal["parquet", "json", "csv", "orc", "text", "avro"]
+OptionValue = str | int | float | bool
+
+_FORMATS: dict[str, FileFormat] = {
+    "parquet": "parquet",
+    "json": "json",
+    "jsonl": "json",
+    "ndjson": "json",
+    "csv": "csv",
+    "orc": "orc",
+    "txt": "text",
+    "text": "text",
+    "avro": "avro",
+}
+_COMPRESSIONS = ("gz", "bz2", "zst", "zstd", "snappy", "lz4", "deflate", "xz")
+_GLOB = re.compile(r"[*?\[{]")
+_SECRET_OPTION = re.compile(r"password|secret|token|jaas|access\.key|credential", re.IGNORECASE)
+
+
+def check_s3(path: str) -> str:
+    """Return ``path`` normalized. Raises ValueError when it is not ``s3a://bucket/key``."""
+    if not is_s3(path):
+        raise ValueError(f"{path!r} is not a path on S3: expected s3a://bucket/key (s3:// and s3n:// are taken too)")
+    if not bucket_of(path):
+        raise ValueError(f"{path!r} names no bucket: expected s3a://bucket/key")
+    return normalize(path)
+
+
+def check_any(path: str) -> str:
+    """Return ``path`` normalized. Raises ValueError when it is empty or climbs out by ``..``."""
+    if not path.strip():
+        raise ValueError("the path is empty")
+    if ".." in path.split("/"):
+        raise ValueError(f"{path!r} contains '..': give the path without it")
+    return check_s3(path) if is_s3(path) else path
+
+
+def format_of(path: str) -> FileFormat | None:
+    """Return the format that the extension of ``path`` stands for, whatever the compression's extension after it."""
+    extensions = path.rstrip("/").rpartition("/")[2].lower().split(".")[1:]
+    while extensions and extensions[-1] in _COMPRESSIONS:
+        extensions.pop()
+    return _FORMATS.get(extensions[-1]) if extensions else None
+
+
+def known_formats() -> str:
+    """Return the formats there are, for a message."""
+    return ", ".join(get_args(FileFormat))
+
+
+def fixed_components(path: str) -> tuple[str, ...]:
+    """Return the components of ``path`` before the first that contains a glob, without scheme and bucket."""
+    found: list[str] = []
+    for component in _components(path):
+        if _GLOB.search(component):
+            break
+        found.append(component)
+    return tuple(found)
+
+
+def _components(path: str) -> tuple[str, ...]:
+    inside = key_of(path) if is_s3(path) else urlsplit(path).path if "://" in path else path
+    return tuple(component for component in inside.split("/") if component not in ("", "."))
+
+
+def files_dataset(path: str) -> Dataset:
+    """Return the dataset of files at ``path``: an S3 one, or else one of kind ``file``."""
+    components = fixed_components(path)
+    if is_s3(path):
+        bucket = bucket_of(path)
+        return Dataset("s3", (bucket, *components), "/".join((f"s3a://{bucket}", *components)))
+    return Dataset("file", components, _without_glob(path, components))
+
+
+def delta_dataset(path: str) -> Dataset:
+    """Return the dataset of the Delta table at ``path``: the same for every step that names the same path."""
+    components = _components(path)
+    if is_s3(path):
+        bucket = bucket_of(path)
+        return Dataset("deltalake", ("s3a", bucket, *components), "/".join((f"s3a://{bucket}", *components)))
+    return Dataset("deltalake", components, _without_glob(path, components))
+
+
+def warehouse_dataset(pipeline: str, asset: str) -> Dataset:
+    """Return the dataset of the table that the warehouse keeps for an asset."""
+    return Dataset("deltalake", ("warehouse", pipeline, asset), f"warehouse table {pipeline}.{asset}")
+
+
+def _without_glob(path: str, components: tuple[str, ...]) -> str:
+    if "://" in path:
+        split = urlsplit(path)
+        return f"{split.scheme}://{split.netloc}/" + "/".join(components)
+    return ("/" if path.startswith("/") else "") + "/".join(components)
+
+
+def open_for_spark(paths: Iterable[str], connection: str, context: StepContext) -> tuple[str, ...]:
+    """Return ``paths`` as Spark is to see them, after telling Spark how to reach the buckets in them."""
+    from pipeline_assets.spark.session import apply_s3_connection
+
+    resolved = tuple(context.settings.resolve(normalize(path)) for path in paths)
+    for bucket in sorted({bucket_of(path) for path in resolved if is_s3(path)}):
+        found = context.connections.s3(connection)
+        apply_s3_connection(context.spark, bucket, found, context.connections.secrets)
+    return resolved
+
+
+def check_options(options: dict[str, OptionValue]) -> dict[str, OptionValue]:
+    """Return ``options``. Raises ValueError for one that would hold a secret."""
+    for name in options:
+        if _SECRET_OPTION.search(name):
+            raise ValueError(f"option {name!r} looks like a secret: secrets stand in connections.json, by reference")
+    return options
+
+
+def option_texts(options: dict[str, OptionValue]) -> dict[str, str]:
+    """Return ``options`` as Spark takes them."""
+    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
+
+
+def unknown_format(path: str) -> str:
+    """Return the message for a path whose format can't be told."""
+    extension = path.rstrip("/").rpartition("/")[2].rpartition(".")[2] if "." in path.rpartition("/")[2] else ""
+    hint = did_you_mean(extension, _FORMATS) if extension else ""
+    return f"the format of {path!r} can't be told from its extension{hint}: give 'format', one of {known_formats()}"

@@ -1,0 +1,162 @@
+"""What a SQL text is and which tables it reads, found without a database or Spark."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlglot import exp
+
+_STATEMENTS = frozenset(
+    [
+        "ALTER",
+        "CALL",
+        "CREATE",
+        "DELETE",
+        "DESCRIBE",
+        "DROP",
+        "INSERT",
+        "MERGE",
+        "REFRESH",
+        "SET",
+        "SHOW",
+        "TRUNCATE",
+        "UPDATE",
+        "USE",
+        "VACUUM",
+    ]
+)
+
+
+def check_is_query(query: str) -> str:
+    """Return ``query``. Raises ValueError when it is not one SELECT in Spark SQL.
+
+    What the parser does not understand passes: Spark is the judge of it.
+    """
+    import sqlglot
+    from sqlglot import exp
+
+    if not query.strip():
+        raise ValueError("the query is empty")
+    try:
+        with _quiet():
+            statements = [found for found in sqlglot.parse(query, dialect="spark") if found is not None]
+    except sqlglot.errors.SqlglotError:
+        first = query.split(maxsplit=1)[0].upper()
+        if first in _STATEMENTS:
+            raise ValueError(f"the query is a {first}: expected a SELECT, or WITH ... SELECT") from None
+        return query
+    if len(statements) != 1:
+        raise ValueError(f"the query holds {len(statements)} statements: expected one SELECT")
+    if not isinstance(statements[0], exp.Query | exp.Values):
+        first = query.split(maxsplit=1)[0].upper()
+        raise ValueError(f"the query is a {first} statement: expected a SELECT, or WITH ... SELECT")
+    return query
+
+
+def keeps_state(query: str) -> bool:
+    """Whether ``query`` on a stream needs what it has seen before: it groups, joins or drops duplicates.
+
+    What the parser does not understand is taken to.
+    """
+    import sqlglot
+    from sqlglot import exp
+
+    try:
+        with _quiet():
+            statement = sqlglot.parse_one(query, dialect="spark")
+    except sqlglot.errors.SqlglotError:
+        return True
+    return statement.find(exp.Group, exp.AggFunc, exp.Distinct, exp.Join) is not None
+
+
+def spark_table_names(query: str) -> tuple[str, ...]:
+    """Return the unqualified tables that ``query`` reads, in order, without the names of its own CTEs."""
+    return tuple(dict.fromkeys(name for schema, name in _tables(query, "spark") if schema is None))
+
+
+def postgres_tables(query: str) -> tuple[tuple[str | None, str], ...]:
+    """Return (schema or None, table) of each table that ``query`` reads; none when it can't be parsed."""
+    return tuple(dict.fromkeys(_tables(query, "postgres")))
+
+
+def _tables(query: str, dialect: str) -> Iterator[tuple[str | None, str]]:
+    import sqlglot
+    from sqlglot import exp
+
+    try:
+        with _quiet():
+            statement = sqlglot.parse_one(query, dialect=dialect)
+    except sqlglot.errors.SqlglotError:
+        yield from _tables_by_tokens(query, dialect)
+        return
+    tables = [node for node in statement.find_all(exp.Table) if isinstance(node.this, exp.Identifier)]
+    for node in sorted(tables, key=lambda table: table.this.meta.get("start", 0)):
+        qualifier = node.args.get("db")
+        schema = _folded(qualifier, dialect) if qualifier is not None else None
+        if schema is not None or not _is_cte(node):
+            yield schema, _folded(node.this, dialect)
+
+
+def _folded(identifier: exp.Identifier, dialect: str) -> str:
+    name = str(identifier.this)
+    return name.lower() if dialect == "postgres" and not identifier.args.get("quoted") else name
+
+
+def _is_cte(table: exp.Table) -> bool:
+    """Whether ``table`` names a CTE that is visible where it stands."""
+    from sqlglot import exp
+
+    name = table.name.casefold()
+    child: exp.Expr = table
+    node = table.parent
+    while node is not None:
+        if isinstance(node, exp.With):
+            position = next(at for at, cte in enumerate(node.expressions) if cte is child)
+            visible = node.expressions[: position + bool(node.args.get("recursive"))]
+        else:
+            within = node.args.get("with_")
+            visible = within.expressions if within is not None and within is not child else []
+        if any(cte.alias.casefold() == name for cte in visible):
+            return True
+        child, node = node, node.parent
+    return False
+
+
+def _tables_by_tokens(query: str, dialect: str) -> Iterator[tuple[str | None, str]]:
+    """Find names after FROM and JOIN where the text can be split into tokens but not parsed."""
+    from sqlglot import tokenize
+    from sqlglot.errors import SqlglotError
+    from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
+
+    try:
+        tokens = tokenize(query, read=dialect)
+    except SqlglotError:
+        return
+    names = (TokenType.VAR, TokenType.IDENTIFIER)
+    kinds = [token.token_type for token in tokens] + [TokenType.SEMICOLON] * 2
+    ctes = {
+        token.text.casefold()
+        for at, token in enumerate(tokens)
+        if kinds[at] in names and kinds[at + 1] is TokenType.ALIAS and kinds[at + 2] is TokenType.L_PAREN
+    }
+    for at, kind in enumerate(kinds[:-2]):
+        if kind in (TokenType.FROM, TokenType.JOIN) and kinds[at + 1] in names:
+            unqualified = kinds[at + 2] not in (TokenType.DOT, TokenType.L_PAREN)
+            if unqualified and tokens[at + 1].text.casefold() not in ctes:
+                yield None, tokens[at + 1].text
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep sqlglot from logging that it falls back to a plain command: the caller says what is wrong."""
+    logger = logging.getLogger("sqlglot")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

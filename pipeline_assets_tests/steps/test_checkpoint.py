@@ -1,0 +1,109 @@
+"""What is read from checkpoints that a real Spark has written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline_assets.connections import Connections
+from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
+from pipeline_assets.steps.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def checkpoint(folder: Path) -> Checkpoint:
+    return Checkpoint.at(str(folder), "default", Connections())
+
+
+def run_batches(spark: SparkSession, tmp_path: Path, checkpoint: Checkpoint, count: int) -> str:
+    """Run ``count`` micro-batches of two sources, files and rate, and return the query's id."""
+    (tmp_path / "in").mkdir(exist_ok=True)
+    number = len(list((tmp_path / "in").iterdir()))
+    for index in range(count):
+        (tmp_path / "in" / f"{number + index}.txt").write_text("a line\n")
+    files = spark.readStream.option("maxFilesPerTrigger", 1).text(str(tmp_path / "in"))
+    rate = spark.readStream.format("rate-micro-batch").option("rowsPerBatch", 1).load()
+    query = (
+        files.unionByName(rate.selectExpr("CAST(value AS STRING) AS value"))
+        .writeStream.format("noop")
+        .option("checkpointLocation", checkpoint.path)
+        .trigger(availableNow=True)
+        .start()
+    )
+    assert query.awaitTermination(60)
+    return str(query.id)
+
+
+def test_a_checkpoint_before_its_first_batch(checkpoint: Checkpoint) -> None:
+    assert checkpoint.query_id() is None
+    assert checkpoint.last_offsets() is None
+    assert checkpoint.committed_offsets() is None
+
+
+def test_offsets_that_spark_wrote(spark: SparkSession, checkpoint: Checkpoint, folder: Path, tmp_path: Path) -> None:
+    query_id = run_batches(spark, tmp_path, checkpoint, 3)
+    assert checkpoint.query_id() == query_id
+    found = checkpoint.last_offsets()
+    assert found is not None
+    batch, offsets = found
+    assert batch == max(int(path.name) for path in (folder / "offsets").glob("[0-9]*"))
+    assert len(offsets) == 2
+    assert json.loads(offsets[0]) == {"logOffset": 2}  # three files, one in each batch
+    assert checkpoint.is_committed(batch)
+    assert checkpoint.committed_offsets() == found
+
+
+def test_numbers_are_not_compared_as_texts(spark: SparkSession, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    run_batches(spark, tmp_path, checkpoint, 11)
+    assert [found and found[0] for found in (checkpoint.last_offsets(), checkpoint.committed_offsets())] == [10, 10]
+
+
+def test_a_batch_that_was_not_committed(
+    spark: SparkSession, checkpoint: Checkpoint, folder: Path, tmp_path: Path
+) -> None:
+    run_batches(spark, tmp_path, checkpoint, 2)
+    before = checkpoint.last_offsets()
+    assert before is not None
+    # As a killed query leaves it: planned, and not written.
+    (folder / "commits" / str(before[0])).unlink()
+    assert checkpoint.last_offsets() == before
+    assert not checkpoint.is_committed(before[0])
+    committed = checkpoint.committed_offsets()
+    assert committed is not None
+    assert committed[0] == before[0] - 1
+    assert json.loads(committed[1][0]) == {"logOffset": 0}
+
+
+def test_sources_without_an_offset_and_unknown_formats(checkpoint: Checkpoint, folder: Path) -> None:
+    (folder / "offsets").mkdir(parents=True)
+    (folder / "offsets" / "0").write_text('v1\n{"batchWatermarkMs":0}\n-\n{"events":{"0":1}}')
+    (folder / "offsets" / ".0.crc").write_text("not ours")
+    assert checkpoint.last_offsets() == (0, ["-", '{"events":{"0":1}}'])
+    (folder / "offsets" / "1").write_text("v9\n{}")
+    with pytest.raises(PipelineExecutionError, match="offsets/1 is in no format that is known"):
+        checkpoint.last_offsets()
+
+
+def test_documents(checkpoint: Checkpoint) -> None:
+    assert checkpoint.read_document("lease") is None
+    checkpoint.remove_document("lease")
+    checkpoint.write_document("lease", {"run": "a"})
+    assert checkpoint.read_document("lease") == {"run": "a"}
+    checkpoint.remove_document("lease")
+    assert checkpoint.read_document("lease") is None
+
+
+def test_a_checkpoint_that_only_spark_can_see() -> None:
+    with pytest.raises(ConfigurationError, match="on S3 or on a mounted file system"):
+        Checkpoint.at("hdfs://host/checkpoint", "default", Connections())

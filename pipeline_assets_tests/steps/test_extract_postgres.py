@@ -1,0 +1,160 @@
+"""Reading from a real PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from devstack.postgres import PostgresServer
+from pipeline_assets.errors import (
+    ConfigurationError,
+    CredentialError,
+    DataFrameResolutionError,
+    PipelineError,
+    PipelineExecutionError,
+)
+from pipeline_assets.steps.base import StepContext
+from pipeline_assets.steps.extract_postgres import FromPostgres
+from pipeline_assets_tests.steps.frames import in_order, rows_of
+
+if TYPE_CHECKING:
+    import psycopg
+
+    Database = psycopg.Connection[Any]
+
+
+@pytest.fixture(autouse=True)
+def orders(database: Database) -> None:
+    database.execute(
+        'CREATE TABLE shop.orders (id bigint, day date, amount numeric(10,2), region text, "Odd Name" int);'
+        "INSERT INTO shop.orders SELECT n, date '2024-01-01' + n, n * 1.5, "
+        "CASE n % 3 WHEN 0 THEN 'north' ELSE 'south' END, n FROM generate_series(1, 100) n;"
+        "CREATE TABLE shop.empty (id int)"
+    )
+
+
+def in_database(database: Database, query: str) -> list[tuple[Any, ...]]:
+    return in_order(database.execute(query.encode()).fetchall())
+
+
+@pytest.mark.parametrize(
+    ("config", "query"),
+    [
+        ({"table": "shop.orders"}, "SELECT * FROM shop.orders"),
+        ({"table": "shop.orders", "columns": ["region", "id"]}, "SELECT region, id FROM shop.orders"),
+        ({"table": "shop.orders", "columns": ["Odd Name"]}, 'SELECT "Odd Name" FROM shop.orders'),
+        (
+            {"table": "shop.orders", "predicate": "day >= '2024-03-01' AND region = 'north' -- late ones"},
+            "SELECT * FROM shop.orders WHERE day >= '2024-03-01' AND region = 'north'",
+        ),
+        (
+            {"query": "SELECT region, sum(amount) AS total FROM shop.orders GROUP BY region; "},
+            "SELECT region, sum(amount) FROM shop.orders GROUP BY region",
+        ),
+        ({"query": "SELECT 1 AS one -- why not", "predicate": "one = 1"}, "SELECT 1"),
+        ({"table": "shop.empty", "partitionColumn": "id", "numPartitions": "4"}, "SELECT * FROM shop.empty"),
+    ],
+)
+def test_rows(config: dict[str, Any], query: str, postgres_context: StepContext, database: Database) -> None:
+    frame = FromPostgres.model_validate(config).extract(postgres_context)
+    assert rows_of(frame) == in_database(database, query)
+
+
+@pytest.mark.parametrize("column", ["id", "day", "amount"])
+def test_parallel_read_finds_its_bounds(column: str, postgres_context: StepContext, database: Database) -> None:
+    from pyspark.sql import functions as F  # noqa: N812
+
+    method = FromPostgres(table="shop.orders", partition_column=column, num_partitions=4)
+    frame = method.extract(postgres_context)
+    assert rows_of(frame) == in_database(database, "SELECT * FROM shop.orders")
+    sizes = frame.groupBy(F.spark_partition_id()).count().collect()
+    assert len(sizes) == 4
+    assert max(size["count"] for size in sizes) <= 30
+
+
+def test_given_bounds_split_rows_and_drop_none(postgres_context: StepContext) -> None:
+    method = FromPostgres.model_validate(
+        {"table": "shop.orders", "partitionColumn": "id", "numPartitions": 2, "lowerBound": "40", "upperBound": 60}
+    )
+    assert len(rows_of(method.extract(postgres_context))) == 100
+
+
+def test_filters_and_columns_are_pushed_down(postgres_context: StepContext, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = FromPostgres(table="shop.orders").extract(postgres_context)
+    frame.where("id > 10 AND region = 'north'").select("day").explain()
+    plan = capsys.readouterr().out
+    assert "GreaterThan(id,10)" in plan
+    assert "EqualTo(region,north)" in plan
+    assert "ReadSchema: struct<day:date>" in plan
+
+
+def test_the_password_is_in_no_plan(
+    postgres_context: StepContext, postgres: PostgresServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FromPostgres(table="shop.orders").extract(postgres_context).explain(mode="extended")
+    assert postgres.password not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "message"),
+    [
+        ({"table": "shop.order"}, ConfigurationError, "table shop.order does not exist in database .*'shop.orders'"),
+        ({"table": "orders"}, ConfigurationError, "table public.orders does not exist.*did you mean.*'shop.orders'"),
+        ({"table": "shop.orders", "columns": ["idd"]}, DataFrameResolutionError, "no column 'idd', did you mean 'id'"),
+        (
+            {"table": "shop.orders", "partitionColumn": "nr", "numPartitions": 2},
+            DataFrameResolutionError,
+            "'shop.orders' has no column 'nr'",
+        ),
+        (
+            {"table": "shop.orders", "partitionColumn": "region", "numPartitions": 2},
+            ConfigurationError,
+            "'region' holds str values: expected a numeric, date or timestamp column",
+        ),
+        ({"query": "SELECT * FROM shop.nothing"}, ConfigurationError, '"shop.nothing" does not exist .SQLSTATE 42P01'),
+        ({"query": "SELEC 1"}, ConfigurationError, "syntax error"),
+        ({"table": "shop.orders", "predicate": "regoin = 'x'"}, ConfigurationError, "regoin.*42703"),
+        ({"table": "t", "connection": "wrong"}, CredentialError, "refused user .*env:TEST_WRONG"),
+        ({"table": "t", "connection": "unreachable"}, PipelineExecutionError, "not reachable at 127.0.0.1:1"),
+        ({"table": "t", "connection": "defualt"}, ConfigurationError, "no postgres connection 'defualt', did you mean"),
+    ],
+)
+def test_failures(
+    config: dict[str, Any], kind: type[PipelineError], message: str, postgres_context: StepContext
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        FromPostgres.model_validate(config).extract(postgres_context)
+    assert "\n" not in caught.value.message
+
+
+def test_sources() -> None:
+    def parts(**config: Any) -> list[tuple[str, ...]]:
+        return [source.parts for source in FromPostgres(**config).sources()]
+
+    assert parts(table="orders") == [("default", "public", "orders")]
+    assert parts(table='shop."a.b"', connection="dwh") == [("dwh", "shop", "a.b")]
+    query = "WITH x AS (SELECT * FROM shop.orders) SELECT * FROM x JOIN customers USING (id)"
+    assert parts(query=query) == [("default", "shop", "orders"), ("default", "public", "customers")]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "exactly one of 'table' and 'query'"),
+        ({"table": "a", "query": "b"}, "exactly one of 'table' and 'query'"),
+        ({"table": "a.b.c"}, "is not a table: expected 'table' or 'schema.table'"),
+        ({"table": "a", "numPartitions": 2}, "'partitionColumn' and 'numPartitions' go together"),
+        ({"table": "a", "lowerBound": 2}, "need 'partitionColumn'"),
+        ({"table": "a", "fetchSize": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_invalid_config(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FromPostgres.model_validate(config)
+
+
+def test_dates_are_dates(postgres_context: StepContext) -> None:
+    frame = FromPostgres(table="shop.orders", columns=("day",), predicate="id = 1").extract(postgres_context)
+    assert rows_of(frame) == [(date(2024, 1, 2),)]

@@ -1,0 +1,284 @@
+"""Writing Delta tables, read back by DuckDB-free means: the log by hand, the files by pyarrow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow.parquet
+import pytest
+from pyspark.errors import PySparkException
+
+from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, PipelineError, PipelineExecutionError
+from pipeline_assets.partitions import Partitions
+from pipeline_assets.steps.base import LoadResult, StepContext
+from pipeline_assets.steps.delta_table import write_delta
+from pipeline_assets.steps.load import ToDeltaLake
+from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
+
+SCHEMA = "id INT, day STRING, amount INT"
+OLD: Rows = [(1, "mon", 10), (2, "mon", 20), (3, "tue", 30)]
+NEW: Rows = [(3, "tue", 33), (4, "wed", 40)]
+
+
+def table_rows(path: Path, columns: tuple[str, ...] = ("id", "day", "amount")) -> Rows:
+    """Read a Delta table without Spark: replay its JSON log, read the files that are left with pyarrow."""
+    live: dict[str, dict[str, str | None]] = {}
+    for log in sorted((path / "_delta_log").glob("*.json")):
+        for action in map(json.loads, log.read_text().splitlines()):
+            if "add" in action:
+                assert not action["add"].get("deletionVector")
+                live[action["add"]["path"]] = action["add"]["partitionValues"]
+            if "remove" in action:
+                live.pop(action["remove"]["path"])
+    rows: Rows = []
+    for name, values in live.items():
+        for row in pyarrow.parquet.ParquetFile(path / unquote(name)).read().to_pylist():
+            rows.append(tuple((row | values).get(column) for column in columns))
+    return in_order(rows)
+
+
+def versions(path: Path) -> int:
+    return len(list((path / "_delta_log").glob("*.json")))
+
+
+def load(rows: Rows, context: StepContext, path: Path, schema: str = SCHEMA, **config: Any) -> LoadResult:
+    method = ToDeltaLake.model_validate({"path": str(path), **config})
+    return method.load(frame_of(context.spark, schema, rows), context)
+
+
+@pytest.fixture
+def table(context: StepContext, tmp_path: Path) -> Path:
+    frame_of(context.spark, SCHEMA, OLD).write.format("delta").partitionBy("day").save(str(tmp_path / "table"))
+    return tmp_path / "table"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected", "written"),
+    [
+        ({}, [*OLD, *NEW], 2),
+        ({"mode": "overwrite"}, NEW, 2),
+        ({"mode": "merge", "mergeKeys": ["id"]}, [*OLD[:2], *NEW], 2),
+        ({"mode": "merge", "mergeKeys": ["ID", "day"]}, [*OLD[:2], *NEW], 2),
+        ({"mode": "overwrite", "replaceWhere": "day IN ('tue', 'wed')"}, [*OLD[:2], *NEW], 2),
+        ({"mode": "overwrite", "partitionOverwriteMode": "dynamic"}, [*OLD[:2], *NEW], 2),
+        ({"mode": "overwrite", "overwriteSchema": True}, NEW, 2),
+    ],
+)
+def test_modes(config: dict[str, Any], expected: Rows, written: int, table: Path, context: StepContext) -> None:
+    result = load(NEW, context, table, **config)
+    assert table_rows(table) == in_order(expected)
+    assert (result.rows, result.version, result.uri) == (written, 1, str(table))
+    assert versions(table) == 2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"mode": "overwrite"},
+        {"mode": "errorIfExists"},
+        {"mode": "merge", "mergeKeys": ["id"]},
+        {"mode": "overwrite", "replaceWhere": "id > 2"},
+        {"partitionBy": ["day"]},
+    ],
+)
+def test_a_missing_table_is_created(config: dict[str, Any], context: StepContext, tmp_path: Path) -> None:
+    result = load(NEW, context, tmp_path / "new", **config)
+    assert table_rows(tmp_path / "new") == NEW
+    assert (result.rows, result.version) == (2, 0)
+    assert (tmp_path / "new" / "day=tue").exists() is ("partitionBy" in config)
+
+
+def test_nothing_to_write(table: Path, context: StepContext) -> None:
+    assert (load([], context, table).rows, table_rows(table)) == (0, OLD)
+    merged = load([], context, table, mode="merge", mergeKeys=["id"])
+    assert (merged.rows, merged.version) == (0, versions(table) - 1)
+
+
+def test_null_keys_never_match(table: Path, context: StepContext) -> None:
+    rows: Rows = [(None, "mon", 1)]
+    load(rows, context, table, mode="merge", mergeKeys=["id"])
+    load(rows, context, table, mode="merge", mergeKeys=["id"])
+    assert table_rows(table) == in_order([*OLD, *rows, *rows])
+
+
+def test_merge_schema(table: Path, context: StepContext) -> None:
+    schema = "id INT, day STRING, amount INT, note STRING"
+    columns = ("id", "day", "amount", "note")
+    with pytest.raises(ConfigurationError, match="do not fit the table at .*mergeSchema"):
+        load([(4, "wed", 1, "x")], context, table, schema)
+    load([(4, "wed", 1, "x")], context, table, schema, mergeSchema=True)
+    load([(1, "mon", 2, "y")], context, table, schema, mode="merge", mergeKeys=["id"], mergeSchema=True)
+    old = [(*row, None) for row in OLD[1:]]
+    assert table_rows(table, columns) == in_order([*old, (4, "wed", 1, "x"), (1, "mon", 2, "y")])
+
+
+FAILING = "assert_true(id < 4) IS NULL"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"mode": "overwrite"},
+        {"mode": "overwrite", "overwriteSchema": True},
+        {"mode": "overwrite", "replaceWhere": "day = 'tue' OR day = 'wed'"},
+        {"mode": "merge", "mergeKeys": ["id"]},
+    ],
+)
+def test_a_failed_load_leaves_the_table(config: dict[str, Any], table: Path, context: StepContext) -> None:
+    method = ToDeltaLake.model_validate({"path": str(table), **config})
+    frame = frame_of(context.spark, SCHEMA, NEW).where(FAILING)
+    views = {view.name for view in context.spark.catalog.listTables()}
+    with pytest.raises(PySparkException, match="id < 4"):
+        method.load(frame, context)
+    assert table_rows(table) == OLD
+    assert versions(table) == 1
+    assert {view.name for view in context.spark.catalog.listTables()} == views
+    assert context.spark.conf.get("spark.databricks.delta.commitInfo.userMetadata", None) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "config", "kind", "message"),
+    [
+        (NEW, {"mode": "errorIfExists"}, PipelineExecutionError, "there is a table at .* already"),
+        ([(1, "x", 1)] * 2, {"mode": "merge", "mergeKeys": ["id"]}, PipelineExecutionError, "the same mergeKeys"),
+        (NEW, {"mode": "merge", "mergeKeys": ["idd"]}, DataFrameResolutionError, "'idd', did you mean 'id'"),
+        (NEW, {"partitionBy": ["dya"]}, DataFrameResolutionError, "'dya', did you mean 'day'"),
+        (NEW, {"mode": "overwrite", "replaceWhere": "id = 3"}, PipelineExecutionError, "do not meet replaceWhere"),
+    ],
+)
+def test_refused(
+    rows: Rows, config: dict[str, Any], kind: type[PipelineError], message: str, table: Path, context: StepContext
+) -> None:
+    with pytest.raises(kind, match=message):
+        load(rows, context, table, **config)
+    assert table_rows(table) == OLD
+
+
+def test_rows_outside_replace_where_do_not_create_a_table(context: StepContext, tmp_path: Path) -> None:
+    with pytest.raises(PipelineExecutionError, match="do not meet replaceWhere"):
+        load(NEW, context, tmp_path / "new", mode="overwrite", replaceWhere="id = 3")
+    assert versions(tmp_path / "new") == 0
+    load(NEW[:1], context, tmp_path / "new", mode="overwrite", replaceWhere="id = 3")
+    assert table_rows(tmp_path / "new") == NEW[:1]
+
+
+def in_partition(context: StepContext, key: str, **config: Any) -> StepContext:
+    partitions = Partitions.model_validate({"type": "static", "values": ["mon", "tue", "o'clock"], **config})
+    return dataclasses.replace(context, partition=partitions.slice(key))
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_partitions_without_a_column(mode: str, context: StepContext, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    columns = ("id", "partition_key")
+    for key, rows in {"mon": [(1,)], "o'clock": [(2,)], "tue": [(3,), (4,)]}.items():
+        for _ in range(2):  # a run repeated
+            load(rows, in_partition(context, key), path, "id INT", mode=mode)
+    assert table_rows(path, columns) == [(1, "mon"), (2, "o'clock"), (3, "tue"), (4, "tue")]
+    result = load([(5,)], in_partition(context, "tue"), path, "id INT", mode=mode)
+    assert result.rows == 1
+    assert table_rows(path, columns) == [(1, "mon"), (2, "o'clock"), (5, "tue")]
+    assert {folder.name for folder in path.glob("partition_key=*")} >= {"partition_key=mon", "partition_key=tue"}
+
+
+def test_partitions_with_a_column(context: StepContext, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    for key in ("mon", "tue", "mon"):
+        load([row for row in OLD if row[1] == key], in_partition(context, key, column="day"), path)
+    assert table_rows(path) == OLD
+    with pytest.raises(PipelineExecutionError, match="rows outside partition 'mon'"):
+        load(NEW, in_partition(context, "mon", column="day"), path)
+    assert table_rows(path) == OLD
+
+
+def test_first_write_of_a_partition_with_rows_outside(context: StepContext, tmp_path: Path) -> None:
+    """Spark reports the failed row bare or inside a failed task, whichever of two tasks is first: try both."""
+    for attempt in range(8):
+        new = tmp_path / f"new{attempt}"
+        with pytest.raises(PipelineExecutionError, match="rows outside partition 'mon'"):
+            load(NEW, in_partition(context, "mon", column="day"), new)
+        assert versions(new) == 0
+
+
+def test_partition_that_exists(context: StepContext, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    for key in ("mon", "tue"):
+        load([(1,)], in_partition(context, key), path, "id INT", mode="errorIfExists")
+    with pytest.raises(PipelineExecutionError, match="has rows of partition 'mon' already"):
+        load([(2,)], in_partition(context, "mon"), path, "id INT", mode="errorIfExists")
+    assert table_rows(path, ("id", "partition_key")) == [(1, "mon"), (1, "tue")]
+
+
+def test_partition_into_a_table_without_partitions(table: Path, context: StepContext) -> None:
+    with pytest.raises(ConfigurationError, match="has no column 'partition_key'"):
+        load(NEW, in_partition(context, "mon"), table)
+    assert table_rows(table) == OLD
+
+
+def test_warehouse_table_takes_new_columns(context: StepContext, tmp_path: Path) -> None:
+    """As leaf tables are written: overwrite with overwriteSchema, in partitioned runs too."""
+    path = str(tmp_path / "leaf")
+
+    def write(key: str | None, schema: str, rows: Rows) -> int:
+        partition = in_partition(context, key).partition if key else None
+        frame = frame_of(context.spark, schema, rows)
+        return write_delta(frame, path, mode="overwrite", overwrite_schema=True, partition=partition).version
+
+    assert write(None, "id INT", [(1,)]) == 0
+    assert write(None, "name STRING", [("a",)]) == 1
+    assert table_rows(tmp_path / "leaf", ("id", "name")) == [(None, "a")]
+    path = str(tmp_path / "sliced")
+    assert write("mon", "id INT", [(1,)]) == 0
+    assert write("tue", "id INT, name STRING", [(2, "b")]) == 1
+    columns = ("id", "name", "partition_key")
+    assert table_rows(tmp_path / "sliced", columns) == [(1, None, "mon"), (2, "b", "tue")]
+
+
+def test_counts_are_those_of_our_own_commit(table: Path, context: StepContext) -> None:
+    result = load(NEW, context, table)
+    frame_of(context.spark, SCHEMA, OLD * 5).write.format("delta").mode("append").save(str(table))
+    assert (result.rows, result.version) == (2, 1)
+    assert result.metrics["numOutputRows"] == 2
+
+
+def test_sinks() -> None:
+    (sink,) = ToDeltaLake(path="/data/purchases").sinks()
+    assert (sink.kind, sink.parts) == ("deltalake", ("data", "purchases"))
+
+
+def test_streaming_config_of_the_design() -> None:
+    method = ToDeltaLake.model_validate(
+        {
+            "path": "/data/purchases",
+            "checkpointLocation": "/checkpoints/purchases",
+            "outputMode": "append",
+            "trigger": "5 seconds",
+        }
+    )
+    assert (method.mode, method.output_mode, method.trigger) == ("append", "append", "5 seconds")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"mode": "merge"}, "mode 'merge' needs 'mergeKeys'"),
+        ({"mergeKeys": ["id"]}, "'mergeKeys' need mode 'merge'"),
+        ({"replaceWhere": "a = 1"}, "'replaceWhere' needs mode 'overwrite' .it is 'append'"),
+        ({"overwriteSchema": True}, "'overwriteSchema' needs mode 'overwrite'"),
+        (
+            {"mode": "overwrite", "replaceWhere": "a = 1", "partitionOverwriteMode": "dynamic"},
+            "replaceWhere and partitionOverwriteMode exclude one another",
+        ),
+        ({"mode": "upsert"}, "'merge'"),
+        ({"path": "/a/../b"}, "contains '..'"),
+    ],
+)
+def test_invalid_config(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ToDeltaLake.model_validate({"path": "/a", **config})

@@ -1,0 +1,207 @@
+"""Writing files, read back with pyarrow, on disk and on a real S3."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from pyspark.errors import PySparkException
+
+from devstack.s3 import S3Server
+from pipeline_assets.errors import DataFrameResolutionError, PipelineExecutionError
+from pipeline_assets.partitions import Partitions
+from pipeline_assets.steps.base import LoadResult, StepContext
+from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.load_files import ToS3
+from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
+
+OLD: Rows = [(1, "a"), (2, "b")]
+NEW: Rows = [(3, "c"), (4, "a")]
+
+
+def load(rows: Rows, context: StepContext, path: str, **config: Any) -> LoadResult:
+    method = ToS3.model_validate({"path": path, **config})
+    return method.load(frame_of(context.spark, "id INT, name STRING", rows), context)
+
+
+def contents(files: dict[str, bytes]) -> Rows:
+    """Return the rows of parquet files, with the values that are in their folders' names."""
+    rows: Rows = []
+    for name, data in files.items():
+        assert name.endswith(".parquet"), name
+        folders = dict(part.split("=") for part in name.split("/")[:-1])
+        for row in pyarrow.parquet.ParquetFile(io.BytesIO(data)).read().to_pylist():
+            rows.append(tuple((row | folders).values()))
+    return in_order(rows)
+
+
+def on_disk(folder: Path) -> dict[str, bytes]:
+    """Return every file below, hidden ones of Spark's checksums apart."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".crc")
+    }
+
+
+def on_s3(s3: S3Server, prefix: str) -> dict[str, bytes]:
+    client = s3.client()
+    listed = client.list_objects_v2(Bucket=s3.bucket, Prefix=f"{prefix}/").get("Contents", [])
+    return {
+        entry["Key"].removeprefix(f"{prefix}/"): client.get_object(Bucket=s3.bucket, Key=entry["Key"])["Body"].read()
+        for entry in listed
+        if not entry["Key"].endswith("/")
+    }
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("append", [*OLD, *NEW]), ("overwrite", NEW)])
+def test_modes_on_disk(mode: str, expected: Rows, context: StepContext, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert load(OLD, context, str(folder)).rows == 2
+    result = load(NEW, context, f"file://{folder}", mode=mode)
+    assert contents(on_disk(folder)) == in_order(expected)
+    assert (result.rows, result.uri) == (2, f"file://{folder}")
+    assert not list(folder.glob("_staging_*"))
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("append", [*OLD, *NEW]), ("overwrite", NEW)])
+def test_modes_on_s3(mode: str, expected: Rows, s3: S3Server, s3_context: StepContext) -> None:
+    path = f"s3a://{s3.bucket}/load/{mode}"
+    load(OLD, s3_context, path)
+    result = load(NEW, s3_context, path, mode=mode)
+    files = on_s3(s3, f"load/{mode}")
+    assert contents(files) == in_order(expected)
+    assert (result.rows, result.uri) == (2, path)
+
+
+def test_error_if_exists(context: StepContext, tmp_path: Path) -> None:
+    load(OLD, context, str(tmp_path / "out"), mode="errorIfExists")
+    with pytest.raises(PipelineExecutionError, match="files already: mode 'errorIfExists'"):
+        load(NEW, context, str(tmp_path / "out"), mode="errorIfExists")
+    assert contents(on_disk(tmp_path / "out")) == OLD
+
+
+def test_json_and_csv(context: StepContext, tmp_path: Path) -> None:
+    load(OLD, context, str(tmp_path / "json"), format="json", numFiles=1)
+    (text,) = on_disk(tmp_path / "json").values()
+    assert [json.loads(line) for line in sorted(text.decode().splitlines())] == [
+        {"id": number, "name": name} for number, name in OLD
+    ]
+    load(OLD, context, str(tmp_path / "csv"), format="csv", numFiles="1", options={"compression": "gzip", "sep": ";"})
+    (packed,) = on_disk(tmp_path / "csv").values()
+    header, *rows = csv.reader(io.StringIO(gzip.decompress(packed).decode()), delimiter=";")
+    assert (header, sorted(rows)) == (["id", "name"], [["1", "a"], ["2", "b"]])
+
+
+def test_partition_by_replaces_old_folders(context: StepContext, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    load(OLD, context, str(folder), partitionBy=["name"])
+    assert contents(on_disk(folder)) == OLD
+    load(NEW, context, str(folder), partitionBy=["name"], mode="overwrite")
+    assert contents(on_disk(folder)) == NEW
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_a_failed_job_leaves_the_files(mode: str, context: StepContext, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    load(OLD, context, str(folder))
+    before = on_disk(folder)
+    failing = frame_of(context.spark, "id INT, name STRING", NEW).where("assert_true(id < 4) IS NULL")
+    with pytest.raises(PySparkException, match="id < 4"):
+        ToS3.model_validate({"path": str(folder), "mode": mode}).load(failing, context)
+    assert on_disk(folder) == before
+    with pytest.raises(PySparkException, match="id < 4"):
+        ToS3.model_validate({"path": str(tmp_path / "new"), "mode": mode}).load(failing, context)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failed_job_leaves_the_files_on_s3(s3: S3Server, s3_context: StepContext) -> None:
+    path = f"s3a://{s3.bucket}/load/failed"
+    load(OLD, s3_context, path)
+    before = on_s3(s3, "load/failed")
+    failing = frame_of(s3_context.spark, "id INT, name STRING", NEW).where("assert_true(id < 4) IS NULL")
+    with pytest.raises(PySparkException, match="id < 4"):
+        ToS3.model_validate({"path": path, "mode": "overwrite"}).load(failing, s3_context)
+    assert on_s3(s3, "load/failed") == before
+
+
+def test_a_failed_move_is_taken_back(context: StepContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "out"
+    load(OLD, context, str(folder))
+    before = on_disk(folder)
+    take = Folder.take
+
+    def with_a_missing_file(self: Folder, source: Folder, names: list[str]) -> None:
+        (Path(source.path) / names[-1]).unlink()
+        take(self, source, names)
+
+    monkeypatch.setattr(Folder, "take", with_a_missing_file)
+    with pytest.raises(PipelineExecutionError, match=str(folder)):
+        load([(number, "x") for number in range(100)], context, str(folder), mode="overwrite", numFiles=5)
+    assert on_disk(folder) == before
+
+
+def in_partition(context: StepContext, key: str) -> StepContext:
+    partitions = Partitions.model_validate({"type": "hourly", "start": "2024-01-01"})
+    return dataclasses.replace(context, partition=partitions.slice(key))
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_a_partition_is_a_folder(mode: str, context: StepContext, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    first, second = "2024-01-01-05:00", "2024-01-01-06:00"
+    for key, rows in ((first, OLD), (second, OLD), (second, NEW)):
+        result = load(rows, in_partition(context, key), str(folder), mode=mode)
+    read_back = context.spark.read.parquet(str(folder))
+    assert in_order(tuple(row) for row in read_back.collect()) == in_order(
+        [(*row, first) for row in OLD] + [(*row, second) for row in NEW]
+    )
+    assert result.uri == f"{folder}/partition_key=2024-01-01-06%3A00"
+
+
+def test_a_path_with_the_key_is_the_partition(context: StepContext, tmp_path: Path) -> None:
+    key = "2024-01-01-05:00"
+    folder = tmp_path / key.replace(":", "-")
+    inside = in_partition(context, key)
+    named = dataclasses.replace(inside, partition=dataclasses.replace(inside.partition, key=folder.name))
+    load(OLD, named, str(folder))
+    load(NEW, named, str(folder))
+    assert contents(on_disk(folder)) == NEW
+
+
+def test_unknown_partition_column(context: StepContext, tmp_path: Path) -> None:
+    with pytest.raises(DataFrameResolutionError, match="'nam', did you mean 'name'"):
+        load(OLD, context, str(tmp_path / "out"), partitionBy=["nam"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "parts"),
+    [("s3://data/a/b", "s3", ("data", "a", "b")), ("/data/a", "file", ("data", "a"))],
+)
+def test_sinks(path: str, kind: str, parts: tuple[str, ...]) -> None:
+    (sink,) = ToS3(path=path).sinks()
+    assert (sink.kind, sink.parts) == (kind, parts)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"path": "hdfs://a/b"}, "neither on S3 nor local"),
+        ({"path": "s3a://data/*.json"}, "contains a glob"),
+        ({"path": "s3a://"}, "names no bucket"),
+        ({"path": "/a", "partitionBy": ["x", "X"]}, "names a column twice"),
+        ({"path": "/a", "format": "orc"}, "'parquet', 'json' or 'csv'"),
+        ({"path": "/a", "numFiles": 0}, "greater than 0"),
+    ],
+)
+def test_invalid_config(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ToS3.model_validate(config)

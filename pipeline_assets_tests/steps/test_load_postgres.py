@@ -1,0 +1,265 @@
+"""Writing into a real PostgreSQL, read back with psycopg."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pyspark.errors import PySparkException
+
+from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, PipelineError, PipelineExecutionError
+from pipeline_assets.partitions import Partitions
+from pipeline_assets.steps import load_postgres
+from pipeline_assets.steps.base import LoadResult, StepContext
+from pipeline_assets.steps.load_postgres import ToPostgres
+from pipeline_assets.steps.row_count import RowCount
+from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
+
+if TYPE_CHECKING:
+    import psycopg
+
+    Database = psycopg.Connection[Any]
+
+SCHEMA = "id INT, name STRING, amount DECIMAL(10,2)"
+OLD: Rows = [(1, "a", None), (2, "b", None)]
+NEW: Rows = [(2, "B", None), (3, "c", None)]
+
+
+@pytest.fixture(autouse=True)
+def items(database: Database) -> None:
+    database.execute(
+        "CREATE TABLE shop.items (id bigint PRIMARY KEY, name varchar(5) NOT NULL, amount numeric, "
+        "added timestamptz DEFAULT now()); INSERT INTO shop.items VALUES (1, 'a'), (2, 'b'); "
+        "CREATE TABLE shop.log (id int, name text, amount numeric(10,2)); "
+        "INSERT INTO shop.log VALUES (1, 'a'), (2, 'b')"
+    )
+
+
+def stored(database: Database, table: str, columns: str = "id, name, amount") -> Rows:
+    return in_order(database.execute(f"SELECT {columns} FROM shop.{table}".encode()).fetchall())
+
+
+def staging_tables(database: Database) -> list[Any]:
+    return database.execute(r"SELECT relname FROM pg_class WHERE relname LIKE '\_staging\_%'").fetchall()
+
+
+def load(rows: Rows, context: StepContext, table: str, schema: str = SCHEMA, **config: Any) -> LoadResult:
+    method = ToPostgres.model_validate({"table": f"shop.{table}", **config})
+    return method.load(frame_of(context.spark, schema, rows), context)
+
+
+@pytest.mark.parametrize(
+    ("table", "config", "expected"),
+    [
+        ("log", {}, [*OLD, *NEW]),
+        ("log", {"mode": "overwrite"}, NEW),
+        ("items", {"mode": "overwrite"}, NEW),
+        ("items", {"mode": "upsert", "keys": ["id"]}, [OLD[0], *NEW]),
+    ],
+)
+def test_modes(
+    table: str, config: dict[str, Any], expected: Rows, postgres_context: StepContext, database: Database
+) -> None:
+    result = load(NEW, postgres_context, table, **config)
+    assert stored(database, table) == in_order(expected)
+    assert result.rows == 2
+    assert result.table_name == f"{database.info.dbname}.shop.{table}"
+    assert staging_tables(database) == []
+
+
+def test_overwrite_keeps_the_definition(postgres_context: StepContext, database: Database) -> None:
+    database.execute("CREATE VIEW shop.names AS SELECT name FROM shop.items")
+    load(NEW, postgres_context, "items", mode="overwrite")
+    assert database.execute("SELECT name FROM shop.names ORDER BY 1").fetchall() == [("B",), ("c",)]
+    with pytest.raises(Exception, match="unique constraint"):
+        database.execute("INSERT INTO shop.items VALUES (3, 'x')")
+
+
+def test_overwrite_of_a_table_that_others_refer_to(postgres_context: StepContext, database: Database) -> None:
+    database.execute("CREATE TABLE shop.parts (item bigint REFERENCES shop.items)")
+    load(NEW, postgres_context, "items", mode="overwrite")
+    assert stored(database, "items") == NEW
+    database.execute("INSERT INTO shop.parts VALUES (2)")
+    with pytest.raises(PipelineExecutionError, match="violates"):
+        load(OLD, postgres_context, "items", mode="overwrite")
+    assert stored(database, "items") == NEW
+
+
+def test_a_table_is_created_with_types(postgres_context: StepContext, database: Database) -> None:
+    spark = postgres_context.spark
+    frame = spark.sql(
+        "SELECT 1Y AS tiny, 2S AS small, 3 AS number, 4L AS big, 1.5F AS single, 2.5D AS double, 1.25BD AS exact, "
+        "true AS yes, 'text' AS text, X'00FF' AS bytes, DATE'2024-05-01' AS day, "
+        "TIMESTAMP'2024-05-01 12:00:00' AS instant, TIMESTAMP_NTZ'2024-05-01 12:00:00' AS clock, "
+        "array('a', 'b') AS words, NULL AS nothing, 5 AS `Odd \"Name`"
+    )
+    assert ToPostgres(table="shop.typed").load(frame, postgres_context).rows == 1
+    columns = database.execute(
+        "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
+        "WHERE attrelid = 'shop.typed'::regclass AND attnum > 0 ORDER BY attnum"
+    ).fetchall()
+    assert ", ".join(type_ for _, type_ in columns) == (
+        "smallint, smallint, integer, bigint, real, double precision, numeric(3,2), boolean, text, bytea, date, "
+        "timestamp with time zone, timestamp without time zone, text[], text, integer"
+    )
+    assert columns[-1][0] == 'Odd "Name'
+    row = database.execute(
+        "SELECT big, exact::text, bytes, day::text, instant AT TIME ZONE 'UTC' = clock, words FROM shop.typed"
+    ).fetchone()
+    assert row == (4, "1.25", b"\x00\xff", "2024-05-01", True, ["a", "b"])
+
+
+def test_text_becomes_what_the_table_holds(postgres_context: StepContext, database: Database) -> None:
+    database.execute("CREATE TABLE shop.rich (id uuid, body jsonb, day date)")
+    rows: Rows = [("7f0e4d3c-0000-4000-8000-000000000001", '{"a": 1}', "2024-05-01")]
+    load(rows, postgres_context, "rich", "id STRING, body STRING, day STRING")
+    assert database.execute("SELECT body ->> 'a', day::text FROM shop.rich").fetchall() == [("1", "2024-05-01")]
+
+
+def test_upsert_creates_its_index(postgres_context: StepContext, database: Database) -> None:
+    for rows in (OLD, NEW):
+        load(rows, postgres_context, "fresh", mode="upsert", keys=["id"])
+    assert stored(database, "fresh") == in_order([OLD[0], *NEW])
+
+
+def test_a_table_may_feed_itself(postgres_context: StepContext, database: Database) -> None:
+    from pipeline_assets.steps.extract_postgres import FromPostgres
+
+    frame = FromPostgres(table="shop.log").extract(postgres_context).where("id = 2")
+    ToPostgres(table="shop.log", mode="overwrite").load(frame, postgres_context)
+    assert stored(database, "log") == [OLD[1]]
+
+
+@pytest.mark.parametrize(
+    ("table", "config"),
+    [
+        ("log", {}),
+        ("items", {"mode": "overwrite"}),
+        ("items", {"mode": "upsert", "keys": ["id"]}),
+        ("fresh", {}),
+    ],
+)
+def test_a_failed_job_leaves_the_table(
+    table: str, config: dict[str, Any], postgres_context: StepContext, database: Database
+) -> None:
+    frame = frame_of(postgres_context.spark, SCHEMA, NEW).where("assert_true(id < 3) IS NULL")
+    with pytest.raises(PySparkException, match="id < 3"):
+        ToPostgres.model_validate({"table": f"shop.{table}", **config}).load(frame, postgres_context)
+    if table == "fresh":
+        assert database.execute("SELECT to_regclass('shop.fresh')").fetchone() == (None,)
+    else:
+        assert stored(database, table) == OLD
+    assert staging_tables(database) == []
+
+
+@pytest.mark.parametrize(
+    ("table", "schema", "rows", "config", "kind", "message"),
+    [
+        ("items", SCHEMA, NEW, {}, PipelineExecutionError, "duplicate key value violates unique constraint"),
+        ("items", SCHEMA, [(5, None, None)], {}, PipelineExecutionError, 'null value in column "name"'),
+        ("items", SCHEMA, [(5, "too long", None)], {"mode": "overwrite"}, PipelineExecutionError, "too long for type"),
+        ("items", SCHEMA, [NEW[0]] * 2, {"mode": "upsert", "keys": ["id"]}, PipelineExecutionError, "same keys .id."),
+        ("fresh", SCHEMA, [NEW[0]] * 2, {"mode": "upsert", "keys": ["id"]}, PipelineExecutionError, "same keys .id."),
+        (
+            "log",
+            SCHEMA,
+            NEW,
+            {"mode": "upsert", "keys": ["id"]},
+            ConfigurationError,
+            r'needs a unique index.*CREATE UNIQUE INDEX ON "shop"."log" \("id"\)',
+        ),
+        ("log", SCHEMA, NEW, {"mode": "upsert", "keys": ["idd"]}, DataFrameResolutionError, "did you mean 'id'"),
+        ("log", "id INT, label STRING", [(1, "x")], {}, ConfigurationError, "no column 'label' .*id, name, amount"),
+        ("log", "id BOOLEAN", [(True,)], {"mode": "overwrite"}, None, ""),
+        ("log", "id DATE", [(None,)], {}, ConfigurationError, "cannot cast type date to integer"),
+        ("log", "id INT, name STRUCT<a: INT>", [(1, (1,))], {}, ConfigurationError, "'name' is of type struct<a:int>"),
+        ("fresh", SCHEMA, NEW, {"createTable": False}, ConfigurationError, "table shop.fresh does not exist"),
+    ],
+)
+def test_refused(
+    table: str,
+    schema: str,
+    rows: Rows,
+    config: dict[str, Any],
+    kind: type[PipelineError] | None,
+    message: str,
+    postgres_context: StepContext,
+    database: Database,
+) -> None:
+    if kind is None:
+        load(rows, postgres_context, table, schema, **config)
+        assert stored(database, table, "id") == [(1,)]
+        return
+    with pytest.raises(kind, match=message):
+        load(rows, postgres_context, table, schema, **config)
+    if table == "fresh":
+        assert database.execute("SELECT to_regclass('shop.fresh')").fetchone() == (None,)
+    else:
+        assert stored(database, table) == OLD
+    assert staging_tables(database) == []
+
+
+def test_schema_that_does_not_exist(postgres_context: StepContext) -> None:
+    frame = frame_of(postgres_context.spark, "id INT", [(1,)])
+    with pytest.raises(ConfigurationError, match='schema "nowhere" does not exist'):
+        ToPostgres(table="nowhere.items").load(frame, postgres_context)
+
+
+def test_rows_that_arrive_twice_are_refused(
+    postgres_context: StepContext, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_postgres, "RowCount", _TooFew)
+    with pytest.raises(PipelineExecutionError, match="2 rows arrived in PostgreSQL of 1 that Spark computed"):
+        load(NEW, postgres_context, "log")
+    assert stored(database, "log") == OLD
+
+
+class _TooFew(RowCount):
+    """What is left of the count when a task that had committed is run again."""
+
+    def get(self, timeout_seconds: float = 10.0) -> int | None:
+        found = super().get(timeout_seconds)
+        return None if found is None else found - 1
+
+
+def in_partition(context: StepContext, key: str, **config: Any) -> StepContext:
+    partitions = Partitions.model_validate({"type": "static", "values": ["mon", "o'clock"], **config})
+    return dataclasses.replace(context, partition=partitions.slice(key))
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_partitions_without_a_column(mode: str, postgres_context: StepContext, database: Database) -> None:
+    for key, rows in {"mon": [(1,)], "o'clock": [(2,), (3,)]}.items():
+        for _ in range(2):  # a run repeated
+            load(rows, in_partition(postgres_context, key), "sliced", "id INT", mode=mode)
+    assert stored(database, "sliced", "id, partition_key") == [(1, "mon"), (2, "o'clock"), (3, "o'clock")]
+
+
+def test_partitions_with_a_column(postgres_context: StepContext, database: Database) -> None:
+    for rows in ([(1, "mon")], [(2, "mon")]):
+        load(rows, in_partition(postgres_context, "mon", column="Day"), "sliced", "id INT, Day STRING")
+    assert stored(database, "sliced", 'id, "Day"') == [(2, "mon")]
+    with pytest.raises(PipelineExecutionError, match="1 of the DataFrame's rows are outside partition 'mon'"):
+        load([(3, "tue")], in_partition(postgres_context, "mon", column="Day"), "sliced", "id INT, Day STRING")
+    assert stored(database, "sliced", 'id, "Day"') == [(2, "mon")]
+
+
+def test_sinks() -> None:
+    (sink,) = ToPostgres(table="shop.items", connection="dwh").sinks()
+    assert (sink.kind, sink.parts) == ("postgres", ("dwh", "shop", "items"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"table": "a.b.c"}, "is not a table"),
+        ({"table": "a", "mode": "upsert"}, "'upsert' and 'keys' go together"),
+        ({"table": "a", "keys": ["id"]}, "'upsert' and 'keys' go together"),
+        ({"table": "a", "mode": "merge"}, "'append', 'overwrite' or 'upsert'"),
+        ({"table": "a", "batchSize": 0}, "greater than 0"),
+    ],
+)
+def test_invalid_config(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ToPostgres.model_validate(config)

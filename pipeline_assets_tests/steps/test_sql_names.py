@@ -1,0 +1,76 @@
+"""Table names in SQL texts, and which texts are queries."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline_assets.steps.sql_names import check_is_query, postgres_tables, spark_table_names
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("SELECT 1", ()),
+        ("SELECT * FROM b JOIN a ON a.x = b.x", ("b", "a")),
+        ("SELECT * FROM a, b, a AS c", ("a", "b")),
+        ("SELECT * FROM a WHERE x IN (SELECT y FROM b)", ("a", "b")),
+        ("WITH a AS (SELECT * FROM b) SELECT * FROM a", ("b",)),
+        ("WITH a AS (SELECT * FROM a) SELECT * FROM A", ("a",)),
+        ("WITH c AS (SELECT 1), b AS (SELECT * FROM c) SELECT * FROM b", ()),
+        ("WITH b AS (WITH c AS (SELECT * FROM a) SELECT * FROM c) SELECT * FROM b, c", ("a", "c")),
+        ("WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT * FROM t JOIN u", ("u",)),
+        ("SELECT * FROM db.a, b, delta.`/x/y`", ("b",)),
+        ("SELECT * FROM range(10) JOIN `odd name`", ("odd name",)),
+        ("SELECT * FROM a LATERAL VIEW explode(b) AS c", ("a",)),
+        ("SELECT a.b FROM a UNION ALL SELECT 1 FROM c", ("a", "c")),
+        # What sqlglot does not parse: names by token.
+        ("WITH x AS (SELECT 1) SELECT a -> FROM orders JOIN x ON JOIN db.y", ("orders",)),
+    ],
+)
+def test_spark_table_names(query: str, names: tuple[str, ...]) -> None:
+    assert spark_table_names(query) == names
+
+
+def test_postgres_tables() -> None:
+    query = (
+        "WITH recent AS (SELECT * FROM Shop.Orders) "
+        'SELECT * FROM recent JOIN customers ON true JOIN "Odd"."Name" ON true'
+    )
+    assert postgres_tables(query) == (("shop", "orders"), (None, "customers"), ("Odd", "Name"))
+    assert postgres_tables("not even SQL '") == ()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 1",
+        "WITH a AS (SELECT 1) SELECT * FROM a",
+        "(SELECT 1)",
+        "SELECT 1 UNION SELECT 2;",
+        "FROM a SELECT x",
+        "VALUES (1)",
+        "SELECT a -> FROM what sqlglot does not know",
+    ],
+)
+def test_queries(query: str) -> None:
+    assert check_is_query(query) == query
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("INSERT INTO a SELECT 1", "is a INSERT statement: expected a SELECT"),
+        ("WITH a AS (SELECT 1) INSERT INTO b SELECT * FROM a", "expected a SELECT"),
+        ("drop table a", "is a DROP statement"),
+        ("CREATE TABLE a AS SELECT 1", "expected a SELECT"),
+        ("MERGE INTO a USING b ON a.x = b.x WHEN MATCHED THEN DELETE", "expected a SELECT"),
+        ("SET spark.sql.ansi.enabled = false", "expected a SELECT"),
+        ("SELECT 1; SELECT 2", "holds 2 statements"),
+        ("SHOW TABLES", "expected a SELECT"),
+        ("DELETE FROM a WHERE -> (", "is a DELETE"),
+        ("", "is empty"),
+    ],
+)
+def test_statements_that_are_no_queries(query: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_is_query(query)
