@@ -1,0 +1,348 @@
+"""Pipeline configs: their models, and loading them from files with every error named at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from croniter import croniter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from pipeline_assets.connections import Connections, ConnectionsFile, parse_connections
+from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
+from pipeline_assets.json_documents import issues_of, parse_json, pointer, substitute, unescape
+from pipeline_assets.partitions import Partitions
+from pipeline_assets.steps import method_registry
+from pipeline_assets.steps.base import StepMethod, StepType
+
+CONNECTIONS_FILE = "connections.json"
+SCHEMA_FILE = "pipeline.schema.json"
+MethodRegistry = Mapping[tuple[str, str], type[StepMethod]]
+
+
+def _check_cron(text: str) -> str:
+    if not croniter.is_valid(text):
+        raise ValueError(f"{text!r} is not a cron expression (expected five fields, as in '0 2 * * *')")
+    return text
+
+
+def _check_timezone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ValueError(f"{text!r} is not a time zone of the IANA database (such as 'Europe/Berlin')") from None
+    return text
+
+
+def _check_owner(text: str) -> str:
+    if not re.fullmatch(r"team:[A-Za-z0-9_./-]+|[^@\s]+@[^@\s]+\.[^@\s]+", text):
+        raise ValueError(f"{text!r} is no owner: expected an e-mail address or 'team:NAME'")
+    return text
+
+
+Cron = Annotated[str, AfterValidator(_check_cron)]
+TimeZone = Annotated[str, AfterValidator(_check_timezone)]
+Owner = Annotated[str, AfterValidator(_check_owner)]
+# Dagster's own rule for tag keys and values.
+TagText = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,63}$")]
+StepName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=100)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True
+    )
+
+
+class Schedule(_Model):
+    """When a pipeline's job runs."""
+
+    cron: Cron
+    timezone: TimeZone = "UTC"
+
+
+class Retry(_Model):
+    """How often a failed step is tried again, by Dagster's retry policy."""
+
+    max_retries: int = Field(default=0, ge=0, le=100)
+    delay: float = Field(default=10.0, ge=0)
+    """Seconds before the first retry; doubled, with jitter, before each further one."""
+
+
+class Sensor(_Model):
+    """The sensor of a streaming pipeline: it keeps the stream's run alive, or starts one when there is new data."""
+
+    status: Literal["running", "stopped"] = "stopped"
+    """Whether the sensor runs from the start, or from when it is switched on in the UI."""
+    max_restarts: int = Field(default=10, ge=0)
+    """How often a failed run is replaced before the sensor gives up."""
+    delay: float = Field(default=10.0, gt=0)
+    """Seconds before the first restart at most; doubled for each further one. The wait is drawn from 0 to that."""
+    max_delay: float = Field(default=300.0, gt=0)
+    """Seconds that this doubling ends at."""
+    healthy_minutes: float = Field(default=10.0, gt=0)
+    """After a run has lived for so long, restarts are counted anew."""
+    interval: int = Field(default=15, ge=1)
+    """Seconds between two looks of the sensor."""
+
+
+class StepEnvelope(_Model):
+    """One step: what it is (`type`, `method`), how its asset is called, and the config of its method."""
+
+    type: StepType
+    method: str
+    name: StepName | None = None
+    """Name of the step's asset; `registerAs`, or else the method's name in snake_case, when left out."""
+    description: str | None = None
+    config: dict[str, Any] = {}
+
+
+class PipelineConfig(_Model):
+    """A pipeline."""
+
+    schema_: str | None = Field(default=None, alias="$schema")
+    """Path or URL of the JSON Schema, for editors."""
+    version: Literal[1] = 1
+    """Version of this format; a later version of the project keeps reading it."""
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100)
+    """Name of the pipeline; with underscores for dashes it is the name of its job."""
+    mode: Literal["batch", "streaming"]
+    description: str | None = None
+    owners: tuple[Owner, ...] = ()
+    """E-mail addresses, or teams as `team:NAME`."""
+    tags: dict[TagText, TagText] = {}
+    schedule: Cron | Schedule | None = None
+    """A cron expression (UTC), or an object of `cron` and `timezone`."""
+    automation: Literal["eager", "on_cron"] | None = None
+    """Dagster's declarative automation: `eager` runs after its upstream assets, `on_cron` by `schedule`."""
+    partitions: Partitions | None = None
+    retry: Retry | None = None
+    sensor: Sensor | None = None
+    steps: tuple[StepEnvelope, ...] = Field(min_length=1)
+
+    @property
+    def asset_prefix(self) -> str:
+        """The pipeline's name as Dagster takes it: the job's name and the first part of its asset keys."""
+        return self.name.replace("-", "_")
+
+    @property
+    def cron_schedule(self) -> Schedule | None:
+        """The schedule in its long form."""
+        return Schedule(cron=self.schedule) if isinstance(self.schedule, str) else self.schedule
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A config that has been checked: ``methods`` are its steps' methods, in order.
+
+    ``document`` is the parsed JSON with the environment substituted and ``${partition}`` still in it.
+    """
+
+    file: str
+    config: PipelineConfig
+    methods: tuple[StepMethod, ...]
+    document: Mapping[str, Any]
+
+    def for_partition(self, key: str) -> Pipeline:
+        """Return the pipeline with ``key`` in place of ``${partition}``."""
+        document = substitute(dict(self.document), {"partition": key}, lambda name, at: None)
+        return _check(self.file, document, method_registry())
+
+
+@dataclass(frozen=True)
+class BrokenConfig:
+    """A config that could not be loaded, and why."""
+
+    file: str
+    name: str
+    error: ConfigurationError
+
+
+@dataclass(frozen=True)
+class ConfigFolder:
+    """What a folder of configs holds; one that is broken never keeps the others from loading."""
+
+    path: Path
+    pipelines: tuple[Pipeline, ...]
+    broken: tuple[BrokenConfig, ...]
+
+
+def load_folder(folder: Path, environment: Mapping[str, str] | None = None) -> ConfigFolder:
+    """Load every ``*.json`` in ``folder`` (not below it) but the connections and the schema."""
+    pipelines: list[Pipeline] = []
+    broken: list[BrokenConfig] = []
+    registry = method_registry()
+    for path in pipeline_files(folder):
+        try:
+            pipelines.append(load_file(path, environment, registry))
+        except ConfigurationError as error:
+            broken.append(BrokenConfig(path.name, path.stem, error))
+    unique, colliding = _without_collisions(pipelines)
+    return ConfigFolder(folder, tuple(unique), (*broken, *colliding))
+
+
+def pipeline_files(folder: Path) -> list[Path]:
+    """Return the files in ``folder`` that hold pipelines, by name. Raises ConfigurationError without a folder."""
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"there is no folder {str(folder)!r} with pipeline configs: make it, or set PIPELINE_ASSETS_CONFIGS"
+        )
+    return sorted(p for p in folder.glob("*.json") if p.name not in (CONNECTIONS_FILE, SCHEMA_FILE))
+
+
+def load_file(
+    path: Path, environment: Mapping[str, str] | None = None, registry: MethodRegistry | None = None
+) -> Pipeline:
+    """Load one pipeline. Raises ConfigurationError with all its issues."""
+    file = path.name
+    document, issues = _read(path, environment, keep=("partition",))
+    pipeline_or_issues = _collect(file, document, registry or method_registry())
+    if isinstance(pipeline_or_issues, Pipeline) and not issues:
+        return pipeline_or_issues
+    if not isinstance(pipeline_or_issues, Pipeline):
+        issues += pipeline_or_issues
+    raise ConfigurationError.from_issues(issues)
+
+
+def load_connections(folder: Path, environment: Mapping[str, str] | None = None) -> Connections:
+    """Load ``connections.json`` of ``folder``; without one there are no connections."""
+    path = folder / CONNECTIONS_FILE
+    if not path.exists():
+        return Connections(path=str(path))
+    document, issues = _read(path, environment)
+    if issues:
+        raise ConfigurationError.from_issues(issues)
+    try:
+        return Connections(parse_connections(unescape(document)), path=str(path))
+    except ValidationError as error:
+        # Not chained: pydantic's text shows the values, and a secret may have been written where a reference belongs.
+        raise ConfigurationError.from_issues(issues_of(path.name, error, ConnectionsFile, document)) from None
+
+
+def _read(
+    path: Path, environment: Mapping[str, str] | None, keep: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], list[ConfigIssue]]:
+    """Return the parsed file with the environment substituted, and an issue for each variable that is not set."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError.from_issues(
+            [ConfigIssue(path.name, "", f"cannot be read: {error.strerror}")]
+        ) from error
+    issues: list[ConfigIssue] = []
+
+    def missing(name: str, at: str) -> None:
+        if name not in keep:
+            message = f"environment variable {name} is not set (set it, or write ${{{name}:-default}})"
+            issues.append(ConfigIssue(path.name, at, message))
+
+    values = os.environ if environment is None else environment
+    values = {name: value for name, value in values.items() if name not in keep}
+    return substitute(parse_json(path.name, content), values, missing), issues
+
+
+def _check(file: str, document: Mapping[str, Any], registry: MethodRegistry) -> Pipeline:
+    found = _collect(file, document, registry)
+    if not isinstance(found, Pipeline):
+        raise ConfigurationError.from_issues(found)
+    return found
+
+
+def _collect(file: str, document: Mapping[str, Any], registry: MethodRegistry) -> Pipeline | list[ConfigIssue]:
+    """Return the pipeline, or every issue that keeps it from being one."""
+    issues: list[ConfigIssue] = []
+    config: PipelineConfig | None = None
+    try:
+        config = PipelineConfig.model_validate(unescape(document))
+    except ValidationError as error:
+        issues += issues_of(file, error, PipelineConfig, document)
+    methods: list[StepMethod] = []
+    for index, step in _steps(document):
+        found = _method(file, index, step, registry)
+        if isinstance(found, StepMethod):
+            methods.append(found)
+        else:
+            issues += found
+    if config is not None:
+        issues += _pipeline_issues(file, config, document)
+    if issues or config is None:
+        return sorted(set(issues), key=lambda issue: [_natural(part) for part in issue.pointer.split("/")])
+    return Pipeline(file, config, tuple(methods), document)
+
+
+def _natural(part: str) -> tuple[int, int, str]:
+    return (0, int(part), "") if part.isdigit() else (1, 0, part)
+
+
+def _steps(document: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    steps = document.get("steps")
+    for index, step in enumerate(steps if isinstance(steps, list) else ()):
+        if isinstance(step, dict):
+            yield index, step
+
+
+def _method(file: str, index: int, step: dict[str, Any], registry: MethodRegistry) -> StepMethod | list[ConfigIssue]:
+    """Return the step's method with its config. What the envelope's model says already is not said again."""
+    step_type, name, config = step.get("type"), step.get("method"), step.get("config", {})
+    if not (isinstance(step_type, str) and isinstance(name, str) and isinstance(config, dict)):
+        return []
+    cls = registry.get((step_type, name))
+    if cls is None:
+        return _unknown_method(file, index, step_type, name, registry)
+    try:
+        return cls.model_validate(unescape(config))
+    except ValidationError as error:
+        return list(issues_of(file, error, cls, config, ("steps", index, "config")))
+
+
+def _unknown_method(file: str, index: int, step_type: str, name: str, registry: MethodRegistry) -> list[ConfigIssue]:
+    of_type = sorted(method for kind, method in registry if kind == step_type)
+    if not of_type:
+        return []
+    elsewhere = [kind for kind, method in registry if method == name]
+    if elsewhere:
+        message = f"{name!r} is a method of type {elsewhere[0]!r}, not of {step_type!r}"
+    else:
+        near = did_you_mean(name, of_type)
+        message = f"there is no {step_type} method {name!r}{near} (expected one of: {', '.join(of_type)})"
+    return [ConfigIssue(file, pointer("steps", index, "method"), message)]
+
+
+def _pipeline_issues(file: str, config: PipelineConfig, document: Mapping[str, Any]) -> Iterator[ConfigIssue]:
+    if config.automation == "on_cron" and config.schedule is None:
+        yield ConfigIssue(file, "/automation", "'on_cron' needs a 'schedule' that says when")
+    if config.sensor is not None and config.mode == "batch":
+        yield ConfigIssue(file, "/sensor", "a sensor belongs to a streaming pipeline; use 'schedule' or 'automation'")
+    if config.mode == "streaming" and config.partitions is not None:
+        yield ConfigIssue(file, "/partitions", "a streaming pipeline has no partitions")
+    if config.partitions is None:
+        used: list[ConfigIssue] = []
+
+        def unpartitioned(name: str, at: str) -> None:
+            if name == "partition":
+                used.append(ConfigIssue(file, at, "uses ${partition}, but the pipeline has no 'partitions'"))
+
+        substitute(dict(document), {}, unpartitioned)
+        yield from used
+
+
+def _without_collisions(pipelines: list[Pipeline]) -> tuple[list[Pipeline], list[BrokenConfig]]:
+    """Take out pipelines whose names are the same to Dagster: running either would be a guess."""
+    by_prefix: dict[str, list[Pipeline]] = {}
+    for pipeline in pipelines:
+        by_prefix.setdefault(pipeline.config.asset_prefix, []).append(pipeline)
+    unique = [group[0] for group in by_prefix.values() if len(group) == 1]
+    broken = []
+    for group in by_prefix.values():
+        for pipeline in group if len(group) > 1 else ():
+            others = ", ".join(f"{other.config.name!r} of {other.file}" for other in group if other is not pipeline)
+            message = f"{pipeline.config.name!r} is the same name to Dagster as {others}: rename one of them"
+            error = ConfigurationError.from_issues([ConfigIssue(pipeline.file, "/name", message)])
+            broken.append(BrokenConfig(pipeline.file, Path(pipeline.file).stem, error))
+    return unique, broken

@@ -1,0 +1,77 @@
+"""The JSON Schema of pipeline configs, generated from the models, for editors to complete and check by."""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+from typing import Any
+
+from pipeline_assets.config import PipelineConfig
+from pipeline_assets.steps import METHODS, method_registry
+from pipeline_assets.steps.base import DataFrameMethod, StepMethod
+
+_VARIABLE = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
+_NUMBER_AS_TEXT = rf"^\s*-?[0-9]+(\.[0-9]+)?\s*$|{_VARIABLE}"
+_BOOLEAN_AS_TEXT = rf"^(true|false)$|{_VARIABLE}"
+
+
+def pipeline_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a pipeline config.
+
+    Steps are flat: type and method are enumerated, and an if/then per method gives ``config`` its model. Editors
+    complete that, while nested alternatives show them the errors of all branches at once.
+    """
+    schema = PipelineConfig.model_json_schema(by_alias=True)
+    definitions: dict[str, Any] = schema.setdefault("$defs", {})
+    methods = list(method_registry().values())
+    for method in methods:
+        model = method.model_json_schema(by_alias=True)
+        definitions.update(model.pop("$defs", {}))
+        definitions[method.__name__] = model
+    step = definitions["StepEnvelope"]
+    step["properties"]["method"] = {"enum": sorted({method.method for method in methods})}
+    step["allOf"] = [_branch(method) for method in methods]
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Pipeline"
+    widened: dict[str, Any] = _accept_text(schema)
+    return widened
+
+
+def step_reference() -> str:
+    """Return the reference of all step methods as Markdown, for docs/steps.md."""
+    lines = ["# Step methods", "", "Made from the models: `pipeline-assets schema --reference > docs/steps.md`."]
+    common = sorted(DataFrameMethod.model_fields)
+    for method in METHODS:
+        lines += ["", f"## {method.type} {method.method}", "", cleandoc(method.__doc__ or ""), ""]
+        lines += ["| key | required | meaning |", "|---|---|---|"]
+        for name, field in method.model_fields.items():
+            if name not in common:
+                about = " ".join((field.description or "").split()).replace("|", "\\|")
+                lines.append(f"| `{field.alias or name}` | {'yes' if field.is_required() else ''} | {about} |")
+    lines += ["", "## Keys of every extract and transform", "", "| key | meaning |", "|---|---|"]
+    for name in common:
+        field = DataFrameMethod.model_fields[name]
+        lines.append(f"| `{field.alias}` | {' '.join((field.description or '').split())} |")
+    return "\n".join(lines) + "\n"
+
+
+def _branch(method: type[StepMethod]) -> dict[str, Any]:
+    named = {"type": {"const": method.type}, "method": {"const": method.method}}
+    required = ["config"] if any(field.is_required() for field in method.model_fields.values()) else []
+    return {
+        "if": {"properties": named, "required": ["type", "method"]},
+        "then": {"properties": {"config": {"$ref": f"#/$defs/{method.__name__}"}}, "required": required},
+    }
+
+
+def _accept_text(node: Any) -> Any:
+    """Let numbers and booleans be given as text too, as ``"200"`` or ``"${SIZE}"``: the models take them so."""
+    if isinstance(node, list):
+        return [_accept_text(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("type") in ("integer", "number", "boolean") and "const" not in node:
+        pattern = _BOOLEAN_AS_TEXT if node["type"] == "boolean" else _NUMBER_AS_TEXT
+        about = {key: node[key] for key in ("title", "description", "default") if key in node}
+        bare = {key: value for key, value in node.items() if key not in about}
+        return {**about, "anyOf": [bare, {"type": "string", "pattern": pattern}]}
+    return {key: _accept_text(value) for key, value in node.items()}

@@ -1,0 +1,267 @@
+"""The DataFrames of one pipeline in one run: planned lazily, handed on by name, written when they are tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+from pipeline_assets.errors import PipelineError, PipelineExecutionError
+from pipeline_assets.partitions import PARTITION_KEY_COLUMN
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
+from pipeline_assets.spark.failures import is_spark_error, spark_failure
+from pipeline_assets.steps.base import (
+    DataFrameMethod,
+    ExpectationResult,
+    ExtractMethod,
+    LoadMethod,
+    LoadResult,
+    StepContext,
+    StreamingLoad,
+    StreamSource,
+    TransformMethod,
+    ValidateMethod,
+)
+from pipeline_assets.steps.checkpoint import Checkpoint
+from pipeline_assets.steps.delta_log import Preview, first_rows
+from pipeline_assets.steps.delta_table import DeltaWrite, write_delta
+from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.paths import open_for_spark
+from pipeline_assets.steps.s3_paths import is_s3
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from pyspark.sql.streaming.query import StreamingQuery
+
+_log = logging.getLogger(__name__)
+PREVIEW_ROWS = 10
+
+
+class PipelineRun:
+    """One pipeline in one run, in this process.
+
+    A DataFrame that this process has not built comes from the Spark session when another process of the run left it
+    there (Spark Connect), from the warehouse when it is a table, and is planned anew from its config otherwise. All
+    three give the same rows.
+    """
+
+    def __init__(self, plan: PipelinePlan, context: StepContext) -> None:
+        self.plan = plan
+        self.context = context
+        self._frames: dict[int, DataFrame] = {}
+        self._versions: dict[int, int] = {}
+        self._checked = False
+        self.stop = threading.Event()
+        """Set when the run is to end."""
+
+    def dataframe(self, step: PlannedStep) -> DataFrame:
+        """Return the DataFrame of ``step``, wherever it is to be had."""
+        frame = self._frames.get(step.index)
+        if frame is None:
+            frame = self._session_view(step)
+            if frame is None:
+                frame = self._read_table(step) if step.role is Role.TABLE else self.build(step)
+            self._frames[step.index] = frame
+        return frame
+
+    def build(self, step: PlannedStep, inputs: Mapping[int, DataFrame] | None = None) -> DataFrame:
+        """Plan ``step`` on its inputs, given by step index where the caller has them. Moves no data.
+
+        Raises ConfigurationError when an expression does not fit the schema that it meets.
+        """
+        given = inputs or {}
+        frames = {
+            index: given[index] if index in given else self.dataframe(self.plan.steps[index]) for index in step.inputs
+        }
+        frame = self._apply(step, frames)
+        if isinstance(step.method, DataFrameMethod) and step.method.cache:
+            with self.errors_of(step):
+                frame = self.context.cache.cache(step.dataframe, frame, step.method.cache_storage_level)
+        self._frames[step.index] = frame
+        return frame
+
+    def register(self, step: PlannedStep, frame: DataFrame) -> None:
+        """Hand a view on by name: to this process, and through the session's temp views to others."""
+        self._frames[step.index] = frame
+        with self.errors_of(step):
+            frame.createOrReplaceTempView(step.dataframe)
+
+    def table_path(self, step: PlannedStep) -> str:
+        """Return where the table of ``step`` is."""
+        return self.context.settings.table_path(self.plan.name, step.name)
+
+    def preview(self, step: PlannedStep, written: DeltaWrite) -> Preview | None:
+        """Return the first rows that a write added, read from its files; None where they can't be read from here."""
+        import pyarrow as pa
+
+        folder = Folder.seen_from_here(self.table_path(step), "default", self.context.connections)
+        if folder is None or written.commit is None:
+            return None
+        try:
+            return first_rows(folder, written.commit, PREVIEW_ROWS)
+        except (OSError, pa.ArrowException, PipelineError) as error:
+            # The table has been written: what only shows it may not fail the run.
+            _log.warning("%s: no preview: %s", self.plan.location(step), error)
+            return None
+
+    def _reachable_table_path(self, step: PlannedStep) -> str:
+        path = self.table_path(step)
+        if is_s3(path):
+            open_for_spark([path], "default", self.context)
+        return path
+
+    def write_table(self, step: PlannedStep, frame: DataFrame, selected: Iterable[int]) -> DeltaWrite:
+        """Write ``frame`` as the table of ``step``: whole, or just the run's partition. All or nothing."""
+        self.check_before_data_moves(selected)
+        with self.errors_of(step):
+            path = self._reachable_table_path(step)
+            written = write_delta(
+                frame,
+                path,
+                mode="overwrite",
+                overwrite_schema=self.context.partition is None,
+                merge_schema=self.context.partition is not None,
+                partition=self.context.partition,
+                folder=Folder.seen_from_here(path, "default", self.context.connections),
+            )
+        # Whoever takes the DataFrame next reads what has been written, in just this version.
+        self._frames.pop(step.index, None)
+        self._versions[step.index] = written.version
+        return written
+
+    def load(self, step: PlannedStep, frame: DataFrame, selected: Iterable[int]) -> LoadResult:
+        """Run a load step."""
+        self.check_before_data_moves(selected)
+        with self.errors_of(step, [frame]):
+            return cast(LoadMethod, step.method).load(frame, self.context)
+
+    def check(self, step: PlannedStep, selected: Iterable[int]) -> tuple[ExpectationResult, ...]:
+        """Evaluate the expectations of a validate step."""
+        self.check_before_data_moves(selected)
+        frame = self.dataframe(self.plan.steps[step.inputs[0]])
+        with self.errors_of(step, [frame]):
+            return cast(ValidateMethod, step.method).validate_frame(frame, self.context)
+
+    def control(self, step: PlannedStep) -> None:
+        """Run a step that says what stays cached."""
+        frames = {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
+        with self.errors_of(step):
+            cast(TransformMethod, step.method).transform(_by_name(step, frames), self.context)
+
+    def check_before_data_moves(self, selected: Iterable[int]) -> None:
+        """Plan all ``selected`` steps once, so that a mistake in a later one is found before the first write."""
+        if self._checked:
+            return
+        self._checked = True
+        chosen = sorted(selected)
+        planned = dict(self._frames)
+
+        def plan(step: PlannedStep) -> DataFrame:
+            if step.index not in planned:
+                # A table that this run is yet to write is planned like a view.
+                if step.role is Role.TABLE and step.index not in chosen:
+                    planned[step.index] = self._read_table(step)
+                else:
+                    inputs = {index: plan(self.plan.steps[index]) for index in step.inputs}
+                    planned[step.index] = self._apply(step, inputs)
+            return planned[step.index]
+
+        for step in (self.plan.steps[index] for index in chosen):
+            if self._waits_for_a_write(step):
+                continue
+            if step.has_dataframe:
+                plan(step)
+            elif step.role is Role.LOAD:
+                frame = plan(self.plan.steps[step.inputs[0]])
+                with self.errors_of(step, [frame]):
+                    cast(LoadMethod, step.method).check_schema(frame, self.context)
+
+    def _waits_for_a_write(self, step: PlannedStep) -> bool:
+        """Whether ``step`` depends on data that an earlier step of its pipeline writes outside."""
+        inputs = (self.plan.steps[index] for index in step.inputs)
+        return bool(self.plan.writers_before(step)) or any(self._waits_for_a_write(upstream) for upstream in inputs)
+
+    def _apply(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
+        method = step.method
+        with self.errors_of(step, frames.values()):
+            if isinstance(method, ExtractMethod) and step.is_stream:
+                frame = method.extract_stream(self.source_context(step))
+            elif isinstance(method, ExtractMethod):
+                frame = method.extract(self.context)
+            else:
+                frame = cast(TransformMethod, method).transform(_by_name(step, frames), self.context)
+            # Connect analyses a plan when its schema is asked for; classic Spark has done so by now.
+            _ = frame.schema
+        return frame
+
+    def source_context(self, step: PlannedStep) -> StepContext:
+        """Return the context of a streaming extract: with the checkpoint of the first query that it feeds."""
+        load = next(load for load in self.plan.stream_loads() if step in self.plan.upstream_of(load))
+        ends = cast(StreamingLoad, load.method).takes_what_there_is
+        source = StreamSource(step.name, self.checkpoint(load), self.stop, may_wait=not ends)
+        return dataclasses.replace(self.context, source=source)
+
+    def checkpoint(self, load: PlannedStep) -> Checkpoint:
+        """Return the checkpoint of the streaming query of ``load``."""
+        method = cast(StreamingLoad, load.method)
+        return method.checkpoint(self.context.settings, self.context.connections)
+
+    def start_stream(self, load: PlannedStep, query_name: str) -> StreamingQuery:
+        """Start the streaming query of ``load``."""
+        frame = self.dataframe(self.plan.steps[load.inputs[0]])
+        with self.errors_of(load, [frame]):
+            return cast(StreamingLoad, load.method).start_stream(frame, self.context, query_name)
+
+    def _session_view(self, step: PlannedStep) -> DataFrame | None:
+        if self.context.settings.spark_remote is None or step.role is not Role.VIEW:
+            return None
+        catalog = self.context.spark.catalog
+        name = step.dataframe
+        if catalog.tableExists(name) and catalog.getTable(name).isTemporary:
+            return self.context.spark.table(name)
+        return None
+
+    def _read_table(self, step: PlannedStep) -> DataFrame:
+        from pyspark.errors import AnalysisException
+
+        path = self._reachable_table_path(step)
+        reader = self.context.spark.read.format("delta")
+        if step.index in self._versions:
+            reader = reader.option("versionAsOf", self._versions[step.index])
+        try:
+            frame = reader.load(path)
+            _ = frame.schema
+        except AnalysisException:
+            raise PipelineExecutionError(
+                f"there is no Delta table at {path} yet: materialize {self.plan.name}/{step.name} first",
+                location=self.plan.location(step),
+            ) from None
+        partition = self.context.partition
+        if partition is None:
+            return frame
+        frame = frame.where(partition.predicate)
+        return frame if partition.column else frame.drop(PARTITION_KEY_COLUMN)
+
+    @contextmanager
+    def errors_of(self, step: PlannedStep, frames: Iterable[DataFrame] = ()) -> Iterator[None]:
+        """Name the step in what goes wrong inside, and turn Spark's exceptions into this package's."""
+        location = self.plan.location(step)
+        try:
+            yield
+        except PipelineError as error:
+            error.located(location)
+            raise
+        except Exception as error:
+            if not is_spark_error(error):
+                raise
+            columns = tuple(dict.fromkeys(column for frame in frames for column in frame.columns))
+            # Not chained: the original's text may show a secret, and its JVM trace buries the message.
+            raise spark_failure(error, columns=columns).located(location) from None
+
+
+def _by_name(step: PlannedStep, frames: Mapping[int, DataFrame]) -> dict[str, DataFrame]:
+    """Return the inputs of ``step`` by the names that its config gives them, in its order."""
+    return {name: frames[index] for name, index in zip(step.input_names, step.inputs, strict=True)}

@@ -1,0 +1,401 @@
+"""From the steps of a pipeline to a graph of named DataFrames, sources and sinks. Pure: no Spark, no Dagster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from pipeline_assets.config import BrokenConfig, ConfigFolder, Pipeline
+from pipeline_assets.errors import (
+    ConfigIssue,
+    ConfigurationError,
+    DataFrameResolutionError,
+    StepLocation,
+    did_you_mean,
+)
+from pipeline_assets.json_documents import pointer
+from pipeline_assets.steps.base import (
+    CacheControlMethod,
+    DataFrameMethod,
+    Dataset,
+    ExtractMethod,
+    LoadMethod,
+    StepMethod,
+    ValidateMethod,
+)
+from pipeline_assets.steps.paths import warehouse_dataset
+from pipeline_assets.steps.transform import Sql, Uncache, UncacheAll
+from pipeline_assets.stream_rules import stream_flags, stream_issues
+
+
+class Role(Enum):
+    """What a step is to the graph."""
+
+    VIEW = "view"
+    """A lazy DataFrame."""
+    TABLE = "table"
+    """A DataFrame that is written to the warehouse."""
+    CONTROL = "control"
+    """Says what stays cached; has no DataFrame of its own."""
+    CHECK = "check"
+    LOAD = "load"
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step in its place. ``inputs`` are indices of the steps whose DataFrames it takes, in order, and
+    ``input_names`` the names by which it takes them.
+
+    ``after``: steps that must have run, without their data being taken. ``name`` is the asset's name, and the
+    DataFrame's unless ``dataframe`` says otherwise. ``is_stream``: whether its DataFrame, or what it loads, is one.
+    """
+
+    index: int
+    name: str
+    method: StepMethod
+    role: Role
+    inputs: tuple[int, ...]
+    input_names: tuple[str, ...]
+    after: tuple[int, ...]
+    dataframe: str
+    code_version: str
+    description: str | None
+    is_stream: bool = False
+
+    @property
+    def has_dataframe(self) -> bool:
+        """Whether other steps can take a DataFrame from it."""
+        return self.role in (Role.VIEW, Role.TABLE)
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """The graph of one pipeline."""
+
+    pipeline: Pipeline
+    steps: tuple[PlannedStep, ...]
+
+    @property
+    def name(self) -> str:
+        """The pipeline's name as Dagster takes it."""
+        return self.pipeline.config.asset_prefix
+
+    def location(self, step: PlannedStep) -> StepLocation:
+        """Name ``step`` for an error."""
+        return StepLocation(self.pipeline.config.name, step.index, step.method.type, step.method.method)
+
+    def stream_loads(self) -> tuple[PlannedStep, ...]:
+        """Return the loads that write streams, each by a query of its own."""
+        return tuple(step for step in self.steps if step.role is Role.LOAD and step.is_stream)
+
+    def upstream_of(self, step: PlannedStep) -> tuple[PlannedStep, ...]:
+        """Return the steps that ``step`` takes its data from, directly or not, in their order."""
+        found: set[int] = set()
+        pending = list(step.inputs)
+        while pending:
+            index = pending.pop()
+            if index not in found:
+                found.add(index)
+                pending.extend(self.steps[index].inputs)
+        return tuple(self.steps[index] for index in sorted(found))
+
+    def writers_before(self, step: PlannedStep) -> tuple[PlannedStep, ...]:
+        """Return the earlier steps that write what ``step`` reads from outside."""
+        sources = {(source.kind, source.parts) for source in step.method.sources()}
+        return tuple(
+            earlier
+            for earlier in self.steps[: step.index]
+            if any((written.kind, written.parts) in sources for written in self.written_by(earlier))
+        )
+
+    def written_by(self, step: PlannedStep) -> tuple[Dataset, ...]:
+        """Return the data outside the pipeline that ``step`` writes, its own table in the warehouse included."""
+        own = (warehouse_dataset(self.name, step.name),) if step.role is Role.TABLE else ()
+        return (*step.method.sinks(), *own)
+
+    def for_partition(self, key: str) -> PipelinePlan:
+        """Return the plan of one partition: the same graph, with the key in the methods' config."""
+        return plan_pipeline(self.pipeline.for_partition(key))
+
+
+def plan_pipeline(pipeline: Pipeline) -> PipelinePlan:
+    """Plan a pipeline's steps. Raises ConfigurationError with every issue of the graph."""
+    return _Planner(pipeline).plan()
+
+
+class _Planner:
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.is_streaming = pipeline.config.mode == "streaming"
+        self.issues: list[ConfigIssue] = []
+        self.names = self._step_names()
+        self.registered: dict[str, int] = {}  # DataFrame name -> the step that registers it, of the steps so far
+        self.primary: int | None = None
+
+    def plan(self) -> PipelinePlan:
+        inputs = [self._place(index, method) for index, method in enumerate(self.pipeline.methods)]
+        if not self.issues and self.is_streaming:
+            self.issues += stream_issues(self.pipeline, inputs)
+        if self.issues:
+            raise ConfigurationError.from_issues(self.issues)
+        streams = stream_flags(self.pipeline, inputs)
+        consumed = {
+            source
+            for index, method in enumerate(self.pipeline.methods)
+            if not isinstance(method, CacheControlMethod | ValidateMethod)
+            for source in inputs[index]
+        }
+        steps: list[PlannedStep] = []
+        for index, method in enumerate(self.pipeline.methods):
+            after = self._after(index, method, inputs)
+            steps.append(
+                PlannedStep(
+                    index=index,
+                    name=self.names[index],
+                    method=method,
+                    role=_role(method, is_leaf=index not in consumed and not self.is_streaming),
+                    inputs=inputs[index],
+                    input_names=self._input_names(method, [steps[i] for i in inputs[index]]),
+                    after=after,
+                    dataframe=_registered_name(method) or self.names[index],
+                    code_version=self._code_version(method, [steps[i] for i in inputs[index]]),
+                    description=self.pipeline.config.steps[index].description,
+                    is_stream=streams[index],
+                )
+            )
+        return PipelinePlan(self.pipeline, tuple(steps))
+
+    def _step_names(self) -> list[str]:
+        """Name every step; names that the user chose must differ, those made from the method get a number."""
+        chosen: dict[str, int] = {}
+        names: list[str | None] = []
+        for index, (step, method) in enumerate(zip(self.pipeline.config.steps, self.pipeline.methods, strict=True)):
+            name = step.name or _registered_name(method)
+            name = name.replace("-", "_") if name else None
+            if name in chosen:
+                key = ("steps", index, "name") if step.name else ("steps", index, "config", "registerAs")
+                self._issue(key, f"{name!r} names step {chosen[name]} already: each name is used once")
+            elif name:
+                chosen[name] = index
+            names.append(name)
+        taken = set(chosen)
+        return [name or _free_name(self.pipeline.methods[index].method, taken) for index, name in enumerate(names)]
+
+    def _place(self, index: int, method: StepMethod) -> tuple[int, ...]:
+        """Resolve the inputs of a step and make what it yields known to the steps after it."""
+        inputs = () if isinstance(method, ExtractMethod) else self._inputs(index, method)
+        if isinstance(method, DataFrameMethod) and not isinstance(method, CacheControlMethod):
+            self.primary = index
+            for name in filter(None, (_registered_name(method), self.names[index])):
+                self.registered.setdefault(name, index)
+        return inputs
+
+    def _inputs(self, index: int, method: StepMethod) -> tuple[int, ...]:
+        if isinstance(method, UncacheAll):
+            return ()
+        names = method.input_names()
+        if names is None:
+            if self.primary is None:
+                self._issue(
+                    ("steps", index),
+                    f"a {method.type} needs a DataFrame, and no step before this one yields any: "
+                    "start with an extract step",
+                )
+                return ()
+            return (self.primary,)
+        return tuple(self._look_up(index, name, _input_key(method, at)) for at, name in enumerate(names))
+
+    @staticmethod
+    def _input_names(method: StepMethod, upstream: Sequence[PlannedStep]) -> tuple[str, ...]:
+        return (method.input_names() if upstream else ()) or tuple(step.dataframe for step in upstream)
+
+    def _look_up(self, index: int, name: str, key: Sequence[str | int]) -> int:
+        if name in self.registered:
+            return self.registered[name]
+        later = self._registered_later(index)
+        if name in later:
+            message = self._order_message(index, name, later[name])
+        else:
+            message = DataFrameResolutionError.unknown_dataframe(name, self.registered).message
+        self._issue(("steps", index, "config", *key), message)
+        return index
+
+    def _registered_later(self, index: int) -> dict[str, int]:
+        return {
+            name: later
+            for later in range(index, len(self.names))
+            for name in filter(None, (_registered_name(self.pipeline.methods[later]), self.names[later]))
+            if isinstance(self.pipeline.methods[later], DataFrameMethod)
+        }
+
+    def _order_message(self, index: int, name: str, later: int) -> str:
+        """Say that ``name`` comes later, and when moving it would not help, that it is a cycle."""
+        back = self._path(later, index, self._registered_later(0), set())
+        if back:
+            return f"a cycle of DataFrames: {' <- '.join([self.names[index], *back])}"
+        return (
+            f"DataFrame {name!r} is made by step {later}, which runs after this one: "
+            f"steps run in order, so move it before step {index}"
+        )
+
+    def _path(self, start: int, target: int, known: Mapping[str, int], seen: set[int]) -> list[str]:
+        """Return the names along the references from step ``start`` to ``target``, or an empty list."""
+        if start == target:
+            return [self.names[start]]
+        seen.add(start)
+        for name in self.pipeline.methods[start].input_names() or ():
+            source = known.get(name)
+            if source is not None and source not in seen:
+                rest = self._path(source, target, known, seen)
+                if rest:
+                    return [self.names[start], *rest]
+        return []
+
+    def _after(self, index: int, method: StepMethod, inputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Uncaching comes after every step before it; what takes a cached DataFrame comes after the caching."""
+        if isinstance(method, Uncache | UncacheAll):
+            return tuple(i for i in range(index) if i not in inputs[index])
+        return tuple(
+            earlier
+            for earlier in range(index)
+            if isinstance(self.pipeline.methods[earlier], CacheControlMethod)
+            and not isinstance(self.pipeline.methods[earlier], Uncache | UncacheAll)
+            and set(inputs[earlier]) & set(inputs[index])
+        )
+
+    def _code_version(self, method: StepMethod, upstream: Iterable[PlannedStep]) -> str:
+        """Hash what the step computes: its method, its config, its partitions and its upstream steps."""
+        partitions = self.pipeline.config.partitions
+        facts = [
+            method.type,
+            method.method,
+            method.behavior_version,
+            method.model_dump(mode="json", exclude_defaults=True),
+            partitions.model_dump(mode="json", exclude_defaults=True) if partitions else None,
+            [step.code_version for step in upstream],
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _issue(self, key: Sequence[str | int], message: str) -> None:
+        self.issues.append(ConfigIssue(self.pipeline.file, pointer(*key), message))
+
+
+def _registered_name(method: StepMethod) -> str | None:
+    return method.register_as if isinstance(method, DataFrameMethod) else None
+
+
+def _free_name(method: str, taken: set[str]) -> str:
+    base = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", method).lower().replace("-", "_")
+    name, number = base, 1
+    while name in taken:
+        number += 1
+        name = f"{base}_{number}"
+    taken.add(name)
+    return name
+
+
+def _input_key(method: StepMethod, at: int) -> tuple[str | int, ...]:
+    """Return the key of the config under which the ``at``-th input is named."""
+    if isinstance(method, Sql):
+        return ("query",)
+    for field in ("input_data_frames", "data_frames"):
+        if getattr(method, field, None):
+            return (type(method).model_fields[field].alias or field, at)
+    return ("inputDataFrame",)
+
+
+def _role(method: StepMethod, *, is_leaf: bool) -> Role:
+    if isinstance(method, LoadMethod):
+        return Role.LOAD
+    if isinstance(method, ValidateMethod):
+        return Role.CHECK
+    if isinstance(method, CacheControlMethod):
+        return Role.CONTROL
+    wanted = method.materialized if isinstance(method, DataFrameMethod) else None
+    return Role(wanted) if wanted else (Role.TABLE if is_leaf else Role.VIEW)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A dataset that one pipeline writes and another reads: step ``producer`` of ``upstream``."""
+
+    upstream: str
+    producer: int
+
+
+def link_pipelines(
+    plans: Sequence[PipelinePlan],
+) -> dict[tuple[str, int], dict[Dataset, tuple[Link, ...]]]:
+    """Find, for each extract step of each pipeline, which of its sources other pipelines write.
+
+    Returns, by (pipeline, step index), the sources that have producers. A link that would close a circle between
+    pipelines is left out: such a source stays an external asset, since Dagster refuses circles.
+    """
+    producers: dict[tuple[str, tuple[str, ...]], list[Link]] = {}
+    for plan in plans:
+        for step in plan.steps:
+            for written in plan.written_by(step):
+                producers.setdefault((written.kind, written.parts), []).append(Link(plan.name, step.index))
+    upstream_of: dict[str, set[str]] = {}
+    links: dict[tuple[str, int], dict[Dataset, tuple[Link, ...]]] = {}
+    for plan in plans:
+        for step in plan.steps:
+            for source in step.method.sources():
+                writers = producers.get((source.kind, source.parts), ())
+                own = [link for link in writers if link.upstream == plan.name and link.producer < step.index]
+                others = [link for link in writers if not _reaches(link.upstream, plan.name, upstream_of)]
+                upstream_of.setdefault(plan.name, set()).update(link.upstream for link in others)
+                found = [*own, *others]
+                if found:
+                    links.setdefault((plan.name, step.index), {})[source] = tuple(found)
+    return links
+
+
+def _reaches(pipeline: str, target: str, upstream_of: Mapping[str, set[str]]) -> bool:
+    """Whether ``target`` is ``pipeline`` or upstream of it."""
+    seen: set[str] = set()
+    pending = [pipeline]
+    while pending:
+        current = pending.pop()
+        if current == target:
+            return True
+        if current not in seen:
+            seen.add(current)
+            pending.extend(upstream_of.get(current, ()))
+    return False
+
+
+@dataclass(frozen=True)
+class PlannedFolder:
+    """A folder of configs, planned. ``broken`` are those that do not load or whose graph is wrong."""
+
+    plans: tuple[PipelinePlan, ...]
+    broken: tuple[BrokenConfig, ...]
+
+
+def plan_folder(folder: ConfigFolder) -> PlannedFolder:
+    """Plan every pipeline of ``folder``; one that can't be planned joins the broken ones."""
+    plans: list[PipelinePlan] = []
+    broken = list(folder.broken)
+    for pipeline in folder.pipelines:
+        try:
+            plans.append(plan_pipeline(pipeline))
+        except ConfigurationError as error:
+            broken.append(BrokenConfig(pipeline.file, pipeline.config.asset_prefix, error))
+    return PlannedFolder(tuple(plans), tuple(broken))
+
+
+def select(plans: Iterable[PipelinePlan], name: str) -> PipelinePlan:
+    """Return the plan of the pipeline called ``name`` (dashes or underscores); ConfigurationError when none is."""
+    known = {plan.name: plan for plan in plans}
+    wanted = name.replace("-", "_")
+    if wanted not in known:
+        names = sorted(plan.pipeline.config.name for plan in known.values())
+        raise ConfigurationError(
+            f"there is no pipeline {name!r}{did_you_mean(name, names)} (pipelines: {', '.join(names) or 'none'})"
+        )
+    return known[wanted]

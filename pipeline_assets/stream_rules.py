@@ -1,0 +1,93 @@
+"""What a streaming pipeline may be, as far as its config tells. Pure: no Spark, no Dagster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from pipeline_assets.config import Pipeline
+from pipeline_assets.errors import ConfigIssue
+from pipeline_assets.json_documents import pointer
+from pipeline_assets.steps.base import (
+    DataFrameMethod,
+    ExtractMethod,
+    LoadMethod,
+    OutputMode,
+    StreamingLoad,
+    StreamTraits,
+)
+from pipeline_assets.steps.transform import WithWatermark
+
+Inputs = Sequence[tuple[int, ...]]
+
+
+def stream_flags(pipeline: Pipeline, inputs: Inputs) -> list[bool]:
+    """Return for each step whether its DataFrame, or what it takes, is a stream. ``inputs``: step indices."""
+    flags: list[bool] = []
+    for index, method in enumerate(pipeline.methods):
+        if isinstance(method, ExtractMethod):
+            flags.append(pipeline.config.mode == "streaming" and method.streams)
+        else:
+            flags.append(any(flags[source] for source in inputs[index]))
+    return flags
+
+
+def stream_issues(pipeline: Pipeline, inputs: Inputs) -> Iterator[ConfigIssue]:
+    """Yield what keeps ``pipeline`` from running as streams."""
+    flags = stream_flags(pipeline, inputs)
+    if not any(flags):
+        yield ConfigIssue(
+            pipeline.file, "/mode", "no step reads a stream (fromKafka, or fromDeltaLake): use mode 'batch'"
+        )
+        return
+    checkpoints: dict[str, int] = {}
+    for index, method in enumerate(pipeline.methods):
+        found = [method.stream_problem(_traits(pipeline, inputs, flags, index))]
+        if isinstance(method, DataFrameMethod):
+            found.append(_dataframe_problem(method, is_stream=flags[index]))
+            if not _loads_after(pipeline, inputs, index):
+                found.append("nothing comes of it: each DataFrame of a streaming pipeline has to end in a load step")
+        if isinstance(method, StreamingLoad) and method.checkpoint_location:
+            other = checkpoints.setdefault(method.checkpoint_location.rstrip("/"), index)
+            if other != index:
+                found.append(f"checkpointLocation is that of step {other}: each load needs a checkpoint of its own")
+        for problem in filter(None, found):
+            yield ConfigIssue(pipeline.file, pointer("steps", index), problem)
+
+
+def _dataframe_problem(method: DataFrameMethod, *, is_stream: bool) -> str | None:
+    if method.materialized == "table":
+        return "a streaming pipeline writes no tables of its own: use a toDeltaLake step"
+    if is_stream and method.cache:
+        return "'cache' keeps a DataFrame's data in memory, and a stream has no end: leave it out"
+    return None
+
+
+def _traits(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], index: int) -> StreamTraits:
+    upstream = _reach(index, lambda step: inputs[step])
+    modes: set[OutputMode] = {
+        method.output_mode or "append"
+        for method in _loads_after(pipeline, inputs, index)
+        if isinstance(method, StreamingLoad)
+    }
+    return StreamTraits(
+        inputs=tuple(flags[source] for source in inputs[index]),
+        watermarked=any(isinstance(pipeline.methods[step], WithWatermark) for step in upstream),
+        output_modes=frozenset(modes),
+    )
+
+
+def _loads_after(pipeline: Pipeline, inputs: Inputs, index: int) -> list[LoadMethod]:
+    after = _reach(index, lambda step: [later for later, sources in enumerate(inputs) if step in sources])
+    return [method for step in sorted(after) if isinstance(method := pipeline.methods[step], LoadMethod)]
+
+
+def _reach(start: int, following: Callable[[int], Iterable[int]]) -> set[int]:
+    """Return the steps that ``following`` leads to from ``start``, itself left out."""
+    found: set[int] = set()
+    pending = list(following(start))
+    while pending:
+        step = pending.pop()
+        if step not in found:
+            found.add(step)
+            pending.extend(following(step))
+    return found

@@ -1,0 +1,73 @@
+"""Fixtures for all tests: settings in a sandbox, and Spark, embedded and over Connect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from pipeline_assets.settings import Settings
+from pipeline_assets.spark.session import SparkSessions, session_conf
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytest_plugins = ["devstack.pytest_plugin"]
+
+# Few and small: the tests' data are.
+SPARK_CONF = {"spark.sql.shuffle.partitions": "4"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings whose warehouse and absolute paths are in the test's own folder."""
+    return Settings(
+        configs=tmp_path / "configs",
+        warehouse=str(tmp_path / "warehouse"),
+        path_prefix=str(tmp_path / "files"),
+        spark_master="local[2]",
+    )
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """An embedded session, one JVM for all tests; other SparkSessions in the process borrow it."""
+    from pyspark.core.context import SparkContext
+
+    with SparkSessions(Settings(spark_master="local[2]"), SPARK_CONF) as sessions:
+        yield sessions.session("tests", "tests")
+        gateway = SparkContext._gateway
+        assert gateway is not None
+        process = gateway.proc.pid
+    assert not psutil.pid_exists(process)
+
+
+@pytest.fixture(scope="session")
+def spark_connect_conf() -> Mapping[str, str]:
+    """What the Connect server starts with: the JARs and Delta, as an embedded session has them."""
+    return session_conf(Settings(spark_master="local[2]"), SPARK_CONF)
+
+
+@pytest.fixture(params=["classic", "connect"])
+def spark_settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
+    """Settings for an embedded Spark, and again for a Spark Connect server: a test that takes them runs on both."""
+    if request.param == "classic":
+        request.getfixturevalue("spark")
+        return settings
+    server = request.getfixturevalue("spark_connect_server")
+    return Settings(
+        configs=settings.configs,
+        warehouse=settings.warehouse,
+        path_prefix=settings.path_prefix,
+        spark_remote=server.remote,
+    )
+
+
+@pytest.fixture
+def any_spark(spark_settings: Settings, request: pytest.FixtureRequest) -> Iterator[SparkSession]:
+    """A session of the test's own, embedded and over Connect: a test that takes it runs on both."""
+    with SparkSessions(spark_settings, SPARK_CONF) as sessions:
+        yield sessions.session(request.node.nodeid, "tests")

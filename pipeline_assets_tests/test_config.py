@@ -1,0 +1,206 @@
+"""Configs are checked whole: every error at once, each with its pointer, and nothing else ever comes out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_assets.config import load_connections, load_file, load_folder
+from pipeline_assets.errors import ConfigurationError
+from pipeline_assets_tests.config_documents import (
+    CUSTOMER_360,
+    EVENT_STREAM,
+    OPTIMIZED_AGGREGATION,
+    batch,
+    extract_file,
+    transform,
+    write_config,
+)
+
+
+def issues_of(folder: Path, document: Any, environment: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the messages of loading ``document``, by pointer."""
+    path = write_config(folder, document, "case.json")
+    with pytest.raises(ConfigurationError) as caught:
+        load_file(path, environment or {})
+    assert all(issue.file == "case.json" for issue in caught.value.issues)
+    return {issue.pointer: issue.message for issue in caught.value.issues}
+
+
+def changed(*path: str | int, value: Any) -> dict[str, Any]:
+    """Return customer-360 with the value at ``path`` replaced."""
+    document = copy.deepcopy(CUSTOMER_360)
+    node: Any = document
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    return document
+
+
+@pytest.mark.parametrize("document", [CUSTOMER_360, EVENT_STREAM, OPTIMIZED_AGGREGATION], ids=lambda d: d["name"])
+def test_the_reference_configs_load_as_written(tmp_path: Path, document: dict[str, Any]) -> None:
+    pipeline = load_file(write_config(tmp_path, document), {})
+    assert pipeline.config.name == document["name"]
+    assert [(m.type, m.method) for m in pipeline.methods] == [(s["type"], s["method"]) for s in document["steps"]]
+
+
+def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
+    document = changed("mode", value="bacth")
+    document["onwers"] = ["a@b.example"]
+    document["steps"][0]["config"]["tabel"] = document["steps"][0]["config"].pop("table")
+    document["steps"][1]["method"] = "fromS33"
+    document["steps"][2]["config"]["joinType"] = "inne"
+    issues = issues_of(tmp_path, document)
+    assert {"/mode", "/onwers", "/steps/0/config/tabel", "/steps/1/method", "/steps/2/config/joinType"} <= set(issues)
+    assert "did you mean 'batch'" in issues["/mode"]
+    assert "did you mean 'owners'" in issues["/onwers"]
+    assert "did you mean 'table'" in issues["/steps/0/config/tabel"]
+    assert "did you mean 'fromS3'" in issues["/steps/1/method"]
+    assert "did you mean 'inner'" in issues["/steps/2/config/joinType"]
+
+
+@pytest.mark.parametrize(
+    ("document", "pointer", "expected"),
+    [
+        ("{ not json", "", "is not JSON: line 1, column 3"),
+        ('{"name": 1, "name": 2}', "", "'name' occurs twice"),
+        ("[1, 2]", "", "a JSON object was expected"),
+        ("[" * 100_000, "", "nested too deeply"),
+        (changed("name", value="../../etc/passwd"), "/name", "does not match"),
+        (changed("name", value=""), "/name", "does not match"),
+        (changed("steps", value=[]), "/steps", "at least 1"),
+        (changed("steps", 0, "type", value="extrakt"), "/steps/0/type", "did you mean 'extract'"),
+        (changed("steps", 0, "method", value="toDeltaLake"), "/steps/0/method", "is a method of type 'load'"),
+        (
+            changed("steps", 0, "config", "cacheStorageLevel", value="MEMORY"),
+            "/steps/0/config/cacheStorageLevel",
+            "one of",
+        ),
+        (changed("steps", 2, "config", "leftKeys", value="id"), "/steps/2/config/leftKeys", "array"),
+        ({**CUSTOMER_360, "schedule": "61 * * * *"}, "/schedule", "not a cron expression"),
+        ({**CUSTOMER_360, "version": 2}, "/version", "expected"),
+        ({**CUSTOMER_360, "automation": "on_cron"}, "/automation", "needs a 'schedule'"),
+        ({**CUSTOMER_360, "owners": ["nobody"]}, "/owners/0", "team:NAME"),
+        ({**CUSTOMER_360, "partitions": {"type": "daily"}}, "/partitions", "need 'start'"),
+        ({**CUSTOMER_360, "partitions": {"type": "static"}}, "/partitions", "need 'values'"),
+        (
+            changed("steps", 1, "config", "path", value="s3a://data/${partition}/*.parquet"),
+            "/steps/1/config/path",
+            "has no 'partitions'",
+        ),
+        (changed("steps", 1, "config", "path", value="s3a://${BUCKET}/o"), "/steps/1/config/path", "BUCKET is not set"),
+    ],
+)
+def test_bad_input_is_one_clear_error(tmp_path: Path, document: Any, pointer: str, expected: str) -> None:
+    issues = issues_of(tmp_path, document)
+    assert pointer in issues, issues
+    assert expected in issues[pointer]
+
+
+def test_a_config_of_ten_megabytes_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    document = changed("description", value="x" * 10_000_000)
+    issues = issues_of(tmp_path, document)
+    assert "a config has at most 1,048,576" in issues[""]
+
+
+def test_variables_come_from_the_environment(tmp_path: Path) -> None:
+    document = batch(
+        "from-${PLACE:-nowhere}",
+        extract_file("rows", "/in/${DAY}.csv"),
+        transform("filterRows", condition="note = '$${NOT_A_VARIABLE}'"),
+    )
+    pipeline = load_file(write_config(tmp_path, document, "case.json"), {"DAY": "monday"})
+    assert pipeline.config.name == "from-nowhere"
+    assert pipeline.methods[0].model_dump()["path"] == "/in/monday.csv"
+    assert pipeline.methods[1].model_dump()["condition"] == "note = '${NOT_A_VARIABLE}'"
+
+
+def test_a_partition_is_put_into_any_string(tmp_path: Path) -> None:
+    document = batch(
+        "by-day",
+        extract_file("rows", "/in/${partition}/*.csv"),
+        transform("filterRows", condition="day = '${partition}'"),
+        partitions={"type": "daily", "start": "2024-01-01"},
+    )
+    pipeline = load_file(write_config(tmp_path, document), {"partition": "never from the environment"})
+    methods = pipeline.for_partition("2024-02-29").methods
+    assert methods[0].model_dump()["path"] == "/in/2024-02-29/*.csv"
+    assert methods[1].model_dump()["condition"] == "day = '2024-02-29'"
+
+
+def test_a_broken_config_leaves_the_others(tmp_path: Path) -> None:
+    write_config(tmp_path, CUSTOMER_360)
+    write_config(tmp_path, "{", "broken.json")
+    write_config(tmp_path, {}, "connections.json")
+    folder = load_folder(tmp_path, {})
+    assert [pipeline.config.name for pipeline in folder.pipelines] == ["customer-360"]
+    assert [broken.file for broken in folder.broken] == ["broken.json"]
+
+
+def test_names_that_dagster_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    for name in ("a-b", "a_b", "other"):
+        write_config(tmp_path, batch(name, extract_file("rows", "/in.csv")))
+    folder = load_folder(tmp_path, {})
+    assert [pipeline.config.name for pipeline in folder.pipelines] == ["other"]
+    assert {broken.file for broken in folder.broken} == {"a-b.json", "a_b.json"}
+    assert all("same name to Dagster" in str(broken.error) for broken in folder.broken)
+
+
+def test_a_missing_folder_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="PIPELINE_ASSETS_CONFIGS"):
+        load_folder(tmp_path / "nowhere", {})
+
+
+@pytest.mark.parametrize(
+    ("connection", "pointer", "expected"),
+    [
+        ({"host": "h", "database": "d", "user": "u", "password": "hunter2"}, "/password", "never as a literal"),
+        (
+            {"host": "h", "database": "d", "user": "u", "password": "vault:secret/data/pg"},
+            "/password",
+            "names the field",
+        ),
+        ({"hots": "h", "database": "d", "user": "u"}, "/hots", "did you mean 'host'"),
+        ({"host": "h", "database": "d", "user": "u", "port": "x"}, "/port", "integer"),
+    ],
+)
+def test_connections_hold_references_only(
+    tmp_path: Path, connection: dict[str, str], pointer: str, expected: str
+) -> None:
+    write_config(tmp_path, {"postgres": {"default": connection}}, "connections.json")
+    with pytest.raises(ConfigurationError) as caught:
+        load_connections(tmp_path, {})
+    issues = {issue.pointer: issue.message for issue in caught.value.issues}
+    assert expected in issues[f"/postgres/default{pointer}"]
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_configs_of_this_repository_are_valid_by_their_json_schema() -> None:
+    import jsonschema
+
+    configs = Path(__file__).parent.parent / "configs"
+    schema = json.loads((configs / "pipeline.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    files = [p for p in configs.glob("*.json") if p.name not in ("connections.json", "pipeline.schema.json")]
+    assert len(files) >= 3
+    for file in files:
+        document = json.loads(file.read_text())
+        assert document["$schema"] == "pipeline.schema.json"
+        assert [error.message for error in validator.iter_errors(document)] == []
+    broken = changed("steps", 0, "config", value={"tabel": "customers"})
+    assert any("tabel" in error.message for error in validator.iter_errors(broken))
+
+
+def test_what_is_made_from_the_models_is_current() -> None:
+    from pipeline_assets.config_schema import pipeline_schema, step_reference
+
+    root = Path(__file__).parent.parent
+    schema = json.loads((root / "configs" / "pipeline.schema.json").read_text())
+    assert schema == pipeline_schema(), "run: pipeline-assets schema > configs/pipeline.schema.json"
+    reference = (root / "docs" / "steps.md").read_text()
+    assert reference == step_reference(), "run: pipeline-assets schema --reference > docs/steps.md"

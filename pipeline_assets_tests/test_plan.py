@@ -1,0 +1,211 @@
+"""The planner: who takes whose DataFrame, what is a view and what a table, and what can't be planned."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_assets.config import load_file, load_folder
+from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.plan import PipelinePlan, Role, link_pipelines, plan_folder, plan_pipeline
+from pipeline_assets_tests.config_documents import (
+    CUSTOMER_360,
+    OPTIMIZED_AGGREGATION,
+    batch,
+    extract_file,
+    transform,
+    write_config,
+)
+
+DELTA = {"type": "load", "method": "toDeltaLake"}
+
+
+def planned(folder: Path, document: dict[str, Any]) -> PipelinePlan:
+    return plan_pipeline(load_file(write_config(folder, document), {}))
+
+
+def issues_of(folder: Path, document: dict[str, Any]) -> dict[str, str]:
+    with pytest.raises(ConfigurationError) as caught:
+        planned(folder, document)
+    return {issue.pointer: issue.message for issue in caught.value.issues}
+
+
+def test_customer_360(tmp_path: Path) -> None:
+    steps = planned(tmp_path, CUSTOMER_360).steps
+    assert [step.name for step in steps] == ["customers", "orders", "join_data_frames"]
+    assert [step.role for step in steps] == [Role.VIEW, Role.VIEW, Role.TABLE]
+    assert [step.inputs for step in steps] == [(), (), (0, 1)]
+
+
+def test_steps_without_names_follow_one_another(tmp_path: Path) -> None:
+    steps = planned(tmp_path, OPTIMIZED_AGGREGATION).steps
+    assert [step.name for step in steps] == ["from_s3", "repartition_by_columns", "aggregate_data", "coalesce"]
+    assert [step.inputs for step in steps] == [(), (0,), (1,), (2,)]
+    assert [step.role for step in steps] == [Role.VIEW, Role.VIEW, Role.VIEW, Role.TABLE]
+
+
+def test_loads_checks_and_cache_control_leave_the_primary_as_it_is(tmp_path: Path) -> None:
+    document = batch(
+        "p",
+        extract_file("rows", "/in.csv"),
+        transform("cache"),
+        {"type": "validate", "method": "expectations", "config": {"expectations": {"has_id": "id IS NOT NULL"}}},
+        {**DELTA, "config": {"path": "/out"}},
+        transform("filterRows", condition="id > 1"),
+        transform("uncacheAll"),
+    )
+    steps = planned(tmp_path, document).steps
+    assert [step.role for step in steps] == [
+        Role.VIEW,
+        Role.CONTROL,
+        Role.CHECK,
+        Role.LOAD,
+        Role.TABLE,
+        Role.CONTROL,
+    ]
+    assert steps[4].inputs == (0,)
+    assert steps[4].after == (1,), "what takes a cached DataFrame runs after the caching"
+    assert steps[5].after == (0, 1, 2, 3, 4), "uncaching comes last"
+
+
+def test_names_made_from_methods_are_numbered(tmp_path: Path) -> None:
+    document = batch(
+        "p",
+        extract_file("rows", "/in.csv"),
+        transform("filterRows", condition="a"),
+        transform("filterRows", condition="b"),
+    )
+    assert [step.name for step in planned(tmp_path, document).steps] == ["rows", "filter_rows", "filter_rows_2"]
+
+
+def test_materialized_overrules(tmp_path: Path) -> None:
+    document = batch(
+        "p",
+        extract_file("rows", "/in.csv", materialized="table"),
+        transform("filterRows", condition="a", materialized="view"),
+    )
+    assert [step.role for step in planned(tmp_path, document).steps] == [Role.TABLE, Role.VIEW]
+
+
+def test_sql_takes_the_dataframes_it_names(tmp_path: Path) -> None:
+    document = batch(
+        "p",
+        extract_file("a", "/a.csv"),
+        extract_file("b", "/b.csv"),
+        extract_file("c", "/c.csv"),
+        transform("sql", query="WITH x AS (SELECT * FROM c) SELECT * FROM x JOIN a ON x.id = a.id"),
+    )
+    assert set(planned(tmp_path, document).steps[3].inputs) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("steps", "pointer", "expected"),
+    [
+        ([transform("filterRows", condition="a")], "/steps/0", "start with an extract"),
+        (
+            [extract_file("rows", "/a.csv"), extract_file("rows", "/b.csv")],
+            "/steps/1/config/registerAs",
+            "names step 0 already",
+        ),
+        (
+            [extract_file("customers", "/a.csv"), transform("filterRows", condition="a", inputDataFrame="custmers")],
+            "/steps/1/config/inputDataFrame",
+            "did you mean 'customers'",
+        ),
+        (
+            [
+                extract_file("a", "/a.csv"),
+                transform("filterRows", condition="x", inputDataFrame="late"),
+                transform("filterRows", condition="x", inputDataFrame="a", registerAs="late"),
+            ],
+            "/steps/1/config/inputDataFrame",
+            "move it before step 1",
+        ),
+        (
+            [
+                extract_file("a", "/a.csv"),
+                transform("filterRows", condition="x", inputDataFrame="two", registerAs="one"),
+                transform("filterRows", condition="x", inputDataFrame="one", registerAs="two"),
+            ],
+            "/steps/1/config/inputDataFrame",
+            "a cycle of DataFrames: one <- two <- one",
+        ),
+        (
+            [extract_file("a", "/a.csv"), transform("sql", query="SELECT * FROM b")],
+            "/steps/1/config/query",
+            "there is no DataFrame 'b'",
+        ),
+    ],
+)
+def test_graphs_that_cannot_be(tmp_path: Path, steps: list[dict[str, Any]], pointer: str, expected: str) -> None:
+    issues = issues_of(tmp_path, batch("p", *steps))
+    assert pointer in issues, issues
+    assert expected in issues[pointer]
+
+
+def test_an_unknown_dataframe_lists_those_there_are(tmp_path: Path) -> None:
+    document = copy.deepcopy(CUSTOMER_360)
+    document["steps"][2]["config"]["inputDataFrames"] = ["customers", "order"]
+    message = issues_of(tmp_path, document)["/steps/2/config/inputDataFrames/1"]
+    assert "did you mean 'orders'" in message
+    assert "DataFrames here: customers, orders" in message
+
+
+def test_code_versions_follow_what_is_computed(tmp_path: Path) -> None:
+    def versions(document: dict[str, Any]) -> list[str]:
+        return [step.code_version for step in planned(tmp_path, document).steps]
+
+    before = versions(CUSTOMER_360)
+    document = copy.deepcopy(CUSTOMER_360)
+    assert versions({**document, "description": "new words", "owners": ["team:data"]}) == before
+    document["steps"][1]["config"]["path"] = "s3a://data/new/*.parquet"
+    after = versions(document)
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    assert after[2] != before[2], "a step is out of date when what it depends on is"
+
+
+def write_pipeline(folder: Path, name: str, reads: str, writes: str) -> None:
+    write_config(
+        folder,
+        batch(
+            name,
+            {"type": "extract", "method": "fromDeltaLake", "config": {"path": reads}},
+            {**DELTA, "config": {"path": writes}},
+        ),
+    )
+
+
+def test_a_table_that_one_pipeline_loads_and_another_reads_connects_them(tmp_path: Path) -> None:
+    write_pipeline(tmp_path, "first", "/a", "/b")
+    write_pipeline(tmp_path, "second", "/b", "/c")
+    plans = plan_folder(load_folder(tmp_path, {})).plans
+    links = link_pipelines(plans)
+    assert set(links) == {("second", 0)}
+    [[link]] = links["second", 0].values()
+    assert (link.upstream, link.producer) == ("first", 1)
+
+
+def test_pipelines_that_read_one_another_do_not_make_a_circle(tmp_path: Path) -> None:
+    write_pipeline(tmp_path, "first", "/a", "/b")
+    write_pipeline(tmp_path, "second", "/b", "/a")
+    write_pipeline(tmp_path, "itself", "/x", "/x")
+    links = link_pipelines(plan_folder(load_folder(tmp_path, {})).plans)
+    assert len(links) == 1, "one direction stays an external asset"
+    assert ("itself", 0) not in links
+
+
+def test_a_step_that_reads_what_its_pipeline_has_loaded_comes_after_the_load(tmp_path: Path) -> None:
+    document = batch(
+        "p",
+        extract_file("rows", "/in.csv"),
+        {**DELTA, "config": {"path": "/lake/t"}},
+        {"type": "extract", "method": "fromDeltaLake", "config": {"path": "/lake/t"}},
+    )
+    plan = planned(tmp_path, document)
+    [[link]] = link_pipelines([plan])["p", 2].values()
+    assert (link.upstream, link.producer) == ("p", 1)
+    assert [step.index for step in plan.writers_before(plan.steps[2])] == [1]

@@ -1,0 +1,119 @@
+"""What a streaming pipeline may be, told from its config alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_assets.plan import Role
+from pipeline_assets_tests.config_documents import EVENT_STREAM, extract_file, transform
+from pipeline_assets_tests.test_plan import issues_of, planned
+
+EVENTS = {"type": "extract", "method": "fromKafka", "config": {"topic": "events", "registerAs": "events"}}
+WATERMARK = transform("withWatermark", eventTime="at", delay="10 minutes")
+COUNTS = transform("aggregateData", groupBy=["window"], aggregations={"n": "count(*)"})
+
+
+def load(method: str = "toDeltaLake", **config: Any) -> dict[str, Any]:
+    return {
+        "type": "load",
+        "method": method,
+        "config": {"path": "/out", "checkpointLocation": "/checkpoints/out", **config},
+    }
+
+
+def stream(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "stream", "mode": "streaming", "steps": list(steps)}
+
+
+def test_event_stream_as_written(tmp_path: Path) -> None:
+    steps = planned(tmp_path, EVENT_STREAM).steps
+    assert [step.is_stream for step in steps] == [True, True, True]
+    assert [step.role for step in steps] == [Role.VIEW, Role.VIEW, Role.LOAD]
+
+
+@pytest.mark.parametrize(
+    ("steps", "pointer", "said"),
+    [
+        ((EVENTS, transform("coalesce", numPartitions=1), load()), "/steps/1", "use repartition"),
+        ((EVENTS, COUNTS, load()), "/steps/1", "withWatermark"),
+        ((EVENTS, COUNTS, load(outputMode="append")), "/steps/1", "withWatermark"),
+        ((EVENTS, transform("cache"), load()), "/steps/1", "no data to keep in memory"),
+        ((EVENTS, transform("filterRows", condition="true", cache=True), load()), "/steps/1", "has no end"),
+        ((EVENTS, transform("filterRows", condition="true", materialized="table"), load()), "/steps/1", "toDeltaLake"),
+        ((EVENTS, transform("dropDuplicatesWithinWatermark", columns=["id"]), load()), "/steps/1", "withWatermark"),
+        ((EVENTS, transform("filterRows", condition="true")), "/steps/1", "end in a load"),
+        ((EVENTS, load(), extract_file("rows", "/rows.csv")), "/steps/2", "end in a load"),
+        ((EVENTS, load(checkpointLocation=None)), "/steps/1", "needs 'checkpointLocation'"),
+        ((EVENTS, load(), load(path="/other")), "/steps/2", "checkpointLocation is that of step 1"),
+        ((EVENTS, load(mode="overwrite")), "/steps/1", "is for batches"),
+        (
+            (EVENTS, load(), extract_file("rows", "/rows.csv"), load(checkpointLocation="/c")),
+            "/steps/3",
+            "not a stream",
+        ),
+        ((extract_file("rows", "/rows.csv"), load()), "/mode", "use mode 'batch'"),
+        (
+            (
+                EVENTS,
+                extract_file("rows", "/rows.csv"),
+                transform("union", inputDataFrames=["events", "rows"]),
+                load(),
+            ),
+            "/steps/2",
+            "does not unite a stream",
+        ),
+        (
+            (EVENTS, {"type": "validate", "method": "expectations", "config": {"minRows": 1}}, load()),
+            "/steps/1",
+            "batch pipeline",
+        ),
+        (
+            (EVENTS, {"type": "load", "method": "toS3", "config": {"path": "s3a://b/k", "format": "json"}}),
+            "/steps/1",
+            "toS3 does not take streams",
+        ),
+    ],
+)
+def test_what_no_stream_can_do(steps: tuple[dict[str, Any], ...], pointer: str, said: str, tmp_path: Path) -> None:
+    issues = issues_of(tmp_path, stream(*steps))
+    assert said in issues[pointer]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (EVENTS, WATERMARK, COUNTS, load()),
+        (EVENTS, COUNTS, load(outputMode="complete")),
+        (EVENTS, COUNTS, load(outputMode="update", mergeKeys=["window"])),
+        (EVENTS, WATERMARK, transform("dropDuplicatesWithinWatermark", columns=["id"]), load()),
+        (EVENTS, transform("repartition", numPartitions=3), load()),
+        (EVENTS, load(), load(path="/other", checkpointLocation="/checkpoints/other")),
+        (
+            extract_file("rows", "/rows.csv"),
+            transform("cache"),
+            EVENTS,
+            transform("joinDataFrames", inputDataFrames=["events", "rows"], keys=["id"]),
+            load(),
+        ),
+    ],
+)
+def test_what_a_stream_can_do(steps: tuple[dict[str, Any], ...], tmp_path: Path) -> None:
+    assert planned(tmp_path, stream(*steps)).stream_loads()
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"trigger": "continuous"}, "at-least-once"),
+        ({"trigger": "continuous 1 second"}, "at-least-once"),
+        ({"trigger": "5"}, "no trigger"),
+        ({"trigger": "often"}, "no trigger"),
+        ({"outputMode": "update"}, "needs 'mergeKeys'"),
+        ({"mergeKeys": ["id"]}, "outputMode 'update'"),
+    ],
+)
+def test_streaming_keys(config: dict[str, Any], said: str, tmp_path: Path) -> None:
+    assert any(said in message for message in issues_of(tmp_path, stream(EVENTS, load(**config))).values())
