@@ -1,0 +1,251 @@
+"""What the sources of a streaming pipeline have that its checkpoints have not: read without Spark."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline_assets.connections import Connections, KafkaConnection
+from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
+from pipeline_assets.plan import PipelinePlan, PlannedStep
+from pipeline_assets.settings import Settings
+from pipeline_assets.steps.base import StreamingLoad
+from pipeline_assets.steps.checkpoint import NO_OFFSET, Checkpoint
+from pipeline_assets.steps.delta_log import newest_version
+from pipeline_assets.steps.extract import FromDeltaLake
+from pipeline_assets.steps.extract_kafka import FromKafka
+from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.kafka_offsets import Offsets, lag, parse_offsets, read_offsets
+from pipeline_assets.steps.s3_paths import normalize
+
+_SHOWN = 8
+_EARLIEST, _LATEST = -2, -1  # Spark's numbers for them
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far one partition or table has been read: up to ``at`` of ``end``."""
+
+    name: str
+    at: int
+    end: int
+    lag: int
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.at} of {self.end}"
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What is to come for the load that is furthest behind.
+
+    ``starts`` tells of one that has not started yet and begins at its first start, wherever that is. ``fingerprint``
+    is the same as long as neither the sources nor the checkpoints have moved.
+    """
+
+    positions: tuple[Position, ...]
+    fingerprint: str
+    starts: bool = False
+
+    @property
+    def lag(self) -> int:
+        """How many records (of Kafka) and versions (of Delta tables) are to come."""
+        return sum(position.lag for position in self.positions)
+
+    def __str__(self) -> str:
+        if self.starts:
+            return "the stream has not started yet"
+        furthest = sorted(self.positions, key=lambda position: -position.lag)
+        more = f", and {len(furthest) - _SHOWN} more" if len(furthest) > _SHOWN else ""
+        return ", ".join(map(str, furthest[:_SHOWN])) + more
+
+
+def read_backlog(plan: PipelinePlan, settings: Settings, connections: Connections, deadline: float) -> Backlog:
+    """Compare the ends of the sources of ``plan`` with the newest committed batches in its loads' checkpoints.
+
+    ``deadline``: by when (``time.monotonic``) brokers must have answered. A Delta table is compared by its version.
+    Raises PipelineExecutionError when a broker does not answer or a table is not there yet; ConfigurationError for a
+    topic that is not there (unless the step waits for it) and for a source that can't be looked at from here.
+    """
+    reader = _Reader(plan, settings, connections, deadline)
+    loads = [reader.load(load) for load in plan.stream_loads()]
+    facts = json.dumps([[positions, committed] for positions, committed, _ in loads], default=str)
+    positions, _, starts = max(loads, key=lambda found: (found[2], sum(position.lag for position in found[0])))
+    return Backlog(tuple(positions), hashlib.sha256(facts.encode()).hexdigest()[:16], starts)
+
+
+@dataclass
+class _Reader:
+    plan: PipelinePlan
+    settings: Settings
+    connections: Connections
+    deadline: float
+
+    def __post_init__(self) -> None:
+        self._asked: dict[tuple[int, str], Offsets] = {}
+
+    def load(self, load: PlannedStep) -> tuple[list[Position], list[str], bool]:
+        """Return the positions of one load, its newest committed offsets, and whether it starts wherever it starts."""
+        found = self._checkpoint(load).committed_offsets()
+        committed = [text for text in found[1] if text != NO_OFFSET] if found else []
+        positions: list[Position] = []
+        starts = False
+        sources = [json.loads(text) for text in committed]
+        tables: list[tuple[PlannedStep, FromDeltaLake]] = []
+        for step in self.plan.upstream_of(load):
+            if not (step.is_stream and step.method.type == "extract"):
+                continue
+            if isinstance(step.method, FromKafka):
+                end = self._offsets(step, step.method, "latest")
+                processed = _kafka_offsets(committed, sources)
+                start = self._start(step, step.method, end, processed, started=bool(found))
+                starts = starts or start is None
+                positions += _kafka_positions(end, processed, start or end)
+            elif isinstance(step.method, FromDeltaLake):
+                tables.append((step, step.method))
+            else:
+                raise ConfigurationError(
+                    f"step {step.index} ({step.method.method}) can't be looked at from a sensor: give the pipeline a "
+                    "'schedule' instead",
+                    location=self.plan.location(step),
+                )
+        positions += self._table_positions(tables, sources)
+        return positions, committed, starts
+
+    def _checkpoint(self, load: PlannedStep) -> Checkpoint:
+        assert isinstance(load.method, StreamingLoad)  # noqa: S101  (the plan's rules say so)
+        return load.method.checkpoint(self.settings, self.connections)
+
+    def _offsets(self, step: PlannedStep, method: FromKafka, which: Literal["earliest", "latest"]) -> Offsets:
+        key = (step.index, which)
+        if key not in self._asked:
+            try:
+                self._asked[key] = read_offsets(
+                    _with_options(self.connections.kafka(method.connection), method),
+                    self.connections.secrets,
+                    topics=method.topic_names(),
+                    pattern=method.topic_pattern,
+                    which=which,
+                    timeout=max(0.05, self.deadline - time.monotonic()),
+                )
+            except ConfigurationError as error:
+                if method.missing_topic == "wait":
+                    raise PipelineExecutionError(error.message) from None
+                raise error.located(self.plan.location(step)) from None
+        return self._asked[key]
+
+    def _start(
+        self, step: PlannedStep, method: FromKafka, end: Offsets, processed: Offsets, *, started: bool
+    ) -> Offsets | None:
+        """Return where the partitions begin that no committed batch has; None when that is only known at the start."""
+        missing = {
+            topic: [partition for partition in partitions if partition not in processed.get(topic, {})]
+            for topic, partitions in end.items()
+        }
+        if not any(missing.values()):
+            return {}
+        given: Mapping[str, Mapping[int, int]] = {}
+        kept = self._kept_start(step)
+        if kept is not None:
+            given = kept
+        elif not started and method.starting_offsets in (None, "latest"):
+            return None
+        elif not started and isinstance(method.starting_offsets, dict):
+            given = {
+                topic: {int(partition): offset for partition, offset in partitions.items()}
+                for topic, partitions in method.starting_offsets.items()
+            }
+        start: Offsets = {}
+        for topic, partitions in missing.items():
+            for partition in partitions:
+                # A partition that was added later is read from its beginning.
+                offset = given.get(topic, {}).get(partition, _EARLIEST)
+                if offset == _EARLIEST:
+                    offset = self._offsets(step, method, "earliest").get(topic, {}).get(partition, 0)
+                elif offset == _LATEST:
+                    offset = end[topic][partition]
+                start.setdefault(topic, {})[partition] = offset
+        return start
+
+    def _kept_start(self, step: PlannedStep) -> Offsets | None:
+        """Return where the stream of ``step`` began at its first start, which is kept with the first load it feeds."""
+        for load in self.plan.stream_loads():
+            if step in self.plan.upstream_of(load):
+                document = self._checkpoint(load).read_document(f"source_{step.name}")
+                return parse_offsets(json.dumps(document["startingOffsets"])) if document else None
+        return None
+
+    def _table_positions(
+        self, tables: Sequence[tuple[PlannedStep, FromDeltaLake]], sources: Sequence[Any]
+    ) -> list[Position]:
+        # `reservoirVersion` is the next version to read; while it is read in parts, that version.
+        read = sorted(source["reservoirVersion"] for source in sources if _is_delta(source))
+        newest = [self._newest_version(method) for _, method in tables]
+        if len(tables) == 1:
+            (only,) = newest
+            at = read[0] if read else 0
+            return [Position(f"{_table_name(tables[0][1])} version", at - 1, only, max(0, only + 1 - at))]
+        # Which offset is whose is not said. None is beyond its table's end, so all are there when the sums are equal.
+        end, at = sum(version + 1 for version in newest), sum(read)
+        names = " + ".join(_table_name(method) for _, method in tables)
+        return [Position(f"versions of {names}", at, end, max(0, end - at))] if tables else []
+
+    def _newest_version(self, method: FromDeltaLake) -> int:
+        if method.table is not None:
+            path = self.settings.table_path(*method.table.replace("-", "_").split("."))
+        else:
+            path = self.settings.resolve(normalize(method.path or ""))
+        folder = Folder.seen_from_here(path, method.connection, self.connections)
+        if folder is None:
+            raise ConfigurationError(
+                f"the Delta table at {path} can't be looked at from a sensor: give the pipeline a 'schedule' instead"
+            )
+        version = newest_version(folder)
+        if version is None:
+            raise PipelineExecutionError(f"there is no Delta table at {path} yet")
+        return version
+
+
+def _with_options(connection: KafkaConnection, method: FromKafka) -> KafkaConnection:
+    """Return ``connection`` with what the step itself says to the Kafka client, such as the isolation level."""
+    own = {name: str(value) for name, value in method.options.items() if name.startswith("kafka.")}
+    return connection.model_copy(update={"options": {**connection.options, **own}})
+
+
+def _is_delta(source: Any) -> bool:
+    return isinstance(source, dict) and "reservoirVersion" in source
+
+
+def _kafka_offsets(committed: Sequence[str], sources: Sequence[Any]) -> Offsets:
+    """Return the Kafka offsets among the committed ones; of a topic that is read twice, those further behind."""
+    found: Offsets = {}
+    for text, source in zip(committed, sources, strict=True):
+        if not isinstance(source, dict) or not all(isinstance(partitions, dict) for partitions in source.values()):
+            continue
+        for topic, partitions in parse_offsets(text).items():
+            known = found.setdefault(topic, {})
+            for partition, offset in partitions.items():
+                known[partition] = min(offset, known.get(partition, offset))
+    return found
+
+
+def _kafka_positions(end: Offsets, processed: Offsets, start: Offsets) -> list[Position]:
+    behind = lag(end, processed, start)
+    return [
+        Position(
+            f"{topic}/{partition}",
+            processed.get(topic, {}).get(partition, start.get(topic, {}).get(partition, 0)),
+            last,
+            behind[topic][partition],
+        )
+        for topic, partitions in end.items()
+        for partition, last in partitions.items()
+    ]
+
+
+def _table_name(method: FromDeltaLake) -> str:
+    return method.table or method.path or ""

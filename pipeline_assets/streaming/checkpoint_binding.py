@@ -1,0 +1,70 @@
+"""What a checkpoint belongs to: its offsets to sources, its state to the steps that keep it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.plan import PipelinePlan, PlannedStep
+from pipeline_assets.steps.base import ExtractMethod, StreamingLoad, TransformMethod
+from pipeline_assets.steps.checkpoint import Checkpoint
+
+_DOCUMENT = "binding"
+
+
+def bind(checkpoint: Checkpoint, plan: PipelinePlan, load: PlannedStep) -> None:
+    """Hold ``checkpoint`` to the sources and the stateful steps of the query of ``load``.
+
+    A new checkpoint is bound to them. Filters, columns and sinks may change between starts; Spark's rule for the
+    others: https://spark.apache.org/docs/latest/streaming/apis-on-dataframes-and-datasets.html#recovery-semantics-after-changes-in-a-streaming-query
+    Raises ConfigurationError, saying what has changed, for a checkpoint that is bound to something else.
+    """
+    wanted = _facts(plan, load)
+    bound = checkpoint.read_document(_DOCUMENT)
+    if bound is None:
+        checkpoint.write_document(_DOCUMENT, wanted)
+    elif bound != wanted:
+        raise ConfigurationError(
+            f"the checkpoint {checkpoint.path} can't carry this change: {'; '.join(_changes(bound, wanted))}. Either "
+            "undo the change, or give a new checkpointLocation: the stream then begins anew at its starting offsets, "
+            "and a target that has the same rows already gets them again unless you empty it or load by mergeKeys",
+            location=plan.location(load),
+        )
+
+
+def _facts(plan: PipelinePlan, load: PlannedStep) -> dict[str, Any]:
+    upstream = plan.upstream_of(load)
+    sources = [
+        {"method": step.method.method, **step.method.stream_identity()}
+        for step in upstream
+        if step.is_stream and isinstance(step.method, ExtractMethod)
+    ]
+    state = []
+    for step in upstream:
+        if step.is_stream and isinstance(step.method, TransformMethod):
+            kept = step.method.stream_state(tuple(plan.steps[index].is_stream for index in step.inputs))
+            if kept is not None:
+                state.append({"method": step.method.method, **kept})
+    facts: dict[str, Any] = {"sources": sources, "state": state}
+    if state:
+        facts["outputMode"] = cast(StreamingLoad, load.method).output_mode or "append"
+    # As it comes back from JSON.
+    return cast(dict[str, Any], json.loads(json.dumps(facts)))
+
+
+def _changes(bound: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    for key, what in (("sources", "it reads"), ("state", "it keeps state for"), ("outputMode", "its outputMode is")):
+        before, now = bound.get(key), wanted.get(key)
+        if before != now:
+            yield f"{what} {_told(now)}, and the checkpoint was made for {_told(before)}"
+
+
+def _told(facts: Any) -> str:
+    if isinstance(facts, list):
+        return ", ".join(_told(fact) for fact in facts) or "nothing"
+    if isinstance(facts, dict):
+        others = {key: value for key, value in facts.items() if key != "method"}
+        return f"{facts.get('method', '')} {json.dumps(others)}".strip()
+    return repr(facts)

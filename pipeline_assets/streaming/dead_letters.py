@@ -1,0 +1,133 @@
+"""Records of a topic that do not parse: into a Delta table, each once, whenever the stream stopped in between.
+
+A streaming query counts them as it goes (an observation in its plan), and leaves them out. Only when there are any
+are the offsets of the batch read again, for the broken ones alone. The checkpoint keeps up to which batch this is
+done; a start makes up for batches that a crash came before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.plan import PlannedStep
+from pipeline_assets.steps.delta_log import find_transaction
+from pipeline_assets.steps.delta_stream import append_once
+from pipeline_assets.steps.extract_kafka import FromKafka
+from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.kafka_offsets import offsets_json, parse_offsets
+from pipeline_assets.steps.paths import open_for_spark
+from pipeline_assets.steps.s3_paths import is_s3
+
+if TYPE_CHECKING:
+    from pipeline_assets.steps.checkpoint import Checkpoint
+    from pipeline_assets.steps.kafka_offsets import Offsets
+
+_DOCUMENT = "dead_letters"
+
+
+class DeadLetters:
+    """The broken records of one Kafka extract, as the streaming query of ``load`` meets them.
+
+    ``table`` is the Delta table's path: columns topic, partition, offset, timestamp, key, value and reason, among
+    others.
+    """
+
+    def __init__(self, run: PipelineRun, extract: PlannedStep, load: PlannedStep) -> None:
+        self.extract = extract
+        self._run = run
+        self._method = cast(FromKafka, extract.method)
+        self._context = run.source_context(extract)
+        self._checkpoint: Checkpoint = run.checkpoint(load)
+        own = self._method.dead_letter_path
+        self.table = own or run.context.settings.table_path(run.plan.name, f"{extract.name}_dead_letters")
+        if own or is_s3(self.table):
+            (self.table,) = open_for_spark([self.table], "default", run.context)
+        self._document = f"{_DOCUMENT}_{extract.name}"
+
+    def make_up(self) -> int:
+        """Write those of batches that were committed before anyone looked; returns how many."""
+        committed = self._checkpoint.committed_offsets()
+        if committed is None:
+            return 0
+        last, _ = committed
+        document = self._checkpoint.read_document(self._document) or {"batch": -1, "offsets": None}
+        start = self._own([document["offsets"]])
+        written = 0
+        for batch in range(document["batch"] + 1, last + 1):
+            end = self._own(self._checkpoint.offsets_of(batch))
+            if end is not None and end != start:
+                written += self._write(self._checkpoint.query_id() or "", batch, start, end)
+                self._done(batch, end)
+                start = end
+        return written
+
+    def after(self, progress: Mapping[str, Any]) -> int:
+        """Write those of the micro-batch of ``progress`` (a StreamingQueryProgress); returns how many there were."""
+        sources = progress["sources"]
+        end = self._own([_text(source["endOffset"]) for source in sources])
+        start = self._own([_text(source["startOffset"]) for source in sources])
+        if end is None or end == start:
+            return 0
+        observed = (progress.get("observedMetrics") or {}).get(f"kafka_{self.extract.name}") or {}
+        found = int(observed.get("dead_letters", 0))
+        # A batch that the sink had committed before a crash is not computed again: nothing has been observed then.
+        if found or not observed.get("records"):
+            found = self._write(progress["id"], progress["batchId"], start, end)
+        self._done(progress["batchId"], end)
+        return found
+
+    def _write(self, query_id: str, batch: int, start: Offsets | None, end: Offsets) -> int:
+        with self._run.errors_of(self.extract):
+            frame = self._method.dead_letters(self._context, self._from(start, end), end)
+            if frame is None:
+                return 0
+            app_id = f"{query_id}:{self.extract.name}"
+            append_once(frame, self.table, app_id, batch)
+        folder = Folder.seen_from_here(self.table, "default", self._run.context.connections)
+        commit = find_transaction(folder, app_id, batch) if folder is not None else None
+        return int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
+
+    def _from(self, start: Offsets | None, end: Offsets) -> Offsets:
+        """Return where the batch begins, for each partition of ``end``."""
+        if start is None:
+            document = self._checkpoint.read_document(f"source_{self.extract.name}") or {}
+            start = parse_offsets(json.dumps(document.get("startingOffsets", {})))
+        return {
+            topic: {partition: start.get(topic, {}).get(partition, _EARLIEST) for partition in partitions}
+            for topic, partitions in end.items()
+        }
+
+    def _own(self, offsets: Sequence[str | None] | None) -> Offsets | None:
+        """Return the offsets of this extract's source among those of a query."""
+        for text in offsets or ():
+            if text is not None and text.startswith("{"):
+                found = {topic: _numbers(parts) for topic, parts in json.loads(text).items() if isinstance(parts, dict)}
+                if found and all(self._method.subscribes(topic) for topic in found):
+                    return found
+        return None
+
+    def _done(self, batch: int, end: Offsets) -> None:
+        self._checkpoint.write_document(self._document, {"batch": batch, "offsets": offsets_json(end)})
+
+
+_EARLIEST = -2  # Kafka's word for the first record that is still there
+
+
+def _numbers(partitions: Mapping[str, Any]) -> dict[int, int]:
+    return {int(partition): int(offset) for partition, offset in partitions.items()}
+
+
+def _text(offset: Any) -> str | None:
+    return offset if offset is None or isinstance(offset, str) else json.dumps(offset)
+
+
+def dead_letters_of(run: PipelineRun) -> Iterator[tuple[PlannedStep, DeadLetters]]:
+    """Yield, with the load whose query counts them, those of each Kafka extract whose records can be broken."""
+    for extract in run.plan.steps:
+        method = extract.method
+        if isinstance(method, FromKafka) and extract.is_stream and method.can_break:
+            load = next(load for load in run.plan.stream_loads() if extract in run.plan.upstream_of(load))
+            yield load, DeadLetters(run, extract, load)

@@ -1,0 +1,303 @@
+"""The life of a pipeline's streaming queries: started, watched and stopped, in one place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pipeline_assets.errors import PipelineError, PipelineExecutionError, StreamingQueryError
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.plan import PlannedStep
+from pipeline_assets.spark.failures import is_spark_error, spark_failure
+from pipeline_assets.spark.stream_support import check_stream_support
+from pipeline_assets.steps.base import StreamingLoad
+from pipeline_assets.steps.delta_log import Commit, find_transaction
+from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.load import ToDeltaLake
+from pipeline_assets.steps.paths import open_for_spark
+from pipeline_assets.streaming.checkpoint_binding import bind
+from pipeline_assets.streaming.checkpoint_lease import CheckpointLease
+from pipeline_assets.streaming.dead_letters import DeadLetters, dead_letters_of
+
+if TYPE_CHECKING:
+    from pyspark.sql.streaming.query import StreamingQuery
+
+_log = logging.getLogger(__name__)
+_POLL_SECONDS = 0.5
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """What a streaming query tells after a micro-batch, or now and then while it waits for data.
+
+    ``end_offsets`` and ``lag`` (records to come) are by topic and partition, as in ``events/0``; ``lag`` is as of the
+    start of the batch. ``written`` is the Delta commit of the batch. ``dead_letters``: records that did not parse, by
+    the extract that read them.
+    """
+
+    load: PlannedStep
+    query_id: str
+    batch_id: int
+    timestamp: str
+    input_rows: int
+    input_rows_per_second: float
+    processed_rows_per_second: float
+    duration_ms: int
+    end_offsets: Mapping[str, int]
+    lag: Mapping[str, int]
+    written: Commit | None
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+
+
+class StreamingPipeline:
+    """The streaming queries of ``run``'s pipeline. Stopped by ``run.stop``; at once by ``hurry`` too.
+
+    ``is_finished`` tells whether the run of an id has ended: what it held of checkpoints is then free.
+    """
+
+    def __init__(self, run: PipelineRun, is_finished: Callable[[str], bool], grace_seconds: float) -> None:
+        self.run = run
+        self.hurry = threading.Event()
+        self._is_finished = is_finished
+        self._grace_seconds = grace_seconds
+        self._queries: list[_Watched] = []
+
+    def watch(self) -> Iterator[BatchProgress]:
+        """Start every query, yield their progress, and end when all have ended or a stop is asked for.
+
+        On every way out, errors included, all queries have been stopped, after the batch in flight where the grace
+        period allows it. Raises ConfigurationError before any query starts for what can't run, and
+        StreamingQueryError when a query fails.
+        """
+        with ExitStack() as leases:
+            self._take_checkpoints(leases)
+            self._prepare()
+            try:
+                self._start()
+                while not self.run.stop.is_set() and any(query.is_active for query in self._queries):
+                    yield from self._news()
+                    self._raise_failure()
+                    self._check_leases()
+                    self.run.stop.wait(_POLL_SECONDS)
+            finally:
+                self._stop_all()
+            self._raise_failure()
+            yield from self._news()
+
+    def _take_checkpoints(self, leases: ExitStack) -> None:
+        self._leases = []
+        for load in self.run.plan.stream_loads():
+            with self.run.errors_of(load):
+                lease = CheckpointLease(
+                    self.run.checkpoint(load), self.run.context.run_id, is_finished=self._is_finished
+                )
+                lease.acquire(self.run.stop)
+            leases.callback(lease.release)
+            self._leases.append(lease)
+
+    def _check_leases(self) -> None:
+        for lease in self._leases:
+            if lease.lost is not None:
+                raise PipelineExecutionError(f"another run writes to the same checkpoint now: {lease.lost}")
+
+    def _prepare(self) -> None:
+        """Plan every query and find what is wrong with any, before the first one starts."""
+        plan = self.run.plan
+        _fit_state_to_machine(self.run)
+        for load in plan.stream_loads():
+            bind(self.run.checkpoint(load), plan, load)
+        for load in plan.stream_loads():
+            method = cast(StreamingLoad, load.method)
+            frame = self.run.dataframe(plan.steps[load.inputs[0]])
+            with self.run.errors_of(load, [frame]):
+                method.check_schema(frame, self.run.context)
+                check_stream_support(frame, method.output_mode or "append")
+        self._dead_letters: dict[int, list[DeadLetters]] = {}
+        for load, dead_letters in dead_letters_of(self.run):
+            found = dead_letters.make_up()
+            if found:
+                _log.warning("%s: %d broken records of before the start", plan.location(load), found)
+            self._dead_letters.setdefault(load.index, []).append(dead_letters)
+
+    def _start(self) -> None:
+        for load in self.run.plan.stream_loads():
+            query = self.run.start_stream(load, f"{self.run.plan.name}/{load.name}")
+            self._queries.append(_Watched(self.run, load, query, self._dead_letters.get(load.index, [])))
+
+    def _news(self) -> Iterator[BatchProgress]:
+        for query in self._queries:
+            yield from query.news()
+
+    def _raise_failure(self) -> None:
+        for query in self._queries:
+            if (failure := query.failure()) is not None:
+                raise failure
+
+    def _stop_all(self) -> None:
+        """Stop every query between two batches; in the middle of one when the grace period is over."""
+        deadline = time.monotonic() + self._grace_seconds
+        waiting = [query for query in self._queries if query.is_active]
+        batches = {query: query.last_batch for query in waiting}
+        while waiting and time.monotonic() < deadline and not self.hurry.is_set():
+            for query in list(waiting):
+                if query.is_idle or query.last_batch != batches[query]:
+                    query.stop()
+                    waiting.remove(query)
+            self.hurry.wait(0.1 if waiting else 0)
+        for query in waiting:
+            query.stop()
+
+
+class _Watched:
+    """A started query of one load."""
+
+    def __init__(
+        self, run: PipelineRun, load: PlannedStep, query: StreamingQuery, dead_letters: list[DeadLetters]
+    ) -> None:
+        self._run = run
+        self._load = load
+        self._query = query
+        self._dead_letters = dead_letters
+        self._seen = ""
+        self._failure: PipelineError | None = None
+        self._id = str(query.id)
+        self._last: Any = None
+        method = cast(StreamingLoad, load.method)
+        self._app_id = method.transaction_app_id(self._id, run.checkpoint(load))
+
+    @property
+    def is_active(self) -> bool:
+        return self._ask(lambda: bool(self._query.isActive), otherwise=False)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch is in flight."""
+        return self._ask(lambda: not self._query.isActive or not self._query.status["isTriggerActive"], otherwise=True)
+
+    @property
+    def last_batch(self) -> int:
+        progress = self._last_progress()
+        return -1 if progress is None else int(progress.batchId)
+
+    def stop(self) -> None:
+        """Stop the query; what it is doing is given up, and done again at the next start."""
+        self._ask(self._query.stop, otherwise=None)
+
+    def _last_progress(self) -> Any:
+        self._last = self._ask(lambda: self._query.lastProgress, otherwise=self._last)
+        return self._last
+
+    def _ask(self, question: Callable[[], _T], otherwise: _T) -> _T:
+        """Return Spark's answer; ``otherwise`` when it has none, which is then the failure of the query."""
+        try:
+            return question()
+        except Exception as error:
+            if not is_spark_error(error) and not isinstance(error, ConnectionError):
+                raise
+            if self._failure is None:
+                self._failure = self._explained(error)
+            return otherwise
+
+    def news(self) -> Iterator[BatchProgress]:
+        """Yield the progress that has not been told yet, with the dead letters of its batch written."""
+        last = self._last_progress()
+        if last is None or last.timestamp == self._seen:
+            return
+        recent: list[Any] = self._ask(lambda: list(self._query.recentProgress), otherwise=[])
+        for event in recent:
+            if event.timestamp > self._seen:
+                self._seen = event.timestamp
+                yield self._told(json.loads(event.json))
+
+    def _told(self, progress: Mapping[str, Any]) -> BatchProgress:
+        # The sums over the sources are not in what Spark Connect tells.
+        sources = progress["sources"]
+        ended = _by_partition(progress, "endOffset")
+        latest = _by_partition(progress, "latestOffset")
+        was_run = "addBatch" in progress["durationMs"]
+        return BatchProgress(
+            load=self._load,
+            query_id=progress["id"],
+            batch_id=progress["batchId"],
+            timestamp=progress["timestamp"],
+            input_rows=sum(source["numInputRows"] for source in sources),
+            input_rows_per_second=_sum(sources, "inputRowsPerSecond"),
+            processed_rows_per_second=_sum(sources, "processedRowsPerSecond"),
+            duration_ms=progress["durationMs"].get("triggerExecution", 0),
+            end_offsets=ended,
+            lag={partition: max(0, offset - ended.get(partition, offset)) for partition, offset in latest.items()},
+            written=self._commit(progress["batchId"]) if was_run else None,
+            dead_letters={letters.extract.name: letters.after(progress) for letters in self._dead_letters}
+            if was_run
+            else {},
+        )
+
+    def _commit(self, batch: int) -> Commit | None:
+        method = self._load.method
+        if self._app_id is None or not isinstance(method, ToDeltaLake):
+            return None
+        (path,) = open_for_spark([method.path], method.connection, self._run.context)
+        folder = Folder.seen_from_here(path, method.connection, self._run.context.connections)
+        return find_transaction(folder, self._app_id, batch) if folder is not None else None
+
+    def failure(self) -> PipelineError | None:
+        """Return why the query has ended, when it was not for having done its work."""
+        if self._failure is None and not self.is_active:
+            self._last_progress()
+            self._ask(lambda: self._query.awaitTermination(1), otherwise=None)
+        return self._failure
+
+    def _explained(self, error: Exception) -> PipelineError:
+        """Return what ended the query, with what helps to find it again in logs and tables."""
+        if isinstance(error, ConnectionError):
+            cause: PipelineError = PipelineExecutionError("Spark's JVM is gone", details=str(error))
+        else:
+            cause = spark_failure(error)
+        facts = [
+            f"query {self._run.plan.name}/{self._load.name}, id {self._id}",
+            f"last progress: {json.dumps(json.loads(self._last.json)) if self._last is not None else 'none yet'}",
+            cause.details,
+        ]
+        message = f"the streaming query ended: {cause.message}"
+        return StreamingQueryError(message, details="\n".join(facts), location=self._run.plan.location(self._load))
+
+
+def _sum(sources: Sequence[Mapping[str, Any]], rate: str) -> float:
+    # JSON has no infinity: Spark leaves it out, or writes it as text.
+    values = (source.get(rate) for source in sources)
+    return float(sum(value for value in values if isinstance(value, int | float)))
+
+
+def _by_partition(progress: Mapping[str, Any], which: str) -> dict[str, int]:
+    """Return the offsets of all Kafka sources of a progress event, by ``topic/partition``."""
+    found: dict[str, int] = {}
+    for source in progress["sources"]:
+        offsets = source.get(which)
+        if isinstance(offsets, str):
+            with suppress(ValueError):
+                offsets = json.loads(offsets)
+        if not isinstance(offsets, dict):
+            continue
+        for topic, partitions in offsets.items():
+            if isinstance(partitions, dict):
+                found |= {f"{topic}/{partition}": int(offset) for partition, offset in partitions.items()}
+    return found
+
+
+def _fit_state_to_machine(run: PipelineRun) -> None:
+    """Keep the state of streams in as many partitions as a single machine has use for.
+
+    Spark's 200 are for clusters; adaptive execution, which brings them down in batches, does not work on state. A
+    checkpoint keeps the number that it was made with.
+    """
+    conf = run.context.spark.conf
+    master = str(conf.get("spark.master", ""))
+    if master.startswith("local") and conf.get("spark.sql.shuffle.partitions") == "200":
+        conf.set("spark.sql.shuffle.partitions", "8")
