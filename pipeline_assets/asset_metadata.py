@@ -1,0 +1,134 @@
+"""What an asset's page shows: Dagster metadata made from what Spark says about a DataFrame or a write."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.plan import PlannedStep
+from pipeline_assets.spark.description import describe, markdown_table
+from pipeline_assets.spark.lineage import column_lineage
+from pipeline_assets.steps.base import (
+    ExpectationResult,
+    ExtractMethod,
+    LoadResult,
+    TransformMethod,
+)
+from pipeline_assets.steps.delta_table import DeltaWrite
+from pipeline_assets.steps.transform import Sql
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+Metadata = dict[str, Any]
+ColumnOrigins = dict[str, list[dg.TableColumnDep]]
+
+
+def dataframe_metadata(frame: "DataFrame", origins: ColumnOrigins | None = None) -> Metadata:
+    """Return schema, lineage, partition count and physical plan of a DataFrame. No data moves."""
+    description = describe(frame)
+    deps = origins or {}
+    columns = [
+        dg.TableColumn(
+            column.name,
+            column.type,
+            # The open-source UI has no view of column lineage; the schema's table shows it as well.
+            description=column.comment or _told(deps.get(column.name, ())),
+            constraints=dg.TableColumnConstraints(nullable=column.nullable),
+        )
+        for column in description.columns
+    ]
+    metadata: Metadata = {"dagster/column_schema": dg.TableSchema(columns)}
+    if deps:
+        metadata["dagster/column_lineage"] = dg.TableColumnLineage(deps)
+    if description.partitions is not None:
+        metadata["partition_count"] = description.partitions
+    # Last, since it is long.
+    metadata["physical_plan"] = dg.MetadataValue.md(f"```\n{description.plan.strip()}\n```")
+    return metadata
+
+
+def _told(origins: Sequence[dg.TableColumnDep]) -> str | None:
+    names = [f"{origin.asset_key.path[-1]}.{origin.column_name}" for origin in origins]
+    return f"from {', '.join(names)}" if names else None
+
+
+def column_origins(
+    run: PipelineRun,
+    step: PlannedStep,
+    frame: "DataFrame",
+    inputs: Mapping[int, "DataFrame"],
+    upstream: Mapping[int, dg.AssetKey],
+    sources: tuple[dg.AssetKey, ...],
+) -> ColumnOrigins:
+    """Return the columns that each column of ``frame`` comes from; one that is not understood is left out.
+
+    ``upstream``: the asset of each input, by step index; ``sources``: the external assets that an extract reads.
+    """
+    method = step.method
+    if isinstance(method, ExtractMethod):
+        only = sources[0] if len(sources) == 1 else None
+        return {column: [dg.TableColumnDep(only, column)] for column in frame.columns} if only else {}
+    assert isinstance(method, TransformMethod)  # noqa: S101  (a step with a DataFrame is one or the other)
+    names = dict(zip(step.input_names, step.inputs, strict=True))
+    schemas = {name: inputs[index].schema for name, index in names.items()}
+    try:
+        found = column_lineage(lambda stubs: method.transform(stubs, run.context), schemas, run.context.spark)
+    finally:
+        if isinstance(method, Sql):
+            # It has registered the empty stand-ins under its inputs' names.
+            for name, index in names.items():
+                inputs[index].createOrReplaceTempView(name)
+    return {
+        column: [dg.TableColumnDep(upstream[names[name]], source) for name, source in origins]
+        for column, origins in (found or {}).items()
+    }
+
+
+def cache_metadata(run: PipelineRun, step: PlannedStep) -> Metadata:
+    """Return the storage level of a DataFrame that the run keeps, and nothing for any other."""
+    levels = {cached.name: cached.level for cached in run.context.cache.cached()}
+    return {"storage_level": levels[step.dataframe]} if step.dataframe in levels else {}
+
+
+def table_metadata(run: PipelineRun, step: PlannedStep, written: DeltaWrite) -> Metadata:
+    """Return where a table is, what was written to it, and a preview of what it holds now."""
+    metadata: Metadata = {}
+    preview = run.preview(step, written)
+    if preview is not None:
+        metadata["preview"] = dg.MetadataValue.md(markdown_table(preview.columns, preview.rows))
+    metadata |= {
+        **table_location(run.table_path(step), run.plan.name, step.name),
+        _row_count_key(run): written.rows,
+        "table_version": written.version,
+        "files_written": written.files,
+    }
+    return metadata
+
+
+def table_location(path: str, pipeline: str, asset: str) -> Metadata:
+    """Return Dagster's standard keys for where a warehouse table is."""
+    return {"dagster/uri": path, "dagster/table_name": f"{pipeline}.{asset}"}
+
+
+def load_metadata(run: PipelineRun, result: LoadResult) -> Metadata:
+    """Return where a load wrote, and how much."""
+    metadata: Metadata = {"dagster/uri": result.uri, **result.metrics}
+    if result.table_name is not None:
+        metadata["dagster/table_name"] = result.table_name
+    if result.version is not None:
+        metadata["table_version"] = result.version
+    if result.rows is not None:
+        metadata[_row_count_key(run)] = result.rows
+    return metadata
+
+
+def expectation_metadata(result: ExpectationResult) -> Metadata:
+    """Return how many rows did not meet an expectation."""
+    share = result.failed / result.total if result.total else 0.0
+    return {"failed_rows": result.failed, "total_rows": result.total, "failed_percent": 100.0 * share}
+
+
+def _row_count_key(run: PipelineRun) -> str:
+    return "dagster/row_count" if run.context.partition is None else "dagster/partition_row_count"

@@ -1,0 +1,396 @@
+"""The asset factory: planned pipelines become Dagster assets, checks, jobs and schedules."""
+
+# No postponed annotations here: Dagster inspects those of the functions that it turns into assets.
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from pipeline_assets.asset_metadata import (
+    cache_metadata,
+    column_origins,
+    dataframe_metadata,
+    expectation_metadata,
+    load_metadata,
+    table_location,
+    table_metadata,
+)
+from pipeline_assets.config import BrokenConfig, Retry
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.partitions import Partitions
+from pipeline_assets.plan import Link, PipelinePlan, PlannedStep, Role
+from pipeline_assets.settings import Settings
+from pipeline_assets.steps.base import Dataset, ValidateMethod
+from pipeline_assets.streaming_assets import streaming_asset
+
+IO_MANAGER_KEY = "dataframe_io_manager"
+Links = Mapping[tuple[str, int], Mapping[Dataset, tuple[Link, ...]]]
+
+
+@dataclass
+class PipelineDefinitions:
+    """What one or more pipelines are to Dagster. ``steps`` is what the IO manager looks assets up in."""
+
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = field(default_factory=list)
+    checks: list[dg.AssetChecksDefinition] = field(default_factory=list)
+    jobs: list[Any] = field(default_factory=list)
+    schedules: list[Any] = field(default_factory=list)
+    steps: dict[dg.AssetKey, tuple[PipelinePlan, PlannedStep]] = field(default_factory=dict)
+
+
+def build_pipelines(plans: Sequence[PipelinePlan], links: Links, settings: Settings) -> PipelineDefinitions:
+    """Return the assets, checks, jobs and schedules of ``plans``, with the external assets that they read."""
+    found = PipelineDefinitions()
+    by_name = {plan.name: plan for plan in plans}
+    external: dict[dg.AssetKey, dg.AssetSpec] = {}
+    for plan in plans:
+        factory = _PipelineFactory(plan, by_name, links, settings)
+        for spec in factory.external_assets():
+            external.setdefault(spec.key, spec)
+        if plan.pipeline.config.mode == "streaming":
+            stream = factory.stream()
+            found.assets.append(stream)
+            found.jobs.append(factory.job(stream.keys))
+            continue
+        found.steps.update({asset_key(plan, step): (plan, step) for step in plan.steps})
+        found.assets += factory.assets()
+        found.checks += factory.checks()
+        job = factory.job(asset_key(plan, step) for step in plan.steps if step.role is not Role.CHECK)
+        found.jobs.append(job)
+        found.schedules += factory.schedules(job)
+    found.assets += external.values()
+    return found
+
+
+def broken_asset(broken: BrokenConfig) -> dg.AssetSpec:
+    """Return an asset that shows, in the UI, why a config could not be loaded. It can't be materialized."""
+    reasons = [f"`{issue.pointer or '/'}`: {issue.message}" for issue in broken.error.issues] or [str(broken.error)]
+    lines = "\n".join(f"- {reason}" for reason in reasons)
+    return dg.AssetSpec(
+        dg.AssetKey(["broken_configs", _key_part(broken.name.replace("-", "_"))]),
+        group_name="broken_configs",
+        description=f"**{broken.file} could not be loaded.**\n\n{lines}",
+        kinds={"error"},
+        metadata={"file": broken.file},
+    )
+
+
+def asset_key(plan: PipelinePlan, step: PlannedStep) -> dg.AssetKey:
+    """Return the asset key of a step: ``<pipeline>/<step>``."""
+    return dg.AssetKey([plan.name, step.name])
+
+
+def dataset_key(dataset: Dataset) -> dg.AssetKey:
+    """Return the asset key of data outside all pipelines: its kind and its parts."""
+    return dg.AssetKey([dataset.kind, *(_key_part(part) for part in dataset.parts)])
+
+
+def _key_part(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", text) or "_"
+
+
+class _PipelineFactory:
+    def __init__(self, plan: PipelinePlan, plans: Mapping[str, PipelinePlan], links: Links, settings: Settings) -> None:
+        self.plan = plan
+        self.settings = settings
+        self.config = plan.pipeline.config
+        self.plans = plans
+        self.links = links
+        self.partitions_def = partitions_definition(self.config.partitions)
+
+    def external_assets(self) -> Iterator[dg.AssetSpec]:
+        """Yield a spec for each source that no pipeline of the location writes."""
+        for step in self.plan.steps:
+            yield from self._external_sources(step)
+
+    def _external_sources(self, step: PlannedStep) -> Iterator[dg.AssetSpec]:
+        linked = self.links.get((self.plan.name, step.index), {})
+        for source in step.method.sources():
+            if source not in linked:
+                yield dg.AssetSpec(
+                    dataset_key(source),
+                    group_name="sources",
+                    kinds={source.kind},
+                    description=f"{source.uri}, read by pipelines",
+                    metadata={"dagster/uri": source.uri},
+                )
+
+    def assets(self) -> Iterator[dg.AssetsDefinition]:
+        for step in self.plan.steps:
+            match step.role:
+                case Role.VIEW | Role.TABLE:
+                    yield self._dataframe_asset(step)
+                case Role.LOAD:
+                    yield self._load_asset(step)
+                case Role.CONTROL:
+                    yield self._control_asset(step)
+                case Role.CHECK:
+                    pass
+
+    def stream(self) -> dg.AssetsDefinition:
+        """Return the multi-asset of a streaming pipeline."""
+        specs = [
+            dg.AssetSpec(
+                asset_key(self.plan, step),
+                deps=[*(self._key(index) for index in step.inputs), *self._source_deps(step)],
+                **self._common(step),
+            )
+            for step in self.plan.steps
+        ]
+        keys = {step.index: self._key(step.index) for step in self.plan.steps}
+        return streaming_asset(self.plan, specs, keys, self.settings)
+
+    def checks(self) -> Iterator[dg.AssetChecksDefinition]:
+        return (self._check(step) for step in self.plan.steps if step.role is Role.CHECK)
+
+    def job(self, keys: Iterable[dg.AssetKey]) -> Any:
+        return dg.define_asset_job(
+            self.plan.name,
+            selection=dg.AssetSelection.assets(*keys),
+            description=self.config.description,
+            tags={"pipeline": self.config.name, **self.config.tags},
+            partitions_def=self.partitions_def,
+        )
+
+    def schedules(self, job: Any) -> Iterator[Any]:
+        schedule = self.config.cron_schedule
+        if schedule is None or self.config.automation == "on_cron":
+            return
+        name = f"{self.plan.name}_schedule"
+        if isinstance(self.partitions_def, dg.TimeWindowPartitionsDefinition):
+            partitioned = self.partitions_def
+            yield dg.ScheduleDefinition(
+                name=name,
+                job=job,
+                cron_schedule=schedule.cron,
+                execution_timezone=schedule.timezone,
+                execution_fn=lambda context: _last_partition(context, partitioned),
+            )
+        elif self.partitions_def is not None:
+            keys = self.partitions_def.get_partition_keys()
+            yield dg.ScheduleDefinition(
+                name=name,
+                job=job,
+                cron_schedule=schedule.cron,
+                execution_timezone=schedule.timezone,
+                execution_fn=lambda context: [
+                    dg.RunRequest(run_key=f"{context.scheduled_execution_time.isoformat()}|{key}", partition_key=key)
+                    for key in keys
+                ],
+            )
+        else:
+            yield dg.ScheduleDefinition(
+                name=name, job=job, cron_schedule=schedule.cron, execution_timezone=schedule.timezone
+            )
+
+    def _dataframe_asset(self, step: PlannedStep) -> dg.AssetsDefinition:
+        plan = self.plan
+        upstream = {index: self._key(index) for index in step.inputs}
+        sources = tuple(self._source_keys(step))
+        external = [spec.key for spec in self._external_sources(step)]
+
+        def dataframe(context: dg.AssetExecutionContext, **frames: Any) -> Any:
+            run = _pipeline_run(context, plan)
+            here = run.plan.steps[step.index]
+            inputs = {index: frames[_input_name(index)] for index in upstream}
+            frame = run.build(here, inputs)
+            for source in external:
+                context.log_event(dg.AssetObservation(source))
+            origins = column_origins(run, here, frame, inputs, upstream, sources)
+            metadata = {**cache_metadata(run, here), **dataframe_metadata(frame, origins)}
+            if step.role is Role.VIEW:
+                return dg.MaterializeResult(value=frame, metadata=metadata)
+            written = run.write_table(here, frame, _selected(context, plan))
+            return dg.MaterializeResult(value=None, metadata={**table_metadata(run, here, written), **metadata})
+
+        return self._asset(step, dataframe, ins=self._ins(step), deps=self._deps(step), io_manager_key=IO_MANAGER_KEY)
+
+    def _load_asset(self, step: PlannedStep) -> dg.AssetsDefinition:
+        plan = self.plan
+        name = _input_name(step.inputs[0])
+
+        def load(context: dg.AssetExecutionContext, **frames: Any) -> dg.MaterializeResult[Any]:
+            run = _pipeline_run(context, plan)
+            here = run.plan.steps[step.index]
+            result = run.load(here, frames[name], _selected(context, plan))
+            return dg.MaterializeResult(metadata={**load_metadata(run, result), **dataframe_metadata(frames[name])})
+
+        return self._asset(step, load, ins=self._ins(step), deps=self._deps(step))
+
+    def _control_asset(self, step: PlannedStep) -> dg.AssetsDefinition:
+        plan = self.plan
+        deps = [*self._deps(step), *(self._key(index) for index in step.inputs)]
+
+        def control(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+            run = _pipeline_run(context, plan)
+            run.control(run.plan.steps[step.index])
+            cached = run.context.cache.cached()
+            return dg.MaterializeResult(
+                metadata={
+                    "cached_dataframes": ", ".join(f"{frame.name} ({frame.level})" for frame in cached) or "none",
+                    "cached_memory_bytes": sum(frame.memory_bytes or 0 for frame in cached),
+                    "cached_disk_bytes": sum(frame.disk_bytes or 0 for frame in cached),
+                }
+            )
+
+        return self._asset(step, control, deps=deps)
+
+    def _check(self, step: PlannedStep) -> dg.AssetChecksDefinition:
+        plan = self.plan
+        method = step.method
+        assert isinstance(method, ValidateMethod)  # noqa: S101  (the plan's role says so)
+        checked = self._key(step.inputs[0])
+        names = method.expectation_names()
+
+        @dg.multi_asset_check(
+            name=f"{plan.name}__{step.name}",
+            specs=[
+                dg.AssetCheckSpec(
+                    _key_part(f"{step.name}_{name}"), asset=checked, blocking=method.blocking, description=text
+                )
+                for name, text in names.items()
+            ],
+            required_resource_keys={"spark"},
+            can_subset=True,
+        )
+        def check(context: dg.AssetCheckExecutionContext) -> Iterable[dg.AssetCheckResult]:
+            run = _pipeline_run(context, plan)
+            wanted = {key.name for key in context.selected_asset_check_keys}
+            for result in run.check(run.plan.steps[step.index], _selected(context, plan)):
+                name = _key_part(f"{step.name}_{result.name}")
+                if name in wanted:
+                    yield dg.AssetCheckResult(
+                        check_name=name,
+                        asset_key=checked,
+                        passed=result.passed,
+                        metadata=expectation_metadata(result),
+                    )
+
+        return check
+
+    def _asset(self, step: PlannedStep, compute: Callable[..., Any], **specific: Any) -> dg.AssetsDefinition:
+        """Return the asset of ``step``, with what all assets of the pipeline have in common."""
+        return dg.asset(
+            compute,
+            key=asset_key(self.plan, step),
+            partitions_def=self.partitions_def,
+            automation_condition=self._automation_condition(),
+            retry_policy=_retry_policy(self.config.retry),
+            required_resource_keys={"spark"},
+            **self._common(step),
+            **specific,
+        )
+
+    def _common(self, step: PlannedStep) -> dict[str, Any]:
+        """Return what Dagster is told about the asset of ``step``, whoever materializes it."""
+        return {
+            "group_name": self.plan.name,
+            "description": self._description(step),
+            "kinds": self._kinds(step),
+            "owners": list(self.config.owners),
+            "tags": dict(self.config.tags),
+            "code_version": step.code_version,
+            "metadata": self._location_metadata(step),
+        }
+
+    def _ins(self, step: PlannedStep) -> dict[str, dg.AssetIn]:
+        return {
+            _input_name(index): dg.AssetIn(self._key(index), input_manager_key=IO_MANAGER_KEY) for index in step.inputs
+        }
+
+    def _deps(self, step: PlannedStep) -> list[Any]:
+        after = [self._key(i) for i in step.after if self.plan.steps[i].role is not Role.CHECK]
+        return [*(key for key in after if key not in {self._key(i) for i in step.inputs}), *self._source_deps(step)]
+
+    def _source_keys(self, step: PlannedStep) -> Iterator[dg.AssetKey]:
+        linked = self.links.get((self.plan.name, step.index), {})
+        for source in step.method.sources():
+            if source in linked:
+                for link in linked[source]:
+                    upstream = self.plans[link.upstream]
+                    yield asset_key(upstream, upstream.steps[link.producer])
+            else:
+                yield dataset_key(source)
+
+    def _source_deps(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
+        return (dg.AssetDep(key) for key in dict.fromkeys(self._source_keys(step)))
+
+    def _key(self, index: int) -> dg.AssetKey:
+        return asset_key(self.plan, self.plan.steps[index])
+
+    def _description(self, step: PlannedStep) -> str:
+        what = step.description or (step.method.__doc__ or "").partition("\n")[0]
+        return f"{what}\n\nStep {step.index} of {self.plan.pipeline.file}: {step.method.type} `{step.method.method}`"
+
+    def _location_metadata(self, step: PlannedStep) -> dict[str, Any]:
+        if step.role is Role.TABLE:
+            return table_location(self.settings.table_path(self.plan.name, step.name), self.plan.name, step.name)
+        sinks = step.method.sinks()
+        return {"dagster/uri": sinks[0].uri} if sinks else {}
+
+    def _kinds(self, step: PlannedStep) -> set[str]:
+        # Dagster takes three.
+        kinds = step.method.kinds | ({"deltalake"} if step.role is Role.TABLE else set())
+        return set(sorted(kinds)[:3])
+
+    def _automation_condition(self) -> dg.AutomationCondition[Any] | None:
+        schedule = self.config.cron_schedule
+        if self.config.automation == "eager":
+            return dg.AutomationCondition.eager()
+        if self.config.automation == "on_cron" and schedule is not None:
+            return dg.AutomationCondition.on_cron(schedule.cron, schedule.timezone)
+        return None
+
+
+def partitions_definition(partitions: Partitions | None) -> dg.PartitionsDefinition[str] | None:
+    """Return Dagster's partitions definition for those of a config."""
+    if partitions is None:
+        return None
+    if partitions.type == "static":
+        return dg.StaticPartitionsDefinition(list(partitions.values))
+    cls: Any = {
+        "hourly": dg.HourlyPartitionsDefinition,
+        "daily": dg.DailyPartitionsDefinition,
+        "weekly": dg.WeeklyPartitionsDefinition,
+        "monthly": dg.MonthlyPartitionsDefinition,
+    }[partitions.type]
+    found: dg.PartitionsDefinition[str] = cls(**partitions.window())
+    return found
+
+
+def _retry_policy(retry: Retry | None) -> dg.RetryPolicy | None:
+    if retry is None or retry.max_retries == 0:
+        return None
+    return dg.RetryPolicy(
+        max_retries=retry.max_retries, delay=retry.delay, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL
+    )
+
+
+def _last_partition(
+    context: dg.ScheduleEvaluationContext, partitions_def: dg.TimeWindowPartitionsDefinition
+) -> dg.RunRequest | dg.SkipReason:
+    """Request the run of the last partition that had ended when the schedule ticked."""
+    tick = context.scheduled_execution_time
+    with dg.partition_loading_context(effective_dt=tick):
+        key = partitions_def.get_last_partition_key()
+    if key is None:
+        return dg.SkipReason(f"no partition has ended by {tick.isoformat()}: the first starts at the config's 'start'")
+    return dg.RunRequest(run_key=f"{tick.isoformat()}|{key}", partition_key=key)
+
+
+def _input_name(index: int) -> str:
+    return f"step_{index}"
+
+
+def _pipeline_run(context: Any, plan: PipelinePlan) -> PipelineRun:
+    key = context.partition_key if context.has_partition_key else None
+    run: PipelineRun = context.resources.spark.pipeline_run(plan, context.run.run_id, key)
+    return run
+
+
+def _selected(context: Any, plan: PipelinePlan) -> list[int]:
+    """Return the steps of ``plan`` that the run materializes."""
+    keys = context.job_def.asset_layer.selected_asset_keys
+    return [step.index for step in plan.steps if asset_key(plan, step) in keys]

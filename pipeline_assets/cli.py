@@ -1,0 +1,169 @@
+"""The command line: ``pipeline-assets validate | schema | plan | list``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from pipeline_assets.config import CONNECTIONS_FILE, load_connections, load_file, load_folder
+from pipeline_assets.config_schema import pipeline_schema, step_reference
+from pipeline_assets.errors import ConfigurationError, PipelineError
+from pipeline_assets.plan import PipelinePlan, PlannedFolder, Role, plan_folder, plan_pipeline, select
+from pipeline_assets.settings import Settings
+
+
+@click.group()
+@click.version_option(package_name="pipeline-assets")
+def main() -> None:
+    """Spark pipelines from JSON configs, as Dagster assets."""
+
+
+@main.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, path_type=Path))
+def validate(files: tuple[Path, ...]) -> None:
+    """Check configs without running anything: FILES, or all of the configs folder with its connections.
+
+    Prints every error as `file: JSON pointer: what is wrong`. Exit code 0 when there is none, 1 otherwise.
+    """
+    errors = list(_file_errors(files)) if files else list(_folder_errors())
+    for error in errors:
+        for line in [str(issue) for issue in error.issues] or [str(error)]:
+            click.echo(line, err=True)
+    if errors:
+        sys.exit(1)
+    click.echo(f"{len(files) or len(_planned().plans)} configs are valid")
+
+
+@main.command()
+@click.option("--reference", is_flag=True, help="Print the reference of the step methods as Markdown instead.")
+def schema(reference: bool) -> None:
+    """Print the JSON Schema of pipeline configs."""
+    click.echo(step_reference().rstrip() if reference else json.dumps(pipeline_schema(), indent=2))
+
+
+@main.command("list")
+def list_() -> None:
+    """List the pipelines of the configs folder."""
+    with _clear_errors():
+        folder = _planned()
+    table = Table(box=None, pad_edge=False)
+    for column in ("pipeline", "mode", "steps", "schedule", "job", "file"):
+        table.add_column(column, overflow="fold")
+    for plan in folder.plans:
+        config = plan.pipeline.config
+        cron = config.cron_schedule.cron if config.cron_schedule else "-"
+        table.add_row(config.name, config.mode, str(len(plan.steps)), cron, plan.name, plan.pipeline.file)
+    for broken in folder.broken:
+        table.add_row(broken.name, "[red]broken[/]", "-", "-", "-", broken.file)
+    _console().print(table)
+    if folder.broken:
+        click.echo("run `pipeline-assets validate` to see what is wrong with the broken ones", err=True)
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--explain", is_flag=True, help="Also show Spark's plan of each DataFrame (opens the sources, runs nothing)."
+)
+@click.option("--partition", help="The partition to plan, for a partitioned pipeline.")
+def plan(name: str, explain: bool, partition: str | None) -> None:
+    """Show the asset graph of the pipeline NAME, with its sources and sinks."""
+    with _clear_errors():
+        found = select(_planned().plans, name)
+        if partition is not None:
+            found = found.for_partition(partition)
+        _console().print(_tree(found))
+        if explain:
+            _explain(found, partition)
+
+
+def _tree(plan: PipelinePlan) -> Tree:
+    config = plan.pipeline.config
+    tree = Tree(f"[bold]{config.name}[/] ({config.mode}, job {plan.name}, {plan.pipeline.file})")
+    for step in plan.steps:
+        takes = ", ".join(f"{plan.name}/{plan.steps[index].name}" for index in step.inputs)
+        branch = tree.add(
+            f"[bold]{plan.name}/{step.name}[/]  {step.method.type} {step.method.method}  ({step.role.value})"
+        )
+        if takes:
+            branch.add(f"from    {takes}")
+        for source in step.method.sources():
+            branch.add(f"source  {source.uri}")
+        for sink in step.method.sinks():
+            branch.add(f"sink    {sink.uri}")
+        if step.role is Role.TABLE:
+            branch.add(f"table   {Settings.from_environment().table_path(plan.name, step.name)}")
+    return tree
+
+
+def _explain(plan: PipelinePlan, partition: str | None) -> None:
+    from pipeline_assets.execution import PipelineRun
+    from pipeline_assets.spark.caching import DataFrameCache
+    from pipeline_assets.spark.description import describe
+    from pipeline_assets.spark.session import SparkSessions
+    from pipeline_assets.steps.base import StepContext
+
+    settings = Settings.from_environment()
+    partitions = plan.pipeline.config.partitions
+    with SparkSessions(settings) as sessions:
+        run = PipelineRun(
+            plan,
+            StepContext(
+                pipeline=plan.name,
+                run_id="explain",
+                spark=sessions.session("explain", plan.name),
+                settings=settings,
+                connections=load_connections(settings.configs),
+                cache=DataFrameCache(),
+                partition=partitions.slice(partition) if partitions and partition else None,
+            ),
+        )
+        for step in plan.steps:
+            if step.has_dataframe:
+                click.echo(f"\n{plan.name}/{step.name}\n{describe(run.build(step)).plan}")
+
+
+def _planned() -> PlannedFolder:
+    return plan_folder(load_folder(Settings.from_environment().configs))
+
+
+def _file_errors(files: tuple[Path, ...]) -> Iterator[ConfigurationError]:
+    for file in files:
+        try:
+            if file.name == CONNECTIONS_FILE:
+                load_connections(file.parent)
+            else:
+                plan_pipeline(load_file(file))
+        except ConfigurationError as error:
+            yield error
+
+
+def _folder_errors() -> Iterator[ConfigurationError]:
+    folder = Settings.from_environment().configs
+    try:
+        yield from (broken.error for broken in plan_folder(load_folder(folder)).broken)
+        load_connections(folder)
+    except ConfigurationError as error:
+        yield error
+
+
+def _console() -> Console:
+    # Into a file or a pipe a line is never cut: programs read it.
+    return Console() if sys.stdout.isatty() else Console(width=500)
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """End with the error's own text and exit code 1; a traceback helps nobody here."""
+    try:
+        yield
+    except PipelineError as error:
+        raise click.ClickException(str(error)) from error

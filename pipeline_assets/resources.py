@@ -1,0 +1,118 @@
+"""Dagster resources: Spark for a run, and the IO manager that hands DataFrames on by name."""
+
+# No postponed annotations here: Dagster reads those of resources and IO managers when it loads them.
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+from pydantic import PrivateAttr
+
+from pipeline_assets.config import load_connections
+from pipeline_assets.connections import Connections
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.plan import PipelinePlan, PlannedStep
+from pipeline_assets.settings import Settings
+from pipeline_assets.spark.caching import DataFrameCache
+from pipeline_assets.spark.session import SparkSessions
+from pipeline_assets.steps.base import StepContext
+
+
+class SparkResource(dg.ConfigurableResource[Any]):
+    """Owns the Spark sessions of a run: embedded, on a cluster (SPARK_MASTER) or over Connect (SPARK_REMOTE).
+
+    A session is opened when a step first needs it and released when the run ends, however it ends. Only what was
+    started here is stopped.
+    """
+
+    spark_conf: dict[str, str] = {}
+    """Spark settings that win over those of this project."""
+    stream_grace_seconds: float = 30.0
+    """How long a streaming query may take to end the micro-batch that it is in when its run is cancelled."""
+
+    _settings: Settings = PrivateAttr()
+    _sessions: SparkSessions = PrivateAttr()
+    _runs: dict[tuple[str, str, str | None], PipelineRun] = PrivateAttr(default_factory=dict)
+    _connections: Connections | None = PrivateAttr(default=None)
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["SparkResource"]:
+        """Give the resource to a run, and clean up on every way out."""
+        self._settings = Settings.from_environment()
+        self._sessions = SparkSessions(self._settings, self.spark_conf)
+        self._runs = {}
+        self._connections = None
+        try:
+            yield self
+        finally:
+            try:
+                for run in self._runs.values():
+                    run.context.cache.release()
+            finally:
+                # In the multiprocess executor other processes of the run still need the server's session.
+                self._sessions.close(release=self._settings.executor == "in_process")
+
+    def pipeline_run(self, plan: PipelinePlan, run_id: str, partition_key: str | None = None) -> PipelineRun:
+        """Return the run of ``plan`` in this process; the same one for the same arguments."""
+        key = (run_id, plan.name, partition_key)
+        if key not in self._runs:
+            partitions = plan.pipeline.config.partitions
+            if partition_key is not None and partitions is not None:
+                plan = plan.for_partition(partition_key)
+            self._runs[key] = PipelineRun(
+                plan,
+                StepContext(
+                    pipeline=plan.name,
+                    run_id=run_id,
+                    spark=self._sessions.session(run_id, plan.name),
+                    settings=self._settings,
+                    connections=self._loaded_connections(),
+                    cache=DataFrameCache(),
+                    partition=partitions.slice(partition_key) if partitions and partition_key else None,
+                ),
+            )
+        return self._runs[key]
+
+    def _loaded_connections(self) -> Connections:
+        if self._connections is None:
+            self._connections = load_connections(self._settings.configs)
+        return self._connections
+
+
+class DataFrameIOManager(dg.IOManager):
+    """Hands DataFrames between assets by name; the data stay in Spark, and a whole pipeline is one Spark plan.
+
+    ``steps``: the step behind each asset. The asset's op has built (views) or written (tables) the DataFrame;
+    loading gives it to any asset downstream, also to one written in Python that takes a Spark DataFrame.
+    """
+
+    def __init__(self, steps: Mapping[dg.AssetKey, tuple[PipelinePlan, PlannedStep]]) -> None:
+        self._steps = steps
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Register a view under its name. A table has been written by its op, and comes as None."""
+        if obj is not None:
+            plan, step = self._steps[context.asset_key]
+            self._run(context, plan).register(step, obj)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Return the upstream asset's DataFrame."""
+        plan, step = self._steps[context.asset_key]
+        return self._run(context, plan).dataframe(step)
+
+    def _run(self, context: dg.InputContext | dg.OutputContext, plan: PipelinePlan) -> PipelineRun:
+        spark: SparkResource = context.resources.spark
+        key = context.asset_partition_key if context.has_asset_partitions else None
+        return spark.pipeline_run(plan, context.step_context.run_id, key)
+
+
+def dataframe_io_manager(
+    steps: Mapping[dg.AssetKey, tuple[PipelinePlan, PlannedStep]],
+) -> dg.IOManagerDefinition:
+    """Return the definition of the IO manager over ``steps``; it takes the resource ``spark``."""
+
+    @dg.io_manager(required_resource_keys={"spark"})
+    def build(_: dg.InitResourceContext) -> DataFrameIOManager:
+        return DataFrameIOManager(steps)
+
+    return build

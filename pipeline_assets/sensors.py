@@ -1,0 +1,242 @@
+"""One sensor per streaming pipeline: it keeps the pipeline's run alive, or starts one when there is new data."""
+
+# No postponed annotations here: Dagster inspects those of the functions that it turns into sensors.
+import random as random_numbers
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import dagster as dg
+from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
+
+from pipeline_assets.config import Sensor, load_connections
+from pipeline_assets.connections import Connections
+from pipeline_assets.errors import PipelineExecutionError
+from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.settings import Settings
+from pipeline_assets.steps.base import StreamingLoad
+from pipeline_assets.streaming.backlog import read_backlog
+from pipeline_assets.streaming.checkpoint_lease import Holder, Process
+from pipeline_assets.streaming.restart_policy import Life, RunStatus, RunView, State, decide, read_state
+from pipeline_assets.streaming_assets import HOST_TAG, PID_TAG
+
+RESTART_TAG = "pipeline_assets/restart"
+# A tick is to take less than a second: the rest is for Dagster's own storage.
+_BROKER_SECONDS = 0.5
+_ENDED_RUNS = 20
+_IN_PROGRESS: dict[dg.DagsterRunStatus, RunStatus] = {
+    dg.DagsterRunStatus.NOT_STARTED: "pending",
+    dg.DagsterRunStatus.QUEUED: "pending",
+    dg.DagsterRunStatus.STARTING: "pending",
+    dg.DagsterRunStatus.STARTED: "started",
+    dg.DagsterRunStatus.CANCELING: "canceling",
+}
+_ENDED: dict[dg.DagsterRunStatus, RunStatus] = {
+    dg.DagsterRunStatus.SUCCESS: "success",
+    dg.DagsterRunStatus.FAILURE: "failed",
+    dg.DagsterRunStatus.CANCELED: "canceled",
+}
+_STATUS = _IN_PROGRESS | _ENDED
+
+
+def build_sensors(
+    plans: Sequence[PipelinePlan],
+    settings: Settings,
+    *,
+    clock: Callable[[], float] = time.time,
+    random: Callable[[], float] = random_numbers.random,
+) -> list[dg.SensorDefinition]:
+    """Return a sensor for each streaming pipeline of ``plans``. ``clock`` and ``random`` are for tests."""
+    streaming = [plan for plan in plans if plan.pipeline.config.mode == "streaming"]
+    return [_StreamSensor(plan, settings, clock, random).definition() for plan in streaming]
+
+
+@dataclass(frozen=True)
+class _StreamSensor:
+    plan: PipelinePlan
+    settings: Settings
+    clock: Callable[[], float]
+    random: Callable[[], float]
+
+    @property
+    def name(self) -> str:
+        return f"{self.plan.name}_sensor"
+
+    @property
+    def policy(self) -> Sensor:
+        return self.plan.pipeline.config.sensor or Sensor()
+
+    @property
+    def keeps_alive(self) -> bool:
+        return not all(load.takes_what_there_is for load in self._loads())
+
+    def _loads(self) -> Iterator[StreamingLoad]:
+        for step in self.plan.stream_loads():
+            if isinstance(step.method, StreamingLoad):
+                yield step.method
+
+    def definition(self) -> dg.SensorDefinition:
+        running = self.policy.status == "running"
+        return dg.SensorDefinition(
+            name=self.name,
+            evaluation_fn=self.tick,
+            job_name=self.plan.name,
+            minimum_interval_seconds=self.policy.interval,
+            default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
+            description=self._description(),
+        )
+
+    def _description(self) -> str:
+        restarts = (
+            f"A run that failed is replaced up to {self.policy.max_restarts} times, with growing pauses of up to "
+            f"{self.policy.max_delay:g} s."
+        )
+        if self.keeps_alive:
+            return (
+                f"Keeps exactly one run of {self.plan.name} alive. {restarts} A run that was terminated is started "
+                "again as well: **to stop the stream, stop this sensor first**, then terminate the run."
+            )
+        return (
+            f"Starts {self.plan.name} when its sources have something new and no run of it is in progress. {restarts}"
+        )
+
+    def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        """Look at the runs, and for a pipeline whose runs end, at the data; request a run or say why not."""
+        deadline = time.monotonic() + _BROKER_SECONDS
+        try:
+            return self._tick(context, deadline)
+        except PipelineExecutionError as error:
+            # What is not reachable now may be so at the next tick. A wrong config is not: it fails the tick.
+            return dg.SensorResult(skip_reason=str(error).partition("\n")[0], cursor=context.cursor)
+
+    def _tick(self, context: dg.SensorEvaluationContext, deadline: float) -> dg.SensorResult:
+        instance, now = context.instance, self.clock()
+        state = read_state(context.cursor) or State(since=now, number=self._next_number(instance))
+        records = self._records(instance)
+        unsubmitted = self._unsubmitted(records)
+        if unsubmitted is not None:
+            # The daemon ended between making the run and launching it: asked for again, Dagster launches that one.
+            return _result(state, dg.RunRequest(run_key=unsubmitted))
+        views = list(self._views(instance, records, state))
+        decision, state = decide(state, views, now, self.random, self.policy)
+        for run_id, message in decision.dead.items():
+            _report_dead(instance, run_id, message)
+        if not decision.launch:
+            return _result(state, decision.reason)
+        for view in views:
+            if not view.in_progress:
+                # A worker that was killed has not given back its place in the pool.
+                instance.event_log_storage.free_concurrency_slots_for_run(view.run_id)
+        tags = {RESTART_TAG: f"{state.failures} of {self.policy.max_restarts}"} if state.failures else {}
+        if self.keeps_alive:
+            state = state.model_copy(update={"number": state.number + 1})
+            return _result(state, dg.RunRequest(run_key=f"{self.plan.name}/{state.number}", tags=tags))
+        try:
+            backlog = read_backlog(self.plan, self.settings, self._connections(deadline), deadline)
+        except PipelineExecutionError as error:
+            return _result(state, error.message)
+        if not backlog.starts and backlog.lag == 0:
+            return _result(state, f"no new records: {backlog}")
+        run_key = f"{self.plan.name}/{state.number}/{backlog.fingerprint}"
+        return _result(state, dg.RunRequest(run_key=run_key, tags=tags))
+
+    def _connections(self, deadline: float) -> Connections:
+        connections = load_connections(self.settings.configs)
+        left = max(0.05, deadline - time.monotonic())
+        return replace(connections, secrets=replace(connections.secrets, timeout_seconds=left))
+
+    def _next_number(self, instance: dg.DagsterInstance) -> int:
+        """Return a number that no run key of this sensor has: Dagster launches nothing for a key that it knows."""
+        own = dg.RunsFilter(job_name=self.plan.name, tags={SENSOR_NAME_TAG: self.name})
+        for record in instance.get_run_records(own, limit=1):
+            match = re.match(rf"{re.escape(self.plan.name)}/(\d+)", record.dagster_run.tags.get(RUN_KEY_TAG, ""))
+            return int(match[1]) + 1 if match else 0
+        return 0
+
+    def _records(self, instance: dg.DagsterInstance) -> list[dg.RunRecord]:
+        job = self.plan.name
+        in_progress = dg.RunsFilter(job_name=job, statuses=list(_IN_PROGRESS))
+        ended = dg.RunsFilter(job_name=job, statuses=list(_ENDED))
+        return [*instance.get_run_records(in_progress), *instance.get_run_records(ended, limit=_ENDED_RUNS)]
+
+    def _unsubmitted(self, records: Sequence[dg.RunRecord]) -> str | None:
+        for record in records:
+            run = record.dagster_run
+            if run.status is dg.DagsterRunStatus.NOT_STARTED and run.tags.get(SENSOR_NAME_TAG) == self.name:
+                return run.tags.get(RUN_KEY_TAG)
+        return None
+
+    def _views(self, instance: dg.DagsterInstance, records: Sequence[dg.RunRecord], state: State) -> Iterator[RunView]:
+        for record in records:
+            run = record.dagster_run
+            view = RunView(
+                run_id=run.run_id,
+                status=_STATUS[run.status],
+                created=record.create_timestamp.timestamp(),
+                started=record.start_time,
+                ended=(record.end_time or record.update_timestamp.timestamp()) if run.is_finished else None,
+            )
+            if view.status == "started":
+                life, sign = self._life(run)
+                view = replace(view, life=life, sign=sign)
+            elif view.status == "failed" and run.run_id not in state.counted and (view.ended or 0.0) >= state.since:
+                view = replace(view, error=_error_of(instance, run.run_id))
+            yield view
+
+    def _life(self, run: dg.DagsterRun) -> tuple[Life, str]:
+        """Return whether the worker of a started run lives, and by what that is known."""
+        process = _tagged_process(run)
+        if process is not None and process.is_gone():
+            return "gone", f"process {process.pid} on host {process.host} has ended"
+        connections = load_connections(self.settings.configs)
+        now = datetime.fromtimestamp(self.clock(), UTC)
+        states: list[str] = []
+        for load in self._loads():
+            holder = Holder.of(load.checkpoint(self.settings, connections))
+            if holder is not None and holder.run_id == run.run_id:
+                states.append(holder.state(now))
+                if states[-1] == "gone":
+                    return "gone", f"process {holder.process.pid} on host {holder.process.host} has ended"
+        if "alive" in states or (process is not None and process.is_here()):
+            return "alive", ""
+        if "expired" in states:
+            return "gone", "it has stopped renewing its lease on the checkpoint"
+        return "unknown", ""
+
+
+def _result(state: State, outcome: dg.RunRequest | str) -> dg.SensorResult:
+    cursor = state.model_dump_json()
+    if isinstance(outcome, str):
+        return dg.SensorResult(skip_reason=outcome, cursor=cursor)
+    return dg.SensorResult(run_requests=[outcome], cursor=cursor)
+
+
+def _tagged_process(run: dg.DagsterRun) -> Process | None:
+    host, pid = run.tags.get(HOST_TAG), run.tags.get(PID_TAG, "")
+    return Process(host, int(pid)) if host and pid.isdigit() else None
+
+
+def _report_dead(instance: dg.DagsterInstance, run_id: str, message: str) -> None:
+    """File the run as failed, and give back what it held: nobody else would."""
+    run = instance.get_run_by_id(run_id)
+    if run is not None and not run.is_finished:
+        instance.report_run_failed(run, message)
+    instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+
+
+def _error_of(instance: dg.DagsterInstance, run_id: str) -> str:
+    """Return the first line of what made the run fail."""
+    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+    for record in instance.all_logs(run_id, of_type=kinds):
+        event = record.dagster_event
+        if event is None:
+            continue
+        error = event.step_failure_data.error if event.is_step_failure else None
+        while error is not None and error.cause is not None:
+            error = error.cause
+        text = (error.message if error else event.message) or ""
+        if text.strip():
+            return text.strip().splitlines()[0]
+    return ""

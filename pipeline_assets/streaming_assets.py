@@ -1,0 +1,250 @@
+"""A streaming pipeline as one multi-asset, whose op lives as long as the pipeline's streaming queries."""
+
+# No postponed annotations here: Dagster inspects those of the functions that it turns into assets.
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
+
+from pipeline_assets.asset_metadata import dataframe_metadata, table_location
+from pipeline_assets.errors import PipelineCancelledError
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
+from pipeline_assets.settings import Settings
+from pipeline_assets.steps.extract_kafka import FromKafka
+from pipeline_assets.streaming.queries import BatchProgress, StreamingPipeline
+from pipeline_assets.streaming.stop_signals import StopSignals
+
+HOST_TAG = "pipeline_assets/host"
+PID_TAG = "pipeline_assets/pid"
+DEAD_LETTERS_CHECK = "no_dead_letters"
+_REPORT_SECONDS = 5.0
+_MAX_PARTITIONS_SHOWN = 200
+
+Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
+
+
+def streaming_asset(
+    plan: PipelinePlan, specs: Sequence[dg.AssetSpec], keys: Mapping[int, dg.AssetKey], settings: Settings
+) -> dg.AssetsDefinition:
+    """Return the multi-asset of ``plan``. ``specs`` are those of its steps, ``keys`` their keys by step index."""
+    letters = {step.name: dead_letters_key(keys[step.index]) for step in plan.steps if may_break(step)}
+    names = {step.name: keys[step.index] for step in plan.steps}
+
+    @dg.multi_asset(
+        # Not the job's name: a code location has each once.
+        name=f"{plan.name}__stream",
+        # Its outputs come as events, while it runs: when it is stopped it has materialized them all the same.
+        specs=[
+            spec.replace_attributes(skippable=True)
+            for spec in (*specs, *_dead_letter_specs(plan, specs, keys, settings))
+        ],
+        check_specs=[
+            dg.AssetCheckSpec(
+                DEAD_LETTERS_CHECK,
+                asset=names[name],
+                description="Every record that was read has parsed; those that have not are in the dead-letter table.",
+            )
+            for name in letters
+        ],
+        required_resource_keys={"spark"},
+        pool=plan.name,
+    )
+    def stream(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        instance = context.instance
+        instance.add_run_tags(context.run.run_id, {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid())})
+        stop, hurry = threading.Event(), threading.Event()
+        with StopSignals(stop, hurry) as signals:
+            try:
+                run: PipelineRun = context.resources.spark.pipeline_run(plan, context.run.run_id)
+                run.stop = stop
+                pipeline = StreamingPipeline(
+                    run,
+                    lambda run_id: _is_finished(instance, run_id),
+                    context.resources.spark.stream_grace_seconds,
+                )
+                pipeline.hurry = hurry
+                report = _Report(run, keys, letters, names)
+                for progress in pipeline.watch():
+                    for event in report.take(progress):
+                        yield event
+                        signals.reassert()
+                for event in report.rest():
+                    yield event
+                    signals.reassert()
+            except PipelineCancelledError:
+                pass  # It was waiting, for a topic or a checkpoint, when the stop came.
+            except GeneratorExit:
+                # Dagster was interrupted while it held an event of this op.
+                _report_canceling(context)
+                raise
+        if stop.is_set():
+            _report_canceling(context)
+            raise DagsterExecutionInterruptedError
+        for name in letters:
+            count = report.dead_letters.get(name, 0)
+            yield dg.AssetCheckResult(
+                check_name=DEAD_LETTERS_CHECK,
+                asset_key=names[name],
+                passed=count == 0,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={"dead_letters": count},
+            )
+
+    return stream
+
+
+def may_break(step: PlannedStep) -> bool:
+    """Whether ``step`` reads records that may not parse."""
+    return isinstance(step.method, FromKafka) and step.is_stream and step.method.can_break
+
+
+def dead_letters_key(extract: dg.AssetKey) -> dg.AssetKey:
+    """Return the key of the dead-letter table of an extract."""
+    return dg.AssetKey([*extract.path[:-1], f"{extract.path[-1]}_dead_letters"])
+
+
+def _dead_letter_specs(
+    plan: PipelinePlan, specs: Sequence[dg.AssetSpec], keys: Mapping[int, dg.AssetKey], settings: Settings
+) -> Iterator[dg.AssetSpec]:
+    by_key = {spec.key: spec for spec in specs}
+    for step in filter(may_break, plan.steps):
+        own = cast(FromKafka, step.method).dead_letter_path
+        name = f"{step.name}_dead_letters"
+        where = {"dagster/uri": own} if own else table_location(settings.table_path(plan.name, name), plan.name, name)
+        yield dg.AssetSpec(
+            dead_letters_key(keys[step.index]),
+            deps=[keys[step.index]],
+            group_name=by_key[keys[step.index]].group_name,
+            kinds={"spark", "deltalake"},
+            description=f"Records that {step.name} could not parse, with topic, partition, offset and the reason.",
+            metadata=where,
+        )
+
+
+def _is_finished(instance: dg.DagsterInstance, run_id: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.is_finished
+
+
+def _report_canceling(context: dg.AssetExecutionContext) -> None:
+    """Have Dagster file the run as CANCELED: an interrupt that it did not ask for counts as a failure otherwise."""
+    run = context.instance.get_run_by_id(context.run.run_id)
+    if run is not None and run.status != dg.DagsterRunStatus.CANCELING and not run.is_finished:
+        context.instance.report_run_canceling(run, message="Asked to stop by a signal.")
+
+
+@dataclass
+class _Interval:
+    """What a load's query did since the last report."""
+
+    rows: int = 0
+    dead_letters: dict[str, int] = field(default_factory=dict)
+    last: BatchProgress | None = None
+    reported_at: float = 0.0
+
+
+class _Report:
+    """Turns progress into Dagster's events: not one for each micro-batch, which may be many in a second."""
+
+    def __init__(
+        self,
+        run: PipelineRun,
+        keys: Mapping[int, dg.AssetKey],
+        letters: Mapping[str, dg.AssetKey],
+        names: Mapping[str, dg.AssetKey],
+    ) -> None:
+        self._run = run
+        self._keys = keys
+        self._letters = letters
+        self._names = names
+        self._intervals: dict[int, _Interval] = {}
+        self._views_told = False
+        self.dead_letters: dict[str, int] = {}
+
+    def take(self, progress: BatchProgress) -> Iterator[Event]:
+        if not self._views_told:
+            self._views_told = True
+            yield from self._views()
+        interval = self._intervals.setdefault(progress.load.index, _Interval())
+        if progress.written is not None:
+            interval.rows += _rows(progress.written.metrics)
+        for name, count in progress.dead_letters.items():
+            interval.dead_letters[name] = interval.dead_letters.get(name, 0) + count
+            self.dead_letters[name] = self.dead_letters.get(name, 0) + count
+        if interval.last is not None and interval.last.written is not None and progress.written is None:
+            progress = _with_commit(progress, interval.last)
+        interval.last = progress
+        if time.monotonic() - interval.reported_at >= _REPORT_SECONDS:
+            yield from self._told(interval)
+
+    def rest(self) -> Iterator[Event]:
+        for interval in self._intervals.values():
+            if interval.last is not None:
+                yield from self._told(interval)
+
+    def _views(self) -> Iterator[Event]:
+        plan = self._run.plan
+        for step in plan.steps:
+            if step.role is Role.VIEW:
+                metadata = dataframe_metadata(self._run.dataframe(step))
+                yield dg.AssetMaterialization(self._keys[step.index], metadata=metadata)
+
+    def _told(self, interval: _Interval) -> Iterator[Event]:
+        progress = interval.last
+        assert progress is not None  # noqa: S101  (the callers look)
+        key = self._keys[progress.load.index]
+        yield dg.AssetObservation(key, metadata=_progress_metadata(progress))
+        if progress.written is not None:
+            yield dg.AssetMaterialization(
+                key,
+                metadata={
+                    "rows_written": interval.rows,
+                    "table_version": progress.written.version,
+                    "batch_id": progress.batch_id,
+                },
+            )
+        for name, count in interval.dead_letters.items():
+            total = self.dead_letters[name]
+            if count:
+                yield dg.AssetMaterialization(
+                    self._letters[name], metadata={"dead_letters": count, "dead_letters_of_run": total}
+                )
+            yield dg.AssetCheckEvaluation(
+                asset_key=self._names[name],
+                check_name=DEAD_LETTERS_CHECK,
+                passed=total == 0,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={"dead_letters": dg.MetadataValue.int(total)},
+            )
+        self._intervals[progress.load.index] = _Interval(reported_at=time.monotonic())
+
+
+def _with_commit(progress: BatchProgress, earlier: BatchProgress) -> BatchProgress:
+    return BatchProgress(**{**progress.__dict__, "written": earlier.written})
+
+
+def _rows(metrics: Mapping[str, str]) -> int:
+    names = ("numTargetRowsInserted", "numTargetRowsUpdated") if "numSourceRows" in metrics else ("numOutputRows",)
+    return sum(int(metrics.get(name, 0)) for name in names)
+
+
+def _progress_metadata(progress: BatchProgress) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "batch_id": progress.batch_id,
+        "input_rows": progress.input_rows,
+        "input_rows_per_second": progress.input_rows_per_second,
+        "processed_rows_per_second": progress.processed_rows_per_second,
+        "batch_duration_ms": progress.duration_ms,
+    }
+    if progress.end_offsets:
+        metadata["lag"] = sum(progress.lag.values())
+        metadata["lag_by_partition"] = dict(sorted(progress.lag.items())[:_MAX_PARTITIONS_SHOWN])
+        metadata["end_offsets"] = dict(sorted(progress.end_offsets.items())[:_MAX_PARTITIONS_SHOWN])
+    return metadata

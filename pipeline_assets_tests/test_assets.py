@@ -1,0 +1,180 @@
+"""The asset factory: what Dagster is told about a pipeline. Nothing runs here, and Spark is not loaded."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from pipeline_assets.definitions import build_definitions
+from pipeline_assets.settings import Settings
+from pipeline_assets_tests.config_documents import (
+    CUSTOMER_360,
+    EVENT_STREAM,
+    OPTIMIZED_AGGREGATION,
+    batch,
+    extract_file,
+    transform,
+    write_config,
+)
+
+
+def definitions(folder: Path, *documents: Any) -> dg.Definitions:
+    for document in documents:
+        write_config(folder, document)
+    found = build_definitions(Settings(configs=folder))
+    dg.Definitions.validate_loadable(found)
+    return found
+
+
+def node(defs: dg.Definitions, *key: str) -> Any:
+    return defs.resolve_asset_graph().get(dg.AssetKey(list(key)))
+
+
+def test_the_reference_configs_become_assets_and_jobs(tmp_path: Path) -> None:
+    defs = definitions(tmp_path, CUSTOMER_360, EVENT_STREAM, OPTIMIZED_AGGREGATION)
+    graph = defs.resolve_asset_graph()
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {
+        "customer_360/customers",
+        "customer_360/orders",
+        "customer_360/join_data_frames",
+        "event_stream/from_kafka",
+        "event_stream/from_kafka_dead_letters",
+        "event_stream/filter_rows",
+        "event_stream/to_delta_lake",
+        "optimized_aggregation/from_s3",
+        "optimized_aggregation/repartition_by_columns",
+        "optimized_aggregation/aggregate_data",
+        "optimized_aggregation/coalesce",
+        "postgres/default/public/customers",
+        "s3/data/orders",
+        "s3/data/logs",
+        "kafka/default/events",
+    }
+    joined = node(defs, "customer_360", "join_data_frames")
+    assert joined.parent_keys == {dg.AssetKey(["customer_360", "customers"]), dg.AssetKey(["customer_360", "orders"])}
+    assert node(defs, "customer_360", "customers").parent_keys == {
+        dg.AssetKey(["postgres", "default", "public", "customers"])
+    }
+    assert not node(defs, "s3", "data", "orders").is_materializable
+    assert joined.group_name == "customer_360"
+    assert {"spark", "postgres"} <= node(defs, "customer_360", "customers").kinds
+    assert defs.resolve_job_def("customer_360").executor_def.name == "in_process"
+
+
+def test_code_versions_reach_dagster(tmp_path: Path) -> None:
+    defs = definitions(tmp_path, CUSTOMER_360)
+    versions = {
+        key.to_user_string(): node(defs, *key.path).code_version
+        for key in defs.resolve_asset_graph().materializable_asset_keys
+    }
+    assert len(set(versions.values())) == 3
+    assert all(versions.values())
+
+
+def test_owners_tags_and_descriptions(tmp_path: Path) -> None:
+    document = {**CUSTOMER_360, "owners": ["team:data", "a@b.example"], "tags": {"domain": "sales"}}
+    found = node(definitions(tmp_path, document), "customer_360", "orders")
+    assert set(found.owners) == {"team:data", "a@b.example"}
+    assert found.tags["domain"] == "sales"
+    assert "fromS3" in found.description
+
+
+def test_a_broken_config_is_an_asset_that_says_why(tmp_path: Path) -> None:
+    write_config(tmp_path, "{ no json", "broken.json")
+    document = batch("bad-graph", transform("filterRows", condition="x"))
+    defs = definitions(tmp_path, CUSTOMER_360, document)
+    shown = node(defs, "broken_configs", "broken")
+    assert not shown.is_materializable
+    assert "line 1, column 3" in shown.description
+    assert "start with an extract" in node(defs, "broken_configs", "bad_graph").description
+    assert defs.resolve_job_def("customer_360")
+
+
+def test_lineage_crosses_pipelines(tmp_path: Path) -> None:
+    delta = {"type": "load", "method": "toDeltaLake", "config": {"path": "/lake/b"}}
+    writer = batch("writer", extract_file("rows", "/in.csv"), delta)
+    reader = batch("reader", {"type": "extract", "method": "fromDeltaLake", "config": {"path": "/lake/b"}})
+    of_leaf = batch(
+        "of-leaf", {"type": "extract", "method": "fromDeltaLake", "config": {"table": "reader.from_delta_lake"}}
+    )
+    defs = definitions(tmp_path, writer, reader, of_leaf)
+    assert node(defs, "reader", "from_delta_lake").parent_keys == {dg.AssetKey(["writer", "to_delta_lake"])}
+    assert node(defs, "of_leaf", "from_delta_lake").parent_keys == {dg.AssetKey(["reader", "from_delta_lake"])}
+
+
+def test_a_validate_step_is_a_blocking_check_for_each_expectation(tmp_path: Path) -> None:
+    expectations = {"expectations": {"has_id": "id IS NOT NULL", "positive": "amount > 0"}}
+    document = batch(
+        "checked",
+        extract_file("rows", "/in.csv"),
+        {"type": "validate", "method": "expectations", "config": expectations},
+    )
+    graph = definitions(tmp_path, document).resolve_asset_graph()
+    keys = graph.get_check_keys_for_assets({dg.AssetKey(["checked", "rows"])})
+    assert {key.name for key in keys} == {"expectations_has_id", "expectations_positive"}
+    assert all(graph.get(key).blocking for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "first", "count"),
+    [
+        ({"type": "hourly", "start": "2024-01-01T00:00", "end": "2024-01-02T00:00"}, "2024-01-01-00:00", 24),
+        ({"type": "daily", "start": "2024-01-01", "end": "2024-02-01"}, "2024-01-01", 31),
+        ({"type": "weekly", "start": "2024-01-07", "end": "2024-02-04"}, "2024-01-07", 4),
+        ({"type": "monthly", "start": "2024-01-01", "end": "2025-01-01"}, "2024-01-01", 12),
+        ({"type": "static", "values": ["eu", "us"]}, "eu", 2),
+    ],
+)
+def test_partitions(tmp_path: Path, partitions: dict[str, Any], first: str, count: int) -> None:
+    defs = definitions(tmp_path, batch("parted", extract_file("rows", "/in/${partition}.csv"), partitions=partitions))
+    keys = node(defs, "parted", "rows").partitions_def.get_partition_keys()
+    assert keys[0] == first
+    assert len(keys) == count
+
+
+def test_a_schedule_runs_the_job(tmp_path: Path) -> None:
+    document = {**CUSTOMER_360, "schedule": {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}}
+    schedule = definitions(tmp_path, document).resolve_schedule_def("customer_360_schedule")
+    assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 2 * * *", "Europe/Berlin")
+    assert schedule.job_name == "customer_360"
+
+
+def test_a_schedule_of_a_partitioned_pipeline_runs_the_last_partition(tmp_path: Path) -> None:
+    document = batch(
+        "parted",
+        extract_file("rows", "/in/${partition}.csv"),
+        partitions={"type": "daily", "start": "2024-01-01"},
+        schedule="0 2 * * *",
+    )
+    defs = definitions(tmp_path, document)
+    schedule = defs.resolve_schedule_def("parted_schedule")
+
+    def keys_at(*tick: int) -> list[str | None]:
+        context = dg.build_schedule_context(
+            scheduled_execution_time=dt.datetime(*tick, tzinfo=dt.UTC),  # type: ignore[misc,arg-type]
+            repository_def=defs.get_repository_def(),
+        )
+        return [request.partition_key for request in schedule.evaluate_tick(context).run_requests or ()]
+
+    assert keys_at(2024, 3, 1, 2) == ["2024-02-29"]
+    assert keys_at(2024, 1, 1, 2) == [], "no partition has ended by then"
+
+
+@pytest.mark.parametrize(("automation", "label"), [("eager", "eager"), ("on_cron", "on_cron")])
+def test_automation_conditions(tmp_path: Path, automation: str, label: str) -> None:
+    document = {**CUSTOMER_360, "automation": automation, "schedule": "0 2 * * *"}
+    defs = definitions(tmp_path, document)
+    condition = node(defs, "customer_360", "orders").automation_condition
+    assert label in condition.get_label()
+    has_schedule = [schedule.name for schedule in defs.schedules or ()] == ["customer_360_schedule"]
+    assert has_schedule is (automation == "eager"), "with on_cron the schedule says when, and would run it twice"
+
+
+def test_retries(tmp_path: Path) -> None:
+    defs = definitions(tmp_path, {**CUSTOMER_360, "retry": {"maxRetries": 3, "delay": 5}})
+    policy = defs.resolve_assets_def(dg.AssetKey(["customer_360", "orders"])).op.retry_policy
+    assert (policy.max_retries, policy.delay, policy.backoff) == (3, 5, dg.Backoff.EXPONENTIAL)

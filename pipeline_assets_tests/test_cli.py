@@ -1,0 +1,120 @@
+"""The command line, as its users call it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline_assets.cli import main
+from pipeline_assets_tests.config_documents import (
+    CUSTOMER_360,
+    EVENT_STREAM,
+    batch,
+    extract_file,
+    transform,
+    write_config,
+)
+
+
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    monkeypatch.setenv("PIPELINE_ASSETS_CONFIGS", str(folder))
+    monkeypatch.setenv("PIPELINE_ASSETS_WAREHOUSE", str(tmp_path / "warehouse"))
+    write_config(folder, CUSTOMER_360)
+    write_config(folder, EVENT_STREAM)
+    return folder
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_validate(configs: Path) -> None:
+    result = run("validate")
+    assert result.exit_code == 0
+    assert result.stdout == "2 configs are valid\n"
+
+
+def test_validate_prints_every_error(configs: Path) -> None:
+    broken = copy.deepcopy(CUSTOMER_360)
+    broken["name"] = "broken"
+    broken["steps"][0]["config"] = {"tabel": "customers"}
+    write_config(configs, broken)
+    write_config(configs, batch("no-source", transform("filterRows", condition="a")))
+    write_config(configs, {"postgres": {"default": {"host": "h"}}}, "connections.json")
+    result = run("validate")
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert any(
+        line.startswith("broken.json: /steps/0/config/tabel: unknown key, did you mean 'table'") for line in lines
+    )
+    assert any(line.startswith("no-source.json: /steps/0: ") for line in lines)
+    assert any(line.startswith("connections.json: /postgres/default/database: ") for line in lines)
+
+
+def test_validate_takes_files(configs: Path) -> None:
+    good = write_config(configs, batch("good", extract_file("a", "/a.csv")))
+    bad = write_config(configs, "{", "bad.json")
+    assert run("validate", str(good)).exit_code == 0
+    result = run("validate", str(good), str(bad))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("bad.json: /: is not JSON: line 1, column 2")
+
+
+def test_schema_is_json(configs: Path) -> None:
+    assert json.loads(run("schema").stdout)["title"] == "Pipeline"
+
+
+def test_list(configs: Path) -> None:
+    write_config(configs, "{", "bad.json")
+    result = run("list")
+    assert result.exit_code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
+    assert rows["customer-360"][:2] == ["batch", "3"]
+    assert rows["event-stream"][:2] == ["streaming", "3"]
+    assert rows["bad"][0] == "broken"
+
+
+def test_plan(configs: Path) -> None:
+    shown = run("plan", "customer-360").stdout
+    for part in (
+        "customer_360/join_data_frames  transform joinDataFrames  (table)",
+        "from    customer_360/customers, customer_360/orders",
+        "source  s3a://data/orders",
+        "warehouse/customer_360/join_data_frames",
+    ):
+        assert part in shown
+    assert "sink    /data/purchases" in run("plan", "event_stream").stdout
+
+
+def test_plan_of_an_unknown_pipeline(configs: Path) -> None:
+    result = run("plan", "customer-36")
+    assert result.exit_code == 1
+    assert "did you mean 'customer-360'" in result.stderr
+
+
+def test_explain_runs_nothing(configs: Path, tmp_path: Path, spark: object) -> None:
+    source = tmp_path / "rows.json"
+    source.write_text('{"id": 1}\n')
+    write_config(
+        configs,
+        batch("explained", extract_file("rows", f"file://{source}"), transform("filterRows", condition="id > 0")),
+    )
+    result = run("plan", "explained", "--explain")
+    assert result.exit_code == 0, result.output
+    assert "explained/filter_rows\n== Physical Plan ==" in result.stdout
+    assert not (tmp_path / "warehouse").exists()
+
+
+def test_a_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PIPELINE_ASSETS_CONFIGS", str(tmp_path / "nowhere"))
+    for command in (["validate"], ["list"], ["plan", "x"]):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "PIPELINE_ASSETS_CONFIGS" in result.stderr

@@ -1,0 +1,51 @@
+"""What the webserver and the daemon load stays light, and imports go one way only."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipeline_assets
+
+HEAVY = ("pyspark", "delta", "hvac", "psycopg", "confluent_kafka", "pyarrow", "pandas", "dagster_pyspark")
+PACKAGE = Path(pipeline_assets.__file__).parent
+# Each may import those before it.
+LAYERS = (
+    "errors", "settings", "credentials", "connections", "partitions", "spark", "steps", "json_documents",
+    "config", "config_schema", "stream_rules", "plan", "execution", "streaming", "asset_metadata", "streaming_assets",
+    "assets", "sensors", "resources", "definitions", "cli",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["config", "plan", "assets", "sensors", "resources", "definitions", "cli"])
+def test_heavy_packages_are_not_imported(module: str) -> None:
+    program = (
+        f"import sys, pipeline_assets.{module}\nprint(','.join(name for name in {HEAVY!r} if name in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {layer_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__"} == set(LAYERS)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        return
+    own = LAYERS.index(layer_of(path))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline_assets."):
+            imported = (node.module or "").split(".")[1]
+            assert LAYERS.index(imported) <= own, f"{path.name}:{node.lineno} imports {node.module}"
