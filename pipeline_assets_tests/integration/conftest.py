@@ -1,0 +1,38 @@
+"""Fixtures of the tests that run pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from devstack.demo_data import load_cdnow, load_flight_logs
+from devstack.postgres import PostgresServer
+from devstack.s3 import S3Server
+from pipeline_assets_tests.config_documents import write_config
+from pipeline_assets_tests.integration.location import Location
+
+CONNECTIONS = Path(__file__).parents[2] / "configs" / "connections.json"
+
+
+@pytest.fixture(scope="session")
+def sources(postgres: PostgresServer, s3: S3Server) -> dict[str, str]:
+    """PostgreSQL and S3 with CDNOW's purchases and a month of flights; returns the environment to reach them."""
+    load_flight_logs(s3)
+    load_cdnow(postgres, s3)
+    return {**postgres.environment, **s3.environment}
+
+
+@pytest.fixture
+def location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: Any) -> Iterator[Location]:
+    """A code location in a folder of its own, on the test session's Spark."""
+    # Not DagsterInstance.ephemeral() alone: that leaves its folder to the garbage collector, with a warning.
+    with dg.DagsterInstance.ephemeral(str(tmp_path / "instance")) as instance:
+        found = Location(tmp_path, instance)
+        write_config(found.configs, CONNECTIONS.read_text(), "connections.json")
+        for name, value in found.environment.items():
+            monkeypatch.setenv(name, value)
+        yield found

@@ -1,0 +1,100 @@
+"""Runs in processes of their own, to be stopped and killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+MARK = "PIPELINE_ASSETS_TEST_RUN"
+
+
+def processes_of(mark: str) -> list[str]:
+    """Return the command lines of the processes that were started with ``mark`` in their environment."""
+    found = []
+    for process in _marked(mark):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            found.append(" ".join(process.cmdline())[:200])
+    return found
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {condition.__name__}"
+        time.sleep(0.2)
+
+
+class JobProcess:
+    """``dagster job execute`` of one job."""
+
+    def __init__(self, job: str, environment: Mapping[str, str], log: Path) -> None:
+        self.mark = str(uuid.uuid4())
+        self._log = log
+        command = [str(Path(sys.executable).parent / "dagster"), "job", "execute"]
+        command += ["-m", "pipeline_assets.definitions", "-j", job]
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command, env={**os.environ, **environment, MARK: self.mark}, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has printed."""
+        return self._log.read_text(errors="replace")
+
+    def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> None:
+        """Wait until ``condition`` holds, while the job runs."""
+
+        def held() -> bool:
+            assert self._process.poll() is None, self.output
+            return bool(condition())
+
+        wait_until(held, seconds)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process of the run."""
+        self._process.send_signal(number)
+
+    def kill_jvm(self) -> None:
+        """Kill Spark's driver, and nothing else."""
+        killed = 0
+        for process in _marked(self.mark):
+            with suppress(psutil.NoSuchProcess):  # a process of a moment
+                if process.name() == "java":
+                    process.kill()
+                    killed += 1
+        assert killed
+
+    def end(self, seconds: float = 120) -> int:
+        """Wait for the end; returns the exit code. No process of it is left then."""
+        code = self._process.wait(seconds)
+        wait_until(lambda: not processes_of(self.mark), 30)
+        return code
+
+    def kill_all(self) -> None:
+        """Leave nothing behind, whatever the test has come to."""
+        for process in _marked(self.mark):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(30)

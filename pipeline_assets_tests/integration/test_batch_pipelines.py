@@ -1,0 +1,278 @@
+"""Batch pipelines on real PostgreSQL, S3, Spark and Delta; what they write is compared with pandas."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from devstack.demo_data import cdnow_customers, cdnow_purchases, flight_logs
+from pipeline_assets_tests.config_documents import (
+    CUSTOMER_360,
+    OPTIMIZED_AGGREGATION,
+    batch,
+    extract_file,
+    transform,
+)
+from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
+from pipeline_assets_tests.integration.location import Location, failure_text
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def reach_sources(sources: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in sources.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("reach_sources")
+class TestReferenceConfigs:
+    def expected_customer_360(self) -> pd.DataFrame:
+        purchases = cdnow_purchases()
+        return cdnow_customers(purchases).merge(purchases, left_on="id", right_on="customer_id")
+
+    def test_customer_360(self, location: Location) -> None:
+        location.write(CUSTOMER_360)
+        location.run("customer_360")
+        expected = self.expected_customer_360()
+        same_rows(rows_of(location.table("customer_360", "join_data_frames")), expected)
+
+        metadata = location.metadata("customer_360", "join_data_frames")
+        assert metadata["dagster/row_count"] == len(expected)
+        assert metadata["dagster/uri"] == str(location.table("customer_360", "join_data_frames"))
+        assert metadata["dagster/table_name"] == "customer_360.join_data_frames"
+        assert metadata["table_version"] == 0
+        assert [column.name for column in metadata["dagster/column_schema"].columns] == list(expected.columns)
+        lineage = metadata["dagster/column_lineage"].deps_by_column
+        assert lineage["amount"] == [dg.TableColumnDep(dg.AssetKey(["customer_360", "orders"]), "amount")]
+        assert lineage["id"] == [dg.TableColumnDep(dg.AssetKey(["customer_360", "customers"]), "id")]
+        assert "== Physical Plan ==" in metadata["physical_plan"]
+        assert len(metadata["preview"].splitlines()) == 12, "a heading, its rule and ten rows"
+
+    def test_one_asset_alone(self, location: Location) -> None:
+        location.write(CUSTOMER_360)
+        location.run("customer_360", only=["join_data_frames"])
+        same_rows(rows_of(location.table("customer_360", "join_data_frames")), self.expected_customer_360())
+
+    def test_views_move_no_data(self, location: Location, spark: Any) -> None:
+        location.write(CUSTOMER_360)
+
+        def jobs() -> set[int]:
+            return set(spark.sparkContext.statusTracker().getJobIdsForGroup())
+
+        before = jobs()
+        location.run("customer_360", only=["customers", "orders"])
+        assert len(jobs() - before) == 1, "Spark looks into one Parquet file for the schema, and that is all"
+        assert not location.warehouse.exists()
+        metadata = location.metadata("customer_360", "customers")
+        assert metadata["storage_level"] == "MEMORY_AND_DISK"
+        assert metadata.keys() >= {"dagster/column_schema", "physical_plan", "partition_count"}
+
+    def test_optimized_aggregation(self, location: Location) -> None:
+        location.write(OPTIMIZED_AGGREGATION)
+        location.run("optimized_aggregation")
+        logs = flight_logs(31)
+        grouped = logs.groupby(["date", "region"], as_index=False)
+        expected = grouped.agg(total_events=("flight", "size"), unique_users=("user_id", "nunique"))
+        found = rows_of(location.table("optimized_aggregation", "coalesce"))
+        same_rows(found.assign(date=found["date"].astype(str)), expected)
+        assert location.metadata("optimized_aggregation", "repartition_by_columns")["partition_count"] == 200
+        lineage = location.metadata("optimized_aggregation", "aggregate_data")["dagster/column_lineage"].deps_by_column
+        upstream = dg.AssetKey(["optimized_aggregation", "repartition_by_columns"])
+        assert lineage["unique_users"] == [dg.TableColumnDep(upstream, "user_id")]
+        assert lineage.get("total_events", []) == []
+
+    def test_what_a_run_cached_is_released(self, location: Location, spark: Any) -> None:
+        location.write(CUSTOMER_360)
+        location.run("customer_360")
+        kept = [rdd.name() for rdd in spark.sparkContext._jsc.getPersistentRDDs().values()]
+        assert [name for name in kept if "Delta Table State" not in str(name)] == []
+
+
+class TestTables:
+    def test_a_failed_run_leaves_the_old_table(self, location: Location) -> None:
+        source = location.folder / "rows.json"
+        write_rows(source, [{"id": 1}, {"id": 2}])
+        document = batch(
+            "p",
+            extract_file("rows", str(source.name)),
+            transform("withColumns", columns={"checked": "if(id < 3, id, raise_error('three'))"}, registerAs="checked"),
+        )
+        document["steps"][0]["config"]["path"] = f"file://{source}"
+        location.write(document)
+        location.run("p")
+        write_rows(source, [{"id": 2}, {"id": 3}])
+        location.run("p", fail=True)
+        same_rows(rows_of(location.table("p", "checked")), pd.DataFrame({"id": [1, 2], "checked": [1, 2]}))
+        write_rows(source, [{"id": 0}])
+        location.run("p")
+        same_rows(rows_of(location.table("p", "checked")), pd.DataFrame({"id": [0], "checked": [0]}))
+        assert location.metadata("p", "checked")["table_version"] == 1
+
+    def test_a_mistake_in_a_later_step_is_found_before_the_first_write(self, location: Location) -> None:
+        source = location.folder / "rows.json"
+        write_rows(source, [{"id": 1}])
+        location.write(
+            batch(
+                "p",
+                extract_file("rows", f"file://{source}"),
+                {"type": "load", "method": "toDeltaLake", "config": {"path": "/out", "mode": "overwrite"}},
+                transform("filterRows", condition="idd > 0"),
+            )
+        )
+        location.run("p", fail=True)
+        assert not (location.folder / "root" / "out").exists()
+
+    def test_a_table_amid_a_pipeline_is_what_the_next_step_reads(self, location: Location) -> None:
+        source = location.folder / "rows.json"
+        write_rows(source, [{"id": 1}, {"id": 2}])
+        location.write(
+            batch(
+                "p",
+                extract_file("rows", f"file://{source}", materialized="table"),
+                transform("filterRows", condition="id > 1", registerAs="kept"),
+            )
+        )
+        location.run("p")
+        write_rows(source, [{"id": 5}])
+        location.run("p", only=["kept"])
+        same_rows(rows_of(location.table("p", "kept")), pd.DataFrame({"id": [2]}))
+
+    def test_a_step_reads_what_its_pipeline_has_just_loaded(self, location: Location) -> None:
+        source = location.folder / "rows.json"
+        location.write(
+            batch(
+                "p",
+                extract_file("rows", f"file://{source}"),
+                {"type": "load", "method": "toDeltaLake", "config": {"path": "/lake/t"}},
+                {"type": "extract", "method": "fromDeltaLake", "config": {"path": "/lake/t", "registerAs": "all_rows"}},
+            )
+        )
+        for number in (1, 2):
+            write_rows(source, [{"id": number}])
+            location.run("p")
+        same_rows(rows_of(location.table("p", "all_rows")), pd.DataFrame({"id": [1, 2]}))
+
+    def test_a_table_that_is_missing_says_what_to_materialize(self, location: Location) -> None:
+        source = location.folder / "rows.json"
+        write_rows(source, [{"id": 1}])
+        location.write(
+            batch(
+                "p",
+                extract_file("rows", f"file://{source}", materialized="table"),
+                transform("filterRows", condition="id > 1", registerAs="kept"),
+            )
+        )
+        text = failure_text(location.run("p", only=["kept"], fail=True))
+        assert "materialize p/rows first" in text
+
+    def test_a_partition_is_replaced_alone(self, location: Location) -> None:
+        def put(day: str, *ids: int) -> None:
+            write_rows(location.folder / day / "rows.json", [{"id": i} for i in ids])
+
+        location.write(
+            batch(
+                "parted",
+                extract_file("rows", f"file://{location.folder}/${{partition}}/rows.json"),
+                transform("withColumns", columns={"day": "'${partition}'"}, registerAs="kept"),
+                partitions={"type": "daily", "start": "2024-01-01"},
+            )
+        )
+        put("2024-01-01", 1, 2)
+        put("2024-01-02", 3)
+        location.run("parted", partition="2024-01-01")
+        location.run("parted", partition="2024-01-02")
+        put("2024-01-01", 7)
+        location.run("parted", partition="2024-01-01")
+        location.run("parted", partition="2024-01-01")
+        assert location.metadata("parted", "kept")["dagster/partition_row_count"] == 1
+        table = location.table("parted", "kept")
+        found = pd.concat(
+            pd.read_parquet(file).assign(partition_key=Path(file).parent.name.removeprefix("partition_key="))
+            for file in delta_files(table)
+        )
+        assert sorted(zip(found["id"], found["day"], found["partition_key"], strict=True)) == [
+            (3, "2024-01-02", "2024-01-02"),
+            (7, "2024-01-01", "2024-01-01"),
+        ]
+
+
+class TestChecks:
+    def document(self, source: Path, **config: Any) -> dict[str, Any]:
+        return batch(
+            "checked",
+            extract_file("rows", f"file://{source}"),
+            {
+                "type": "validate",
+                "method": "expectations",
+                "config": {"expectations": {"positive": "amount > 0", "named": "name IS NOT NULL"}, **config},
+            },
+            {"type": "load", "method": "toDeltaLake", "config": {"path": "/out"}},
+        )
+
+    def results(self, run: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+        return {found.check_name: found for found in run.get_asset_check_evaluations()}
+
+    def test_a_failed_check_blocks_what_comes_after(self, location: Location) -> None:
+        source = location.folder / "rows.json"
+        write_rows(source, [{"amount": 1, "name": "a"}, {"amount": -1, "name": "b"}, {"amount": 2}, {"amount": 3}])
+        location.write(self.document(source))
+        results = self.results(location.run("checked", fail=True))
+        assert not results["expectations_positive"].passed
+        assert results["expectations_positive"].metadata["failed_rows"].value == 1
+        assert results["expectations_named"].metadata["failed_percent"].value == 50.0
+        assert not (location.folder / "root" / "out").exists(), "nothing is loaded"
+
+    def test_a_check_that_does_not_block(self, location: Location) -> None:
+        source = location.folder / "rows.json"
+        write_rows(source, [{"amount": -1, "name": "b"}])
+        location.write(self.document(source, blocking=False))
+        results = self.results(location.run("checked"))
+        assert {name: result.passed for name, result in results.items()} == {
+            "expectations_positive": False,
+            "expectations_named": True,
+        }
+        assert len(rows_of(location.folder / "root" / "out")) == 1
+
+
+def test_cache_control(location: Location, spark: Any) -> None:
+    source = location.folder / "rows.json"
+    write_rows(source, [{"id": 1}, {"id": 2}])
+    location.write(
+        batch(
+            "p",
+            extract_file("rows", f"file://{source}"),
+            transform("cache", storageLevel="DISK_ONLY"),
+            transform("filterRows", condition="id > 1", registerAs="kept"),
+            transform("uncacheAll"),
+        )
+    )
+    location.run("p")
+    same_rows(rows_of(location.table("p", "kept")), pd.DataFrame({"id": [2]}))
+    assert location.metadata("p", "cache")["cached_dataframes"] == "rows (DISK_ONLY)"
+    assert location.metadata("p", "uncache_all")["cached_dataframes"] == "none"
+    assert "InMemoryTableScan" in location.metadata("p", "kept")["physical_plan"]
+
+
+def test_sql_keeps_to_its_own_pipeline(location: Location) -> None:
+    for name in ("one", "two"):
+        source = location.folder / f"{name}.json"
+        write_rows(source, [{"word": name}])
+        location.write(
+            batch(name, extract_file("rows", f"file://{source}"), transform("sql", query="SELECT word AS w FROM rows"))
+        )
+    keys = [dg.AssetKey([name, asset]) for name in ("one", "two") for asset in ("rows", "sql")]
+    job = location.definitions().resolve_implicit_global_asset_job_def()
+    assert job.execute_in_process(instance=location.instance, asset_selection=keys).success
+    for name in ("one", "two"):
+        same_rows(rows_of(location.table(name, "sql")), pd.DataFrame({"w": [name]}))
+        lineage = location.metadata(name, "sql")["dagster/column_lineage"].deps_by_column
+        assert lineage["w"] == [dg.TableColumnDep(dg.AssetKey([name, "rows"]), "word")]

@@ -1,0 +1,94 @@
+"""The same configs wherever Spark and Dagster's steps run: the rows are the same, and nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from devstack.demo_data import cdnow_customers, cdnow_purchases, flight_logs
+from pipeline_assets_tests.config_documents import CUSTOMER_360, OPTIMIZED_AGGREGATION, write_config
+from pipeline_assets_tests.integration.conftest import CONNECTIONS
+from pipeline_assets_tests.integration.delta_tables import rows_of, same_rows
+from pipeline_assets_tests.integration.run_processes import MARK, processes_of
+
+
+@pytest.fixture(params=["local", "connect", "cluster"])
+def spark_address(request: pytest.FixtureRequest) -> dict[str, str]:
+    """What tells a run where Spark is: embedded, a Connect server, a standalone cluster of two workers."""
+    if request.param == "connect":
+        return {"SPARK_REMOTE": request.getfixturevalue("spark_connect_server").remote}
+    if request.param == "cluster":
+        cluster = request.getfixturevalue("spark_cluster")
+        assert cluster.workers == 2
+        return {"SPARK_MASTER": cluster.master}
+    return {}
+
+
+@pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+def test_a_job_from_the_command_line(
+    tmp_path: Path, sources: dict[str, str], spark_address: dict[str, str], executor: str
+) -> None:
+    configs, warehouse, home = tmp_path / "configs", tmp_path / "warehouse", tmp_path / "home"
+    configs.mkdir()
+    home.mkdir()
+    write_config(configs, CONNECTIONS.read_text(), "connections.json")
+    write_config(configs, CUSTOMER_360)
+    write_config(configs, OPTIMIZED_AGGREGATION)
+    mark = str(uuid.uuid4())
+    environment = {
+        **os.environ,
+        **sources,
+        **spark_address,
+        MARK: mark,
+        "DAGSTER_HOME": str(home),
+        "PIPELINE_ASSETS_CONFIGS": str(configs),
+        "PIPELINE_ASSETS_WAREHOUSE": str(warehouse),
+        "PIPELINE_ASSETS_EXECUTOR": executor,
+    }
+    # The second pipeline has more steps than need a process each here; the first covers that.
+    jobs = ["customer_360"] if executor == "multiprocess" else ["customer_360", "optimized_aggregation"]
+    for job in jobs:
+        command = [str(Path(sys.executable).parent / "dagster"), "job", "execute"]
+        command += ["-m", "pipeline_assets.definitions", "-j", job]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert processes_of(mark) == []
+
+    purchases = cdnow_purchases()
+    expected = cdnow_customers(purchases).merge(purchases, left_on="id", right_on="customer_id")
+    same_rows(rows_of(warehouse / "customer_360" / "join_data_frames"), expected)
+    if "optimized_aggregation" in jobs:
+        grouped = flight_logs(31).groupby(["date", "region"], as_index=False)
+        counted = grouped.agg(total_events=("flight", "size"), unique_users=("user_id", "nunique"))
+        found = rows_of(warehouse / "optimized_aggregation" / "coalesce")
+        same_rows(found.assign(date=found["date"].astype(str)), counted)
+
+
+def test_a_run_that_fails_leaves_no_process(tmp_path: Path, sources: dict[str, str]) -> None:
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    document = {**CUSTOMER_360, "steps": [CUSTOMER_360["steps"][1]]}
+    write_config(configs, document)
+    write_config(configs, CONNECTIONS.read_text(), "connections.json")
+    mark = str(uuid.uuid4())
+    environment = {
+        **os.environ,
+        **sources,
+        MARK: mark,
+        "AWS_SECRET_ACCESS_KEY": "wrong-canary-secret",
+        "PIPELINE_ASSETS_CONFIGS": str(configs),
+        "PIPELINE_ASSETS_WAREHOUSE": str(tmp_path / "warehouse"),
+    }
+    command = [str(Path(sys.executable).parent / "dagster"), "job", "execute"]
+    command += ["-m", "pipeline_assets.definitions", "-j", "customer_360"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "customer-360: step 0 (extract fromS3)" in output
+    assert "wrong-canary-secret" not in output
+    assert processes_of(mark) == []

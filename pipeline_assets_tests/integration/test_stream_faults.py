@@ -1,0 +1,249 @@
+"""What happens to streams: kills, cancels, brokers and topics that go. Every record stays in its table, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from devstack.kafka import KafkaBroker, KafkaServer
+from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of
+from pipeline_assets_tests.integration.location import Location, failure_text
+from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
+from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
+from pipeline_assets_tests.integration.topics import Topic, events
+
+Start = Callable[[], JobProcess]
+
+
+@pytest.fixture
+def topic(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Topic]:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    made = Topic(kafka).make()
+    yield made
+    made.delete()
+
+
+@pytest.fixture
+def start(location: Location, tmp_path: Path) -> Iterator[Start]:
+    """Starts the job ``stream`` of the location in a process of its own."""
+    started: list[JobProcess] = []
+
+    def begin() -> JobProcess:
+        home = tmp_path / "dagster_home"
+        home.mkdir(exist_ok=True)
+        environment = {**location.environment, "DAGSTER_HOME": str(home), "SPARK_MASTER": "local[2]"}
+        started.append(JobProcess("stream", environment, tmp_path / f"run{len(started)}.log"))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill_all()
+
+
+def ids(location: Location, name: str = "out") -> Counter[int]:
+    table = root(location, name)
+    if not delta_files(table):
+        return Counter()
+    return Counter(map(int, rows_of(table)["id"]))
+
+
+def continuous(topic: Topic, **config: Any) -> dict[str, Any]:
+    """A stream in small batches, one after the other."""
+    return stream(
+        from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=200, **config), to_delta(trigger="100 milliseconds")
+    )
+
+
+def finish(location: Location, document: dict[str, Any]) -> None:
+    """Take what is left in the topic by one more run, in this process."""
+    document = json.loads(json.dumps(document))
+    document["steps"][-1]["config"]["trigger"] = "availableNow"
+    location.write(document)
+    location.run("stream")
+
+
+@pytest.mark.parametrize("victim", ["worker"])
+def test_kill_in_the_middle(victim: str, location: Location, topic: Topic, start: Start) -> None:
+    document = continuous(topic)
+    location.write(document)
+    sent = events(0, 4000)
+    broken = [f"broken {number}" for number in range(40)]
+    topic.send([value for number in range(40) for value in (*sent[number * 100 : (number + 1) * 100], broken[number])])
+    run = start()
+    run.wait_until(lambda: len(ids(location)) >= 400)
+    if victim == "worker":
+        run.signal(signal.SIGKILL)
+        assert run.end() == -signal.SIGKILL
+    else:
+        run.kill_jvm()
+        assert run.end() == 1
+        assert "stream: step " in run.output
+        assert "Spark's JVM is gone" in run.output
+    finish(location, document)
+    assert ids(location) == Counter(event["id"] for event in sent)
+    letters = rows_of(location.table("stream", "events_dead_letters"))
+    assert Counter(bytes(value).decode() for value in letters["value"]) == Counter(broken)
+
+
+def test_twenty_cancels(location: Location, topic: Topic) -> None:
+    """Each stops all queries, frees the checkpoint for the next run, and loses and doubles nothing."""
+    from pyspark.sql import SparkSession
+
+    document = continuous(topic)
+    location.write(document)
+    sent: list[dict[str, Any]] = []
+    for number in range(20):
+        topic.send(more := events(len(sent), 50))
+        sent += more
+        wanted = number * 50 + 1
+        killer = threading.Thread(target=_signal_when, args=(location, wanted, number), daemon=True)
+        killer.start()
+        with pytest.raises(dg.DagsterExecutionInterruptedError):
+            location.definitions().resolve_job_def("stream").execute_in_process(instance=location.instance)
+        killer.join()
+        (run,) = location.instance.get_runs(limit=1)
+        assert run.status == dg.DagsterRunStatus.CANCELED
+        session = SparkSession.builder.getOrCreate()
+        assert session.streams.active == []
+        assert session.sparkContext.statusTracker().getActiveJobsIds() == []
+        assert not (root(location, "checkpoints/out") / "pipeline_assets" / "lease.json").exists()
+    finish(location, document)
+    assert ids(location) == Counter(event["id"] for event in sent)
+
+
+def _signal_when(location: Location, rows: int, number: int) -> None:
+    wait_until(lambda: len(ids(location)) >= rows)
+    os.kill(os.getpid(), (signal.SIGINT, signal.SIGTERM)[number % 2])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_cancelled_process_leaves_none_behind(
+    number: signal.Signals, location: Location, topic: Topic, start: Start
+) -> None:
+    document = continuous(topic)
+    location.write(document)
+    topic.send(events(0, 1000))
+    run = start()
+    run.wait_until(lambda: len(ids(location)) >= 200)
+    run.signal(number)
+    run.end(60)
+    assert "RUN_CANCELED" in run.output
+    finish(location, document)
+    assert ids(location) == Counter(range(1000))
+
+
+def test_a_second_run_is_refused(location: Location, topic: Topic, start: Start) -> None:
+    location.write(continuous(topic))
+    topic.send(events(0, 10))
+    first = start()
+    first.wait_until(lambda: len(ids(location)) == 10)
+    result = location.run("stream", fail=True)
+    assert "is written by run " in failure_text(result)
+    first.signal(signal.SIGTERM)
+    first.end()
+
+
+def test_a_broker_that_is_away_for_half_a_minute(
+    location: Location, own_kafka: KafkaBroker, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run stays as it is, and goes on where it was."""
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", own_kafka.server.bootstrap_servers)
+    topic = Topic(own_kafka.server).make()
+    document = continuous(topic)
+    location.write(document)
+    topic.send(events(0, 2000))
+    run = start()
+    run.wait_until(lambda: len(ids(location)) >= 400)
+    own_kafka.stop()
+    away = threading.Event()
+    away.wait(30)
+    own_kafka.start()
+    topic.send(events(2000, 500))
+    run.wait_until(lambda: len(ids(location)) == 2500, 240)
+    run.signal(signal.SIGTERM)
+    run.end()
+    finish(location, document)
+    assert ids(location) == Counter(range(2500))
+
+
+def test_a_topic_that_is_missing(location: Location, topic: Topic, kafka: KafkaServer) -> None:
+    absent = Topic(kafka)
+    location.write(stream(from_kafka(absent, schema=SCHEMA), to_delta()))
+    result = location.run("stream", fail=True)
+    assert "stream: step 0 (extract fromKafka)" in failure_text(result)
+    assert absent.name in failure_text(result)
+
+
+def test_a_topic_that_is_waited_for(location: Location, kafka: KafkaServer, topic: Topic, start: Start) -> None:
+    later = Topic(kafka)
+    location.write(continuous(later, missingTopic="wait"))
+    run = start()
+    run.wait_until(lambda: "waiting" in run.output.lower())
+    later.make().send(events(0, 30))
+    run.wait_until(lambda: len(ids(location)) == 30)
+    run.signal(signal.SIGTERM)
+    run.end()
+    later.delete()
+
+
+def test_a_topic_that_was_made_again(location: Location, topic: Topic) -> None:
+    """Its offsets went backwards: an error, and no silent reset."""
+    document = stream(from_kafka(topic, schema=SCHEMA), to_delta())
+    location.write(document)
+    topic.send(events(0, 100))
+    location.run("stream")
+    topic.delete()
+    topic.make().send(events(100, 10))
+    result = location.run("stream", fail=True)
+    assert "failOnDataLoss" in failure_text(result)
+    assert ids(location) == Counter(range(100))
+
+
+def test_a_checkpoint_that_cannot_be_written(location: Location, topic: Topic) -> None:
+    location.write(stream(from_kafka(topic, schema=SCHEMA), to_delta()))
+    topic.send(events(0, 10))
+    root(location, "").mkdir(parents=True)
+    root(location, "checkpoints").write_text("not a folder")
+    result = location.run("stream", fail=True)
+    assert "stream: step " in failure_text(result)
+    assert str(root(location, "checkpoints/out")) in failure_text(result)
+    assert ids(location) == Counter()
+
+
+def test_another_writer_of_the_table(location: Location, topic: Topic, start: Start, spark: Any) -> None:
+    document = continuous(topic)
+    location.write(document)
+    topic.send(events(0, 1000))
+    run = start()
+    run.wait_until(lambda: len(ids(location)) >= 200)
+    table = str(root(location, "out"))
+    spark.sql("SELECT -1L AS id, 'other' AS event_type, 'x' AS user_id, 0D AS amount").write.format("delta").mode(
+        "append"
+    ).save(table)
+    spark.sql(f"UPDATE delta.`{table}` SET user_id = 'changed' WHERE id = -1")
+    run.wait_until(lambda: len(ids(location)) == 1001)
+    run.signal(signal.SIGTERM)
+    run.end()
+    finish(location, document)
+    assert ids(location) == Counter([-1, *range(1000)])
+
+
+def test_one_percent_broken(location: Location, topic: Topic) -> None:
+    sent = events(0, 9900)
+    broken = [f'{{"id": {number}, "amount": ' for number in range(100)]
+    topic.send([value for number in range(100) for value in (*sent[number * 99 : (number + 1) * 99], broken[number])])
+    location.write(stream(from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=1000), to_delta()))
+    location.run("stream")
+    assert ids(location) == Counter(range(9900))
+    letters = rows_of(location.table("stream", "events_dead_letters"))
+    assert Counter(bytes(value).decode() for value in letters["value"]) == Counter(broken)
+    assert location.metadata("stream", "events_dead_letters")["dead_letters_of_run"] == 100

@@ -1,0 +1,331 @@
+"""Streaming pipelines on the real broker: every good record once in its table, every broken one in the dead letters.
+
+What is expected is computed from the producer's own list.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from devstack.kafka import KafkaServer
+from pipeline_assets_tests.config_documents import EVENT_STREAM, transform
+from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
+from pipeline_assets_tests.integration.location import Location, failure_text
+from pipeline_assets_tests.integration.run_processes import JobProcess
+from pipeline_assets_tests.integration.topics import Event, Topic, events, purchases
+
+SCHEMA = "id BIGINT, event_type STRING, user_id STRING, amount DOUBLE"
+COLUMNS = ["id", "event_type", "user_id", "amount"]
+
+
+@pytest.fixture
+def topic(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Topic]:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    made = Topic(kafka).make()
+    yield made
+    made.delete()
+
+
+def from_kafka(topic: Topic, **config: Any) -> dict[str, Any]:
+    config = {"topic": topic.name, "startingOffsets": "earliest", "registerAs": "events", **config}
+    return {"type": "extract", "method": "fromKafka", "config": config}
+
+
+def to_delta(name: str = "out", **config: Any) -> dict[str, Any]:
+    config = {"path": f"/{name}", "checkpointLocation": f"/checkpoints/{name}", "trigger": "availableNow", **config}
+    return {"type": "load", "method": "toDeltaLake", "name": name, "config": config}
+
+
+def stream(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "stream", "mode": "streaming", "steps": list(steps)}
+
+
+def frame(of: list[Event]) -> pd.DataFrame:
+    return pd.DataFrame(of, columns=COLUMNS)
+
+
+def root(location: Location, name: str) -> Path:
+    return location.folder / "root" / name
+
+
+def test_each_start_takes_what_is_new(location: Location, topic: Topic) -> None:
+    sent = events(0, 100)
+    topic.send(sent)
+    location.write(stream(from_kafka(topic), transform("filterRows", condition="event_type = 'purchase'"), to_delta()))
+    location.run("stream")
+    found = rows_of(root(location, "out"))
+    same_rows(found[COLUMNS], frame(purchases(sent)))
+    more = events(100, 50)
+    topic.send(more)
+    location.run("stream")
+    location.run("stream")
+    same_rows(rows_of(root(location, "out"))[COLUMNS], frame(purchases(sent + more)))
+
+
+def test_what_the_assets_show(location: Location, topic: Topic) -> None:
+    topic.send(events(0, 40))
+    location.write(stream(from_kafka(topic), to_delta()))
+    result = location.run("stream")
+    written = location.metadata("stream", "out")
+    assert (written["rows_written"], written["table_version"]) == (40, 0)
+    observations = [
+        event.event_specific_data.asset_observation
+        for event in result.all_events
+        if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION
+    ]
+    told = {key: value.value for key, value in observations[-1].metadata.items()}
+    assert told["end_offsets"] == {f"{topic.name}/0": 20, f"{topic.name}/1": 20}
+    assert told["lag"] == 0
+    columns = location.metadata("stream", "events")["dagster/column_schema"].columns
+    assert {column.name for column in columns} == set(COLUMNS)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, None])
+def test_broken_records_go_to_the_dead_letters(location: Location, topic: Topic, schema: str | None) -> None:
+    good = events(0, 50)
+    # A mistyped field among the records that a schema is inferred from would make that column text.
+    broken = ['{"id": 1, "event_type"', "no JSON", "[1]", "", *(['{"id": "one"}'] if schema else [])]
+    topic.send([*good, *broken, None])
+    document = stream(from_kafka(topic, **({"schema": schema} if schema else {})), to_delta())
+    location.write(document)
+    result = location.run("stream")
+    same_rows(rows_of(root(location, "out"))[COLUMNS], frame(good))
+    letters = rows_of(location.table("stream", "events_dead_letters"))
+    values = [None if value is None else bytes(value).decode() for value in letters["value"]]
+    assert Counter(values) == Counter([*broken, None])
+    assert set(letters["topic"]) == {topic.name}
+    assert letters["reason"].notna().all()
+    *_, check = result.get_asset_check_evaluations()
+    assert (check.passed, check.metadata["dead_letters"].value) == (False, len(broken) + 1)
+    location.run("stream")
+    assert len(rows_of(location.table("stream", "events_dead_letters"))) == len(broken) + 1
+
+
+def test_dead_letters_of_a_batch_that_a_crash_came_after(location: Location, topic: Topic) -> None:
+    """As when the process is killed between the commit of a batch and the writing of its dead letters."""
+    topic.send([*events(0, 10), "broken"])
+    location.write(stream(from_kafka(topic, schema=SCHEMA), to_delta()))
+    location.run("stream")
+    # Back to before anyone had looked.
+    own = root(location, "checkpoints/out") / "pipeline_assets"
+    (own / "dead_letters_events.json").unlink()
+    table = location.table("stream", "events_dead_letters")
+    for file in sorted(table.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    location.run("stream")
+    assert [bytes(value) for value in rows_of(table)["value"]] == [b"broken"]
+
+
+def test_update_mode_merges_by_keys(location: Location, topic: Topic) -> None:
+    counts = transform("aggregateData", groupBy=["user_id"], aggregations={"n": "count(*)"})
+    document = stream(from_kafka(topic, schema=SCHEMA), counts, to_delta(outputMode="update", mergeKeys=["user_id"]))
+    location.write(document)
+    sent: list[Event] = []
+    for first in (0, 30, 60):
+        more = [*events(first, 30), {"id": first, "event_type": "view", "user_id": None, "amount": 0.0}]
+        topic.send(more)
+        sent += more
+        location.run("stream")
+        expected = frame(sent).groupby("user_id", as_index=False, dropna=False).size()
+        found = rows_of(root(location, "out"))
+        assert dict(zip(found["user_id"], found["n"], strict=True)) == dict(
+            zip(expected["user_id"].replace({float("nan"): None}), expected["size"], strict=True)
+        )
+
+
+@pytest.mark.parametrize("config", [{"outputMode": "update", "mergeKeys": ["event_type"]}, {"outputMode": "complete"}])
+def test_a_batch_that_is_repeated_changes_nothing(config: dict[str, Any], location: Location, topic: Topic) -> None:
+    """As when the process is killed after Delta's commit and before Spark's note that the batch is done."""
+    sums = transform("aggregateData", groupBy=["event_type"], aggregations={"n": "count(*)"})
+    location.write(stream(from_kafka(topic, schema=SCHEMA), sums, to_delta(**config)))
+    topic.send(events(0, 20))
+    location.run("stream")
+    before = len(list((root(location, "out") / "_delta_log").glob("*.json")))
+    commits = root(location, "checkpoints/out") / "commits"
+    newest = max((path for path in commits.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    newest.unlink()
+    newest.with_name(f".{newest.name}.crc").unlink()
+    location.run("stream")
+    assert len(list((root(location, "out") / "_delta_log").glob("*.json"))) == before
+    topic.send(events(20, 20))
+    location.run("stream")
+    found = rows_of(root(location, "out"))
+    assert dict(zip(found["event_type"], found["n"], strict=True)) == {"purchase": 20, "view": 10, "cart": 10}
+
+
+def test_complete_mode_writes_the_whole_result(location: Location, topic: Topic) -> None:
+    counts = transform("aggregateData", groupBy=["event_type"], aggregations={"n": "count(*)"})
+    location.write(stream(from_kafka(topic, schema=SCHEMA), counts, to_delta(outputMode="complete")))
+    for first in (0, 40):
+        topic.send(events(first, 40))
+        location.run("stream")
+    found = rows_of(root(location, "out"))
+    assert dict(zip(found["event_type"], found["n"], strict=True)) == {"purchase": 40, "view": 20, "cart": 20}
+
+
+def test_a_stream_joined_with_a_table(location: Location, topic: Topic) -> None:
+    users = location.folder / "users.csv"
+    users.write_text("user_id,name\n" + "".join(f"u{number},name {number}\n" for number in range(3)))
+    topic.send(events(0, 28))
+    location.write(
+        stream(
+            {"type": "extract", "method": "fromFile", "config": {"path": f"file://{users}", "registerAs": "users"}},
+            from_kafka(topic, schema=SCHEMA),
+            transform("joinDataFrames", inputDataFrames=["events", "users"], keys=["user_id"]),
+            to_delta(),
+        )
+    )
+    location.run("stream")
+    known = frame(events(0, 28)).merge(
+        pd.DataFrame([(f"u{n}", f"name {n}") for n in range(3)], columns=["user_id", "name"])
+    )
+    same_rows(rows_of(root(location, "out"))[[*COLUMNS, "name"]], known)
+
+
+def test_several_sinks_and_a_table_that_is_followed(location: Location, topic: Topic) -> None:
+    topic.send(events(0, 40))
+    location.write(
+        stream(
+            from_kafka(topic, schema=SCHEMA),
+            to_delta("all"),
+            transform("filterRows", condition="amount >= 5", registerAs="big"),
+            to_delta("big_ones"),
+        ),
+        {
+            "name": "copy",
+            "mode": "streaming",
+            "steps": [{"type": "extract", "method": "fromDeltaLake", "config": {"path": "/all"}}, to_delta("copied")],
+        },
+    )
+    location.run("stream")
+    location.run("copy")
+    topic.send(events(40, 10))
+    location.run("stream")
+    location.run("copy")
+    sent = events(0, 50)
+    same_rows(rows_of(root(location, "all"))[COLUMNS], frame(sent))
+    same_rows(rows_of(root(location, "big_ones"))[COLUMNS], frame([event for event in sent if event["amount"] >= 5]))
+    same_rows(rows_of(root(location, "copied"))[COLUMNS], frame(sent))
+
+
+def test_a_change_that_the_checkpoint_carries(location: Location, topic: Topic) -> None:
+    kept = transform("filterRows", condition="event_type = 'purchase'")
+    location.write(stream(from_kafka(topic, schema=SCHEMA), kept, to_delta()))
+    topic.send(events(0, 20))
+    location.run("stream")
+    other = transform("filterRows", condition="event_type = 'view'")
+    location.write(stream(from_kafka(topic, schema=SCHEMA), other, to_delta(path="/other")))
+    topic.send(events(20, 20))
+    location.run("stream")
+    same_rows(rows_of(root(location, "out"))[COLUMNS], frame(purchases(events(0, 20))))
+    views = [event for event in events(20, 20) if event["event_type"] == "view"]
+    same_rows(rows_of(root(location, "other"))[COLUMNS], frame(views))
+
+
+def test_changes_that_no_checkpoint_carries(location: Location, topic: Topic, kafka: KafkaServer) -> None:
+    counts = transform("aggregateData", groupBy=["user_id"], aggregations={"n": "count(*)"})
+    merged = to_delta(outputMode="update", mergeKeys=["user_id"])
+    location.write(stream(from_kafka(topic, schema=SCHEMA), counts, merged))
+    topic.send(events(0, 10))
+    location.run("stream")
+    other = Topic(kafka).make()
+    by_kind = transform("aggregateData", groupBy=["event_type"], aggregations={"n": "count(*)"})
+    for document, said in (
+        (stream(from_kafka(other, schema=SCHEMA), counts, merged), f'it reads fromKafka {{"topic": "{other.name}"'),
+        (stream(from_kafka(topic, schema=SCHEMA), by_kind, merged), "it keeps state for aggregateData"),
+    ):
+        location.write(document)
+        result = location.run("stream", fail=True)
+        assert said in failure_text(result)
+        assert "give a new checkpointLocation" in failure_text(result)
+    other.delete()
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("SELECT * FROM events ORDER BY id", "Sorting is not supported on streaming DataFrames"),
+        ("SELECT count(*) AS n FROM events", "streaming aggregations without watermark"),
+        ("SELECT idd FROM events", "did you mean 'id'"),
+    ],
+)
+def test_what_spark_does_not_do_is_found_before_a_query_starts(
+    query: str, said: str, location: Location, topic: Topic
+) -> None:
+    location.write(
+        stream(from_kafka(topic, schema=SCHEMA), to_delta("first"), transform("sql", query=query), to_delta("second"))
+    )
+    result = location.run("stream", fail=True)
+    assert said in failure_text(result)
+    assert "stream: step 2" in failure_text(result) or "stream: step 3" in failure_text(result)
+    assert not (root(location, "checkpoints/first") / "offsets").exists()
+
+
+def test_one_query_fails_and_the_others_stop(location: Location, topic: Topic) -> None:
+    from pyspark.sql import SparkSession
+
+    topic.send(events(0, 20))
+    broken = transform("withColumns", columns={"id": "CAST(raise_error(concat('bad row ', id)) AS BIGINT)"})
+    location.write(stream(from_kafka(topic, schema=SCHEMA), to_delta("fine", trigger="1 second"), broken, to_delta()))
+    result = location.run("stream", fail=True)
+    text = failure_text(result)
+    assert re.search(r"stream: step 3 \(load toDeltaLake\): the streaming query ended: .*bad row \d", text)
+    assert "query stream/out, id " in text
+    assert "last progress: " in text
+    session = SparkSession.getActiveSession()
+    assert session is not None
+    assert session.streams.active == []
+
+
+def test_event_stream_takes_its_schema_from_the_topic(location: Location, topic: Topic) -> None:
+    """The reference config as written, but for its topic's name and its trigger."""
+    document = json.loads(json.dumps(EVENT_STREAM).replace('"events"', f'"{topic.name}"'))
+    document["steps"][2]["config"]["trigger"] = "availableNow"
+    document["steps"][0]["config"]["startingOffsets"] = "latest"
+    topic.send(events(0, 12))
+    location.write(document)
+    location.run("event_stream")
+    assert delta_files(root(location, "data/purchases")) == []
+    topic.send(events(12, 12))
+    location.run("event_stream")
+    same_rows(rows_of(root(location, "data/purchases"))[COLUMNS], frame(purchases(events(12, 12))))
+
+
+@pytest.mark.parametrize("where", ["connect", "cluster"])
+def test_on_a_server(where: str, location: Location, topic: Topic, request: pytest.FixtureRequest) -> None:
+    """The same pipeline, with dead letters and a restart, on Spark Connect and on a cluster; on the former a merge too.
+
+    State on the cluster would be in Spark's 200 partitions, which take two small workers minutes.
+    """
+    if where == "connect":
+        address = {"SPARK_REMOTE": request.getfixturevalue("spark_connect_server").remote}
+    else:
+        address = {"SPARK_MASTER": request.getfixturevalue("spark_cluster").master}
+    counts = transform("aggregateData", groupBy=["user_id"], aggregations={"n": "count(*)"})
+    merged = to_delta("counts", outputMode="update", mergeKeys=["user_id"])
+    location.write(stream(from_kafka(topic), to_delta(), *([counts, merged] if where == "connect" else [])))
+    sent: list[Event] = []
+    for number in range(2):
+        more = events(len(sent), 60)
+        topic.send([*more, f"broken {number}"])
+        sent += more
+        run = JobProcess("stream", {**location.environment, **address}, location.folder / f"run{number}.log")
+        try:
+            assert run.end(300) == 0, run.output
+        finally:
+            run.kill_all()
+    same_rows(rows_of(root(location, "out"))[COLUMNS], frame(sent))
+    if where == "connect":
+        found = rows_of(root(location, "counts"))
+        assert dict(zip(found["user_id"], found["n"], strict=True)) == Counter(event["user_id"] for event in sent)
+    letters = rows_of(location.table("stream", "events_dead_letters"))
+    assert sorted(bytes(value) for value in letters["value"]) == [b"broken 0", b"broken 1"]
