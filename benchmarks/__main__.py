@@ -1,0 +1,129 @@
+"""``python -m benchmarks``: measure, and write down what was found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import click
+from rich.console import Console
+
+from benchmarks.customer_360 import PROJECT, Workplace, compare
+from benchmarks.demo_servers import demo_servers
+from benchmarks.location_loading import compare_loading
+from benchmarks.machine import machine, versions
+from benchmarks.report import Results, started_now
+from benchmarks.stream_recovery import measure_recovery, measure_ticks
+from benchmarks.streaming import compare_streaming, fill_topic, kafka_server
+
+RESULTS = PROJECT / "benchmarks" / "results"
+PAGE = PROJECT / "docs" / "benchmarks.md"
+PARTS = ("demo", "many", "loading", "streaming", "recovery")
+
+console = Console()
+
+
+@click.command()
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Measure this alone; repeatable.")
+@click.option("--pairs", default=5, show_default=True, help="Pairs of runs at the demo's size, and of loads.")
+@click.option("--orders", default=10_000_000, show_default=True, help="Orders of the big comparison.")
+@click.option(
+    "--many-pairs", default=3, show_default=True, help="Pairs of those, and of loads of 1,000 configs or more."
+)
+@click.option("--records", default=5_000_000, show_default=True, help="Records in the topic of the streams.")
+@click.option("--kills", default=3, show_default=True, help="How often a stream's run worker is killed.")
+@click.option(
+    "--configs", multiple=True, default=(10, 100, 1000), show_default=True, help="Sizes of locations to load."
+)
+@click.option(
+    "--page", default=PAGE, type=click.Path(path_type=Path), help="The page to write; docs/benchmarks.md when left out."
+)
+def main(
+    parts: tuple[str, ...],
+    pairs: int,
+    orders: int,
+    many_pairs: int,
+    records: int,
+    kills: int,
+    configs: tuple[int, ...],
+    page: Path,
+) -> None:
+    """Measure batch and streaming pipelines beside bare PySpark scripts, loading beside assets written by hand, and
+    how long a stream that was killed takes to be back.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    chosen = parts or PARTS
+    command = shlex.join(["python", "-m", "benchmarks", *(argument for argument in sys.argv[1:])])
+    results = Results(machine(), versions(), command, started_now(), [os.getloadavg()[0]])
+    with tempfile.TemporaryDirectory(prefix="pipeline-assets-bench-") as name, console.status("") as status:
+        folder = Path(name)
+
+        def report(text: str) -> None:
+            status.update(text)
+            if not console.is_terminal:
+                console.print(text)
+
+        if "demo" in chosen or "many" in chosen:
+            report("starting PostgreSQL and S3")
+            with demo_servers(folder / "servers") as servers:
+                report("loading CDNOW's customers and orders")
+                demo_orders = servers.load_demo()
+                workplace = Workplace(folder, servers)
+                if "demo" in chosen:
+                    found = compare(workplace, demo_orders, pairs, with_empty=True, report=report)
+                    results.comparisons.append(found)
+                    _keep(results)
+                if "many" in chosen:
+                    report(f"writing {orders:,} orders")
+                    servers.repeat_orders(orders)
+                    found = compare(workplace, orders, many_pairs, with_empty=False, report=report)
+                    results.comparisons.append(found)
+                    _keep(results)
+        if "loading" in chosen:
+            for count in sorted(set(configs)):
+                results.loading.append(compare_loading(folder, count, pairs if count < 1000 else many_pairs, report))
+                _keep(results)
+        if "streaming" in chosen or "recovery" in chosen:
+            report("starting Kafka")
+            with kafka_server(folder / "kafka") as kafka:
+                if "streaming" in chosen:
+                    report(f"producing {records:,} records")
+                    fill_topic(kafka, records)
+                    place = folder / "streaming"
+                    results.streaming.append(compare_streaming(place, kafka, records, pairs, report))
+                    _keep(results)
+                if "recovery" in chosen:
+                    results.recoveries += measure_recovery(folder / "recovery", kafka, kills, report)
+                    _keep(results)
+        if "recovery" in chosen:
+            results.ticks = measure_ticks(folder / "ticks", report)
+            _keep(results)
+    results.load.append(os.getloadavg()[0])
+    results.print(console)
+    results.write_page(page)
+    for written in (_keep(results), page):
+        console.print(f"[green]✓[/] {written.relative_to(PROJECT) if written.is_relative_to(PROJECT) else written}")
+
+
+def _keep(results: Results) -> Path:
+    """Write down what has been measured so far: an interrupt costs no more than what is being measured."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{results.started:%Y%m%dT%H%M%SZ}.json"
+    file.write_text(json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8")
+    return file
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    # As Ctrl+C does it: the servers are stopped and the folder is removed on the way out.
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

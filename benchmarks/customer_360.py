@@ -1,0 +1,225 @@
+"""The main job beside a bare script that does the same, and beside a plain Dagster job that does nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks.demo_servers import DemoServers
+from benchmarks.measured_process import ProcessCost, ProgramFailedError, run_measured
+from benchmarks.paired_runs import Spread
+from benchmarks.spark_event_log import SparkWork, event_log_conf, read_event_log
+
+PROJECT = Path(__file__).resolve().parent.parent
+JOB = "customer_360"
+TABLE = "join_data_frames"
+JOB_COMMAND = ("dagster", "job", "execute", "-m", "pipeline_assets.definitions", "-j", JOB)
+EMPTY_COMMAND = ("dagster", "job", "execute", "-m", "benchmarks.empty_assets", "-j", "empty_assets")
+SCRIPT_COMMAND = ("python", "benchmarks/bare_customer_360.py", "CONF", "TABLE")
+# Read from the caller's environment they would change what is measured.
+NOT_PASSED_ON = ("DAGSTER_", "PIPELINE_ASSETS_", "SPARK_", "PYSPARK_", "PG", "AWS_", "PYTHON")
+
+Report = Callable[[str], None]
+Phases = dict[str, float]
+
+
+@dataclass
+class Runs:
+    """The measured runs of one program, in order; ``phases`` says of each where its seconds went."""
+
+    costs: list[ProcessCost] = field(default_factory=list)
+    phases: list[Phases] = field(default_factory=list)
+
+    def add(self, cost: ProcessCost, phases: Phases) -> None:
+        """Take a run down."""
+        self.costs.append(cost)
+        self.phases.append(phases)
+
+    @property
+    def seconds(self) -> list[float]:
+        """The runs' times on the wall."""
+        return [cost.seconds for cost in self.costs]
+
+    @property
+    def memory(self) -> list[float]:
+        """The Python processes' memory at its peak, in bytes."""
+        return [cost.memory for cost in self.costs]
+
+    @property
+    def java_memory(self) -> list[float]:
+        """The JVMs' memory at its peak, in bytes."""
+        return [cost.java_memory for cost in self.costs]
+
+    def phase_spreads(self) -> dict[str, Spread]:
+        """Return the seconds of each phase over all runs."""
+        return {name: Spread.of(phases.get(name, 0.0) for phases in self.phases) for name in self.phases[0]}
+
+
+@dataclass
+class Comparison:
+    """``job``: `customer_360` in Dagster; ``script``: bare PySpark; ``empty``: plain Dagster, where it was run."""
+
+    orders: int
+    job: Runs = field(default_factory=Runs)
+    script: Runs = field(default_factory=Runs)
+    empty: Runs = field(default_factory=Runs)
+    job_work: SparkWork | None = None
+    script_work: SparkWork | None = None
+
+    def over_script(self) -> Spread:
+        """The job's time over the script's, pair by pair."""
+        return Spread.of_ratios(self.job.seconds, self.script.seconds)
+
+    def over_sum(self) -> Spread:
+        """The job's time over those of script and empty job together."""
+        sums = [script + empty for script, empty in zip(self.script.seconds, self.empty.seconds, strict=True)]
+        return Spread.of_ratios(self.job.seconds, sums)
+
+    def memory_over_script(self) -> Spread:
+        """The Python processes' memory, the job's over the script's."""
+        return Spread.of_ratios(self.job.memory, self.script.memory)
+
+
+class Workplace:
+    """A folder with all that the programs need and leave: Dagster's home, tables, confs, logs."""
+
+    def __init__(self, folder: Path, servers: DemoServers) -> None:
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark.session import session_conf
+
+        self.folder = folder
+        self.servers = servers
+        self.warehouse = folder / "warehouse"
+        self.script_table = folder / "script_table"
+        self.dagster_home = folder / "dagster_home"
+        self.dagster_home.mkdir()
+        shutil.copy(PROJECT / "dagster.yaml", self.dagster_home)
+        # What the location gives its sessions, plus what it sets for S3 when a step needs it.
+        self.conf = session_conf(Settings()) | {
+            "spark.hadoop.fs.s3a.endpoint": servers.s3.endpoint,
+            "spark.hadoop.fs.s3a.endpoint.region": servers.s3.region,
+            "spark.hadoop.fs.s3a.path.style.access": "true",
+            "spark.hadoop.fs.s3a.connection.ssl.enabled": "false",
+            "spark.hadoop.fs.s3a.access.key": servers.s3.access_key_id,
+            "spark.hadoop.fs.s3a.secret.key": servers.s3.secret_access_key,
+            "spark.hadoop.fs.s3a.aws.credentials.provider": "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider",
+        }
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)},
+            **servers.environment,
+            "PYTHONPATH": str(PROJECT),
+            "DAGSTER_HOME": str(self.dagster_home),
+            "PIPELINE_ASSETS_CONFIGS": str(PROJECT / "configs"),
+            "PIPELINE_ASSETS_WAREHOUSE": str(self.warehouse),
+            "PIPELINE_ASSETS_PATH_PREFIX": str(folder / "root"),
+        }
+
+    def run_job(self, spark_conf: Mapping[str, str] | None = None) -> ProcessCost:
+        """Run `customer_360` by Dagster's command line, into a warehouse without tables."""
+        command = [_program("dagster"), *JOB_COMMAND[1:]]
+        if spark_conf:
+            config = self.folder / "run_config.json"  # JSON is YAML
+            config.write_text(json.dumps({"resources": {"spark": {"config": {"spark_conf": dict(spark_conf)}}}}))
+            command += ["-c", str(config)]
+        shutil.rmtree(self.warehouse, ignore_errors=True)
+        return run_measured(command, self.environment, self.folder)
+
+    def run_empty(self) -> ProcessCost:
+        """Run the job of empty assets by Dagster's command line."""
+        return run_measured([_program("dagster"), *EMPTY_COMMAND[1:]], self.environment, self.folder)
+
+    def run_script(self, spark_conf: Mapping[str, str] | None = None) -> ProcessCost:
+        """Run the bare script, into a folder without table."""
+        conf = self.folder / "conf.json"
+        conf.write_text(json.dumps({**self.conf, **(spark_conf or {})}))
+        shutil.rmtree(self.script_table, ignore_errors=True)
+        script = str(PROJECT / "benchmarks" / "bare_customer_360.py")
+        return run_measured([sys.executable, script, str(conf), str(self.script_table)], self.environment, self.folder)
+
+    def check_tables(self, rows: int) -> None:
+        """Hold that both programs have written all the rows: what was measured is the work that was meant."""
+        for table in (self.warehouse / JOB / TABLE, self.script_table):
+            written = _rows_written(table)
+            if written != rows:
+                raise ProgramFailedError(f"{written} rows were written to {table.name}, {rows} are expected")
+
+
+def compare(workplace: Workplace, orders: int, pairs: int, *, with_empty: bool, report: Report) -> Comparison:
+    """Run job, script and, where asked for, the empty job in turn ``pairs`` times; then count their Spark jobs.
+
+    Before that each is run once without being counted, so that no one pays for what the machine has to read first.
+    """
+    found = Comparison(orders)
+    for number in range(pairs + 1):
+        report(f"{orders:,} orders: " + (f"pair {number} of {pairs}" if number else "a first pair that does not count"))
+        job = workplace.run_job()
+        script = workplace.run_script()
+        empty = workplace.run_empty() if with_empty else None
+        workplace.check_tables(orders)
+        if number:
+            found.job.add(job, _job_phases(job, workplace.dagster_home))
+            found.script.add(script, _script_phases(script))
+            if empty is not None:
+                found.empty.add(empty, {})
+    report(f"{orders:,} orders: counting Spark's jobs")
+    logs = workplace.folder / "event_logs"
+    workplace.run_job(event_log_conf(logs / "job"))
+    workplace.run_script(event_log_conf(logs / "script"))
+    found.job_work, found.script_work = read_event_log(logs / "job"), read_event_log(logs / "script")
+    shutil.rmtree(logs)
+    return found
+
+
+def _script_phases(cost: ProcessCost) -> Phases:
+    """Return the seconds between the points that the script says it reached."""
+    reached: dict[str, float] = json.loads(cost.output.splitlines()[-1])
+    return _between({"start": cost.started, **reached, "process gone": cost.ended})
+
+
+def _job_phases(cost: ProcessCost, dagster_home: Path) -> Phases:
+    """Return the seconds between the events that Dagster recorded of its last run."""
+    import dagster as dg
+
+    reached: dict[str, float] = {"start": cost.started}
+    with ExitStack() as closing:
+        instance = closing.enter_context(dg.DagsterInstance.from_config(str(dagster_home)))
+        (run,) = instance.get_runs(dg.RunsFilter(job_name=JOB), limit=1)
+        for record in instance.all_logs(run.run_id):
+            event = record.dagster_event
+            if event is None:
+                continue
+            if event.event_type is dg.DagsterEventType.RUN_START:
+                reached["imports, location loaded"] = record.timestamp
+            elif event.event_type is dg.DagsterEventType.STEP_START:
+                reached[f"before {event.step_key}"] = record.timestamp
+            elif event.event_type is dg.DagsterEventType.STEP_SUCCESS:
+                reached[str(event.step_key)] = record.timestamp
+            elif event.event_type is dg.DagsterEventType.RUN_SUCCESS:
+                reached["Spark stopped, run filed as successful"] = record.timestamp
+    return _between({**reached, "process gone": cost.ended})
+
+
+def _between(reached: Mapping[str, float]) -> Phases:
+    """Return the seconds that each point took from the one before it."""
+    names = list(reached)
+    return {name: reached[name] - reached[before] for before, name in pairwise(names)}
+
+
+def _rows_written(table: Path) -> int:
+    """Return how many rows the first commit to a Delta table says it wrote."""
+    for line in (table / "_delta_log" / f"{0:020}.json").read_text(encoding="utf-8").splitlines():
+        info = json.loads(line).get("commitInfo")
+        if info is not None:
+            return int(info["operationMetrics"]["numOutputRows"])
+    return 0
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).parent / name)

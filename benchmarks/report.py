@@ -1,0 +1,310 @@
+"""The results as JSON, as tables in the terminal, and as a page of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.customer_360 import EMPTY_COMMAND, JOB_COMMAND, SCRIPT_COMMAND, Comparison, Runs
+from benchmarks.location_loading import Load, LoadingComparison, cost_of_one_more
+from benchmarks.paired_runs import Goal, Spread
+from benchmarks.spark_event_log import SparkWork
+from benchmarks.stream_recovery import Recovery, Ticks
+from benchmarks.streaming import STREAM_COMMAND, STREAM_SCRIPT_COMMAND, StreamingComparison
+
+# What stands between these lines is written anew by each run; what people write around them stays.
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+_MEGABYTE = 1_000_000
+Rows = Sequence[Sequence[str]]
+
+
+@dataclass
+class Results:
+    """All that was measured. ``load``: the machine's load average, over one minute, before and after."""
+
+    machine: dict[str, str]
+    versions: dict[str, str]
+    command: str
+    started: datetime
+    load: list[float] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    loading: list[LoadingComparison] = field(default_factory=list)
+    streaming: list[StreamingComparison] = field(default_factory=list)
+    recoveries: list[Recovery] = field(default_factory=list)
+    ticks: Ticks | None = None
+
+    def goals(self) -> list[Goal]:
+        """Hold what was measured against the goals."""
+        found: list[Goal] = []
+        for each in self.comparisons:
+            size = f"{each.orders:,} orders"
+            if each.empty.costs:
+                what = f"{size}: wall time over the sum of bare script and empty Dagster job"
+                found.append(Goal(what, 1.05, each.over_sum()))
+            else:
+                found.append(Goal(f"{size}: wall time over the bare script's", 1.10, each.over_script()))
+            found += _work_goals(size, each)
+            what = f"{size}: peak memory of the Python process over the bare script's"
+            found.append(Goal(what, 1.20, each.memory_over_script()))
+        for loads in self.loading:
+            what = f"{loads.count:,} configs: loading the location over assets written by hand"
+            found.append(Goal(what, 1.50, loads.process_ratio()))
+            what = f"{loads.count:,} configs: the same without Python's start and `import dagster`"
+            found.append(Goal(what, 1.50, loads.location_ratio()))
+        if len(self.loading) > 2:
+            before, last = (cost_of_one_more(*pair)[0] for pair in list(pairwise(self.loading))[-2:])
+            what = "linear growth: time of one more config, at the greatest number over the one before"
+            found.append(Goal(what, 1.20, Spread.of([last / before])))
+        if self.loading:
+            count = sum(loads.pyspark_imported for loads in self.loading)
+            found.append(Goal("locations that import PySpark when they are loaded", 0, Spread.of([count]), ""))
+        for streams in self.streaming:
+            what = f"{streams.records:,} records: throughput of the stream over the bare script's"
+            found.append(Goal(what, 0.97, streams.rate_over_script(), at_least=True))
+        if self.ticks is not None:
+            what = f"{self.ticks.pipelines} streaming pipelines, dead brokers: longest look of a sensor"
+            found.append(Goal(what, 1.0, Spread.of([self.ticks.longest]), " s"))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, single runs included."""
+        return {
+            "started": self.started.isoformat(),
+            "command": self.command,
+            "machine": self.machine,
+            "versions": self.versions,
+            "load": self.load,
+            "goals": [{**asdict(goal), "met": goal.met} for goal in self.goals()],
+            "customer_360": [asdict(each) for each in self.comparisons],
+            "loading": [asdict(each) for each in self.loading],
+            "streaming": [asdict(each) for each in self.streaming],
+            "recoveries": [asdict(each) for each in self.recoveries],
+            "ticks": None if self.ticks is None else asdict(self.ticks),
+        }
+
+    def print(self, console: Console) -> None:
+        """Show the goals and what was measured."""
+        for title, header, rows in self._tables():
+            table = Table(*header, title=title, title_justify="left")
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+
+    def write_page(self, page: Path) -> None:
+        """Put the results in their place in ``page``, which is made when it is missing."""
+        text = page.read_text(encoding="utf-8") if page.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
+        before, _, rest = text.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(f"{before}{BEGIN}\n{self._markdown()}\n{END}{after}", encoding="utf-8")
+
+    def _markdown(self) -> str:
+        facts = [f"{name}: {value}" for name, value in self.machine.items()]
+        lines = [
+            f"Measured on {datetime.date(self.started)} by `{self.command}`.",
+            "",
+            f"- Machine: {', '.join(facts)}; load average {', then '.join(f'{load:.1f}' for load in self.load)}",
+            f"- Versions: {', '.join(f'{name} {version}' for name, version in self.versions.items())}",
+            f"- Job: `{' '.join(JOB_COMMAND)}`",
+            f"- Bare script: `{' '.join(SCRIPT_COMMAND)}`",
+            f"- Empty job: `{' '.join(EMPTY_COMMAND)}`",
+            "- Location: `python -m benchmarks.load_once MODULE`",
+            f"- Stream: `{' '.join(STREAM_COMMAND)}`, and bare: `{' '.join(STREAM_SCRIPT_COMMAND)}`",
+            "",
+            "Numbers are medians, with the least and the greatest of all runs in parentheses; a ratio is that of the",
+            "two runs of a pair. What was measured is in turn: job, script, empty job, job, script, ... Each ran once",
+            "before that without being counted. Streams and their scripts take turns in being the first of a pair.",
+        ]
+        for title, header, rows in self._tables():
+            lines += ["", f"## {title}", "", *_markdown_table(header, rows)]
+        return "\n".join(lines)
+
+    def _tables(self) -> Iterable[tuple[str, Sequence[str], Rows]]:
+        yield "Goals", ("", "goal", "measured", "met"), [_goal_row(goal) for goal in self.goals()]
+        for each in self.comparisons:
+            runs = {"`customer_360` in Dagster": each.job, "bare script": each.script, "empty Dagster job": each.empty}
+            yield (
+                f"{each.orders:,} orders: {len(each.job.costs)} runs of each",
+                ("", "wall time", "peak memory of Python", "peak memory of the JVM"),
+                [_runs_row(name, measured) for name, measured in runs.items() if measured.costs],
+            )
+            yield (
+                f"{each.orders:,} orders: where the time goes",
+                ("until", "`customer_360` in Dagster", "until", "bare script"),
+                _phase_rows(each),
+            )
+            yield (
+                f"{each.orders:,} orders: what Spark did",
+                ("", "`customer_360` in Dagster", "bare script"),
+                _work_rows(each),
+            )
+        if self.loading:
+            yield (
+                "Loading the location",
+                (
+                    "5 steps each",
+                    "loads of each",
+                    "configs",
+                    "written by hand",
+                    "configs, location alone",
+                    "by hand, location alone",
+                ),
+                [_loading_row(loads) for loads in self.loading],
+            )
+        if len(self.loading) > 1:
+            yield (
+                "One more config",
+                ("between", "configs", "written by hand"),
+                [_growth_row(fewer, more) for fewer, more in pairwise(self.loading)],
+            )
+        for streams in self.streaming:
+            yield (
+                f"{streams.records:,} records from Kafka to Delta: {len(streams.job.costs)} runs of each",
+                ("", "wall time", "throughput of the query", "peak memory of Python", "peak memory of the JVM"),
+                _stream_rows(streams),
+            )
+        if self.recoveries:
+            yield (
+                f"A stream's run worker is killed: {len(self.recoveries)} times",
+                ("until", "seconds"),
+                _recovery_rows(self.recoveries),
+            )
+        if self.ticks is not None:
+            yield (
+                f"Sensors of {self.ticks.pipelines} streaming pipelines, dead brokers",
+                ("looks", "median", "longest"),
+                [[str(len(self.ticks.seconds)), f"{self.ticks.median:.2f} s", f"{self.ticks.longest:.2f} s"]],
+            )
+
+
+def _work_goals(size: str, each: Comparison) -> list[Goal]:
+    if each.job_work is None or each.script_work is None:
+        return []
+    return [
+        Goal(f"{size}: Spark {name}, beside the bare script's", limit, Spread.of([measured]), "")
+        for name, measured, limit in (
+            ("jobs", each.job_work.jobs, each.script_work.jobs),
+            ("scans", each.job_work.scans, each.script_work.scans),
+            ("shuffles", each.job_work.shuffles, each.script_work.shuffles),
+        )
+    ]
+
+
+def _goal_row(goal: Goal) -> list[str]:
+    if goal.unit:
+        limit, measured = f"{goal.limit:.2f}{goal.unit}", _spread(goal.measured, goal.unit)
+    else:
+        limit, measured = f"{goal.limit:.0f}", f"{goal.measured.median:.0f}"
+    return [goal.what, f"at {'least' if goal.at_least else 'most'} {limit}", measured, "yes" if goal.met else "no"]
+
+
+def _runs_row(name: str, runs: Runs) -> list[str]:
+    memory = [_spread(Spread.of(each / _MEGABYTE for each in runs.memory), " MB", 0)]
+    java = [
+        _spread(Spread.of(each / _MEGABYTE for each in runs.java_memory), " MB", 0) if any(runs.java_memory) else ""
+    ]
+    return [name, _spread(Spread.of(runs.seconds), " s"), *memory, *java]
+
+
+def _stream_rows(streams: StreamingComparison) -> Rows:
+    rows = []
+    for name, runs, rates in (
+        (f"`{STREAM_COMMAND[-1]}` in Dagster", streams.job, streams.job_rates),
+        ("bare script", streams.script, streams.script_rates),
+    ):
+        what, seconds, *memory = _runs_row(name, runs)
+        rows.append([what, seconds, _spread(Spread.of(rates), " records/s", 0), *memory])
+    time, rate = streams.over_script(), streams.rate_over_script()
+    return [*rows, ["ratio of the pairs", _spread(time, "x"), _spread(rate, "x"), "", ""]]
+
+
+def _recovery_rows(recoveries: Sequence[Recovery]) -> Rows:
+    def row(name: str, seconds: Iterable[float]) -> list[str]:
+        return [name, _spread(Spread.of(seconds), " s", 1)]
+
+    return [
+        row("the sensor has noticed", (each.noticed for each in recoveries)),
+        row("a new run is launched", (each.launched for each in recoveries)),
+        row("its worker has started", (each.started for each in recoveries)),
+        row("Spark is up, the checkpoint is held", (each.spark for each in recoveries)),
+        row("the first rows are in the table", (each.first_batch for each in recoveries)),
+        row("in all", (each.seconds for each in recoveries)),
+    ]
+
+
+def _phase_rows(each: Comparison) -> Rows:
+    job, script = (list(runs.phase_spreads().items()) for runs in (each.job, each.script))
+    rows = []
+    for number in range(max(len(job), len(script))):
+        row = []
+        for phases in (job, script):
+            name, spread = phases[number] if number < len(phases) else ("", None)
+            row += [name, _spread(spread, " s") if spread else ""]
+        rows.append(row)
+    return rows
+
+
+def _work_rows(each: Comparison) -> Rows:
+    if each.job_work is None or each.script_work is None:
+        return []
+    return [
+        [name, f"{getattr(each.job_work, attribute):,}", f"{getattr(each.script_work, attribute):,}"]
+        for name, attribute in (
+            ("jobs", "jobs"),
+            ("stages", "stages"),
+            ("tasks", "tasks"),
+            ("scans", "scans"),
+            ("shuffles", "shuffles"),
+            ("broadcasts", "broadcasts"),
+            ("rows read", "rows_read"),
+        )
+    ] + [["scanned", _scanned(each.job_work), _scanned(each.script_work)]]
+
+
+def _scanned(work: SparkWork) -> str:
+    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in sorted(work.scanned.items()))
+
+
+def _loading_row(loads: LoadingComparison) -> list[str]:
+    def process(measured: list[Load]) -> str:
+        return _spread(Spread.of(load.process for load in measured), " s")
+
+    def location(measured: list[Load]) -> str:
+        return _spread(Spread.of(load.location for load in measured), " s")
+
+    return [
+        f"{loads.count:,} pipelines",
+        str(len(loads.configs)),
+        process(loads.configs),
+        process(loads.by_hand),
+        location(loads.configs),
+        location(loads.by_hand),
+    ]
+
+
+def _growth_row(fewer: LoadingComparison, more: LoadingComparison) -> list[str]:
+    configs, by_hand = cost_of_one_more(fewer, more)
+    return [f"{fewer.count:,} and {more.count:,}", f"{configs * 1000:.1f} ms", f"{by_hand * 1000:.1f} ms"]
+
+
+def _spread(spread: Spread, unit: str, digits: int = 2) -> str:
+    if spread.least == spread.greatest:
+        return f"{spread.median:.{digits}f}{unit}"
+    return f"{spread.median:.{digits}f}{unit} ({spread.least:.{digits}f} to {spread.greatest:.{digits}f})"
+
+
+def _markdown_table(header: Sequence[str], rows: Rows) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+
+
+def started_now() -> datetime:
+    """Return the time at which measuring starts."""
+    return datetime.now(UTC).replace(microsecond=0)

@@ -1,0 +1,237 @@
+"""A streaming pipeline beside a bare script that does the same: what is in a Kafka topic, into a Delta table."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bare_stream import CONDITION, MAX_OFFSETS_PER_TRIGGER, SCHEMA, TOPIC
+from benchmarks.customer_360 import NOT_PASSED_ON, PROJECT, Report, Runs
+from benchmarks.measured_process import ProcessCost, ProgramFailedError, run_measured
+from benchmarks.paired_runs import Spread
+from benchmarks.spark_event_log import event_log_conf, read_events
+from devstack.dagster_daemon import program
+from devstack.delta_tables import read_columns
+from devstack.errors import DevstackError
+from devstack.kafka import Kafka, KafkaServer
+from devstack.stack import Stack
+from devstack.topics import TopicWriter, new_topic
+
+JOB = "event_stream"
+STREAM_COMMAND = ("dagster", "job", "execute", "-m", "pipeline_assets.definitions", "-j", JOB)
+STREAM_SCRIPT_COMMAND = ("python", "benchmarks/bare_stream.py", "CONF", "TABLE", "CHECKPOINT")
+PARTITIONS = 4
+_KINDS = ("purchase", "view", "purchase", "cart")
+_PROGRESS = "org.apache.spark.sql.streaming.StreamingQueryListener$QueryProgressEvent"
+
+
+@dataclass
+class StreamingComparison:
+    """``job``: the pipeline in Dagster; ``script``: bare PySpark. The rates are those of the queries: records a second
+    from the begin of the first micro-batch to the end of the last.
+    """
+
+    records: int
+    job: Runs = field(default_factory=Runs)
+    script: Runs = field(default_factory=Runs)
+    job_rates: list[float] = field(default_factory=list)
+    script_rates: list[float] = field(default_factory=list)
+
+    def over_script(self) -> Spread:
+        """The job's wall time over the script's, pair by pair."""
+        return Spread.of_ratios(self.job.seconds, self.script.seconds)
+
+    def rate_over_script(self) -> Spread:
+        """The job's throughput over the script's, pair by pair."""
+        return Spread.of_ratios(self.job_rates, self.script_rates)
+
+
+@contextmanager
+def kafka_server(home: Path) -> Iterator[KafkaServer]:
+    """Start Kafka with its state in ``home``, and stop it at the end."""
+    stack = Stack(home)
+    try:
+        server = stack.up([Kafka()])["kafka"]
+        if isinstance(server, DevstackError):
+            raise server
+        assert isinstance(server, KafkaServer)
+        yield server
+    finally:
+        stack.down()
+
+
+def fill_topic(kafka: KafkaServer, records: int) -> None:
+    """Make the topic with ``records`` records, the same each time."""
+    new_topic(kafka, TOPIC, PARTITIONS)
+    writer = TopicWriter(kafka, TOPIC)
+    for number in range(records):
+        writer.write(None, event(number), number % PARTITIONS)
+    writer.flush()
+
+
+def event(number: int) -> str:
+    """Return the record of that number."""
+    kind = _KINDS[number // PARTITIONS % len(_KINDS)]
+    return f'{{"id": {number}, "event_type": "{kind}", "user_id": "u{number % 1009}", "amount": {number % 9973 / 4}}}'
+
+
+def stream_config(name: str, trigger: str, **extra: Any) -> dict[str, Any]:
+    """Return the config of a pipeline that does what the bare script does."""
+    return {
+        "name": name,
+        "mode": "streaming",
+        **extra,
+        "steps": [
+            {
+                "type": "extract",
+                "method": "fromKafka",
+                "config": {
+                    "topic": TOPIC,
+                    "schema": SCHEMA,
+                    "startingOffsets": "earliest",
+                    "maxOffsetsPerTrigger": MAX_OFFSETS_PER_TRIGGER,
+                },
+            },
+            {"type": "transform", "method": "filterRows", "config": {"condition": CONDITION}},
+            {
+                "type": "load",
+                "method": "toDeltaLake",
+                "config": {
+                    "path": f"/tables/{name}",
+                    "checkpointLocation": f"/checkpoints/{name}",
+                    "outputMode": "append",
+                    "trigger": trigger,
+                },
+            },
+        ],
+    }
+
+
+class StreamWorkplace:
+    """A folder with a code location of its own: configs, Dagster's home, tables, checkpoints."""
+
+    def __init__(self, folder: Path, kafka: Mapping[str, Mapping[str, str]]) -> None:
+        """Make it in ``folder``. ``kafka`` are the connections by name, as connections.json has them."""
+        self.folder = folder
+        self.configs = folder / "configs"
+        self.root = folder / "root"
+        self.dagster_home = folder / "dagster_home"
+        for each in (self.configs, self.dagster_home):
+            each.mkdir(parents=True)
+        shutil.copy(PROJECT / "dagster.yaml", self.dagster_home)
+        (self.configs / "connections.json").write_text(json.dumps({"kafka": kafka}))
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)},
+            "PYTHONPATH": str(PROJECT),
+            "DAGSTER_HOME": str(self.dagster_home),
+            "PIPELINE_ASSETS_CONFIGS": str(self.configs),
+            "PIPELINE_ASSETS_WAREHOUSE": str(folder / "warehouse"),
+            "PIPELINE_ASSETS_PATH_PREFIX": str(self.root),
+        }
+
+    def write(self, config: Mapping[str, Any]) -> None:
+        """Put a pipeline into the location."""
+        (self.configs / f"{config['name']}.json").write_text(json.dumps(config))
+
+    def table(self, name: str) -> Path:
+        """Return where the pipeline of that name has its table."""
+        return self.root / "tables" / name
+
+    def checkpoint(self, name: str) -> Path:
+        """Return where the pipeline of that name has its checkpoint."""
+        return self.root / "checkpoints" / name
+
+
+class _Programs:
+    """The two programs that are compared, each with an event log that says what its query did."""
+
+    def __init__(self, folder: Path, kafka: KafkaServer) -> None:
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark.session import session_conf
+
+        self._place = StreamWorkplace(folder, {"default": {"bootstrapServers": kafka.bootstrap_servers}})
+        self._place.write(stream_config(JOB, "availableNow"))
+        self._environment = {**self._place.environment, **kafka.environment}
+        self._conf = session_conf(Settings())
+        self._script_table = folder / "script_table"
+        self._script_checkpoint = folder / "script_checkpoint"
+        self._logs = folder / "event_log"
+
+    def run_job(self) -> tuple[ProcessCost, float]:
+        """Run the pipeline by Dagster's command line, from the topic's first record; returns its rate, too."""
+        config = self._place.folder / "run_config.json"  # JSON is YAML
+        spark_conf = event_log_conf(self._logs)
+        config.write_text(json.dumps({"resources": {"spark": {"config": {"spark_conf": spark_conf}}}}))
+        shutil.rmtree(self._place.root, ignore_errors=True)
+        return self._measured([program("dagster"), *STREAM_COMMAND[1:], "-c", str(config)])
+
+    def run_script(self) -> tuple[ProcessCost, float]:
+        """Run the bare script, from the topic's first record; returns its rate, too."""
+        conf = self._place.folder / "conf.json"
+        conf.write_text(json.dumps(self._conf | event_log_conf(self._logs)))
+        for path in (self._script_table, self._script_checkpoint):
+            shutil.rmtree(path, ignore_errors=True)
+        script = str(PROJECT / "benchmarks" / "bare_stream.py")
+        return self._measured(
+            [sys.executable, script, str(conf), str(self._script_table), str(self._script_checkpoint)]
+        )
+
+    def check_tables(self, records: int) -> None:
+        """Hold that both tables have all purchases, once: what was measured is the work that was meant."""
+        wanted = [number for number in range(records) if '"purchase"' in event(number)]
+        for table in (self._place.table(JOB), self._script_table):
+            found = read_columns(table, ["id"])
+            ids = found["id"].to_numpy() if found is not None else []
+            if (len(ids), int(sum(ids))) != (len(wanted), sum(wanted)):
+                raise ProgramFailedError(f"{table} has {len(ids):,} rows, {len(wanted):,} are expected (or other ids)")
+
+    def _measured(self, command: list[str]) -> tuple[ProcessCost, float]:
+        try:
+            cost = run_measured(command, self._environment, self._place.folder)
+            return cost, _rate(self._logs)
+        finally:
+            shutil.rmtree(self._logs)
+
+
+def compare_streaming(
+    folder: Path, kafka: KafkaServer, records: int, pairs: int, report: Report
+) -> StreamingComparison:
+    """Run job and script in turn ``pairs`` times on a topic that is filled already, the other one first each time.
+
+    Before that each is run once without being counted, so that no one pays for what the machine has to read first.
+    """
+    programs = _Programs(folder, kafka)
+    found = StreamingComparison(records)
+    for number in range(pairs + 1):
+        report(f"{records:,} records: " + (f"pair {number} of {pairs}" if number else "a pair that does not count"))
+        if number % 2:
+            job, script = programs.run_job(), programs.run_script()
+        else:
+            script, job = programs.run_script(), programs.run_job()
+        programs.check_tables(records)
+        if number:
+            found.job.add(job[0], {})
+            found.script.add(script[0], {})
+            found.job_rates.append(job[1])
+            found.script_rates.append(script[1])
+    return found
+
+
+def _rate(logs: Path) -> float:
+    """Return the records a second of the one streaming query in the event log."""
+    rows, begins, ends = 0, [], []
+    for found in read_events(logs):
+        if found["Event"] == _PROGRESS:
+            progress = found["progress"]
+            rows += sum(source["numInputRows"] for source in progress["sources"])
+            begins.append(datetime.fromisoformat(progress["timestamp"]))
+            ends.append(begins[-1] + timedelta(milliseconds=progress["durationMs"]["triggerExecution"]))
+    return rows / (max(ends) - min(begins)).total_seconds()
