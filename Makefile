@@ -1,0 +1,37 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-stream ui down test check bench clean
+SHELL := bash
+PYTHON := .venv/bin/python
+
+help:  ## Show what there is to make.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 13
+
+setup:  ## Install all that is needed: Java (as root on Debian), .venv, Spark's JARs.
+	@./devstack/setup.sh
+
+demo: setup  ## Run customer_360 on real PostgreSQL and S3, and show what came out.
+	@$(PYTHON) -m devstack.demo run
+
+demo-stream: setup  ## Stream purchases through real Kafka into a Delta table, watch it, and verify it.
+	@$(PYTHON) -m devstack.demo_stream
+
+ui: setup  ## Open Dagster's UI and daemon on the demo's servers (Ctrl+C ends them).
+	@$(PYTHON) -m devstack.demo ui
+
+down:  ## Stop the demo's servers and remove their data.
+	@$(PYTHON) -m devstack down
+
+test:  ## Run all tests, on the real servers, which the tests start.
+	@./devstack/setup.sh --test
+	@$(PYTHON) -m pytest
+
+check: setup  ## Lint and type-check.
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+bench: setup  ## Measure against bare PySpark and plain Dagster; writes docs/benchmarks.md.
+	@$(PYTHON) -m benchmarks
+
+clean:  ## Remove what the demo, the tests and the tools left in this folder.
+	rm -rf warehouse .dagster_home artifacts .pytest_cache .mypy_cache .ruff_cache spark-warehouse
