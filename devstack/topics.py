@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from devstack.errors import DevstackError
@@ -19,22 +20,31 @@ _SILENT.setLevel(logging.CRITICAL + 1)
 
 
 def new_topic(kafka: KafkaServer, name: str, partitions: int) -> None:
-    """Make the topic, without records: one of that name that is there is deleted first."""
-    from confluent_kafka import KafkaException
-    from confluent_kafka.admin import AdminClient, NewTopic
+    """Make the topic, without records, and wait until it can be read: one of that name that is there is deleted."""
+    from confluent_kafka import TopicPartition
+    from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
     client = AdminClient({"bootstrap.servers": kafka.bootstrap_servers}, logger=_SILENT)
-    deadline = time.monotonic() + _LIMIT
     if name in client.list_topics(timeout=_LIMIT).topics:
         client.delete_topics([name])[name].result(_LIMIT)
+    # A topic that is being deleted is there for a little while longer.
+    _repeated(name, lambda: client.create_topics([NewTopic(name, partitions, 1)])[name].result(_LIMIT))
+    # A partition of a topic that has just been made may have no leader yet.
+    latest = {TopicPartition(name, partition): OffsetSpec.latest() for partition in range(partitions)}
+    _repeated(name, lambda: [future.result(_LIMIT) for future in client.list_offsets(latest).values()])
+
+
+def _repeated(topic: str, action: Callable[[], object]) -> None:
+    from confluent_kafka import KafkaException
+
+    deadline = time.monotonic() + _LIMIT
     while True:
         try:
-            client.create_topics([NewTopic(name, partitions, 1)])[name].result(_LIMIT)
+            action()
             return
         except KafkaException as error:
-            # A topic that is being deleted is there for a little while longer.
             if time.monotonic() > deadline:
-                raise DevstackError(f"the topic {name} can't be made: {error.args[0].str()}") from None
+                raise DevstackError(f"the topic {topic} can't be made: {error.args[0].str()}") from None
             threading.Event().wait(0.2)
 
 

@@ -25,6 +25,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from devstack.kafka import KafkaServer
+from devstack.topics import new_topic
 from pipeline_assets import sensors
 from pipeline_assets.config import Sensor, load_folder
 from pipeline_assets.connections import Connections
@@ -447,11 +448,8 @@ def produce(kafka: KafkaServer) -> Callable[[str, int, int], None]:
 
 @pytest.fixture
 def topic(kafka: KafkaServer) -> str:
-    from confluent_kafka.admin import AdminClient, NewTopic
-
     name = f"sensor-{uuid.uuid4().hex[:8]}"
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
-    admin.create_topics([NewTopic(name, 2)])[name].result(30)
+    new_topic(kafka, name, 2)
     return name
 
 
@@ -567,11 +565,8 @@ def test_brokers_that_do_not_answer_are_skipped(on_data: Bench, topic: str) -> N
 
 
 def test_many_partitions_are_shortened(on_data: Bench, kafka: KafkaServer) -> None:
-    from confluent_kafka.admin import AdminClient, NewTopic
-
     name = f"wide-{uuid.uuid4().hex[:8]}"
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
-    admin.create_topics([NewTopic(name, 12)])[name].result(30)
+    new_topic(kafka, name, 12)
     write_config(on_data.settings.configs, document(trigger="once", topic=name, startingOffsets="earliest"))
     said = on_data.tick()
     assert said.count(" of 0") == 8

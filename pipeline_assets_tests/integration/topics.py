@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from devstack.kafka import KafkaServer
+from devstack.topics import new_topic
 
 Event = dict[str, Any]
 KINDS = ("purchase", "view", "purchase", "cart")
@@ -35,6 +36,7 @@ class Topic:
 
         self.name = name or f"events-{uuid.uuid4().hex[:8]}"
         self.partitions = partitions
+        self._kafka = kafka
         # At the end of the tests the broker goes before the client does, which would say so for ever.
         servers = {"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0}
         self._admin = AdminClient(servers)
@@ -42,10 +44,7 @@ class Topic:
 
     def make(self) -> Topic:
         """Make the topic and wait until it is there."""
-        from confluent_kafka.admin import NewTopic
-
-        made = self._admin.create_topics([NewTopic(self.name, self.partitions, 1)])
-        made[self.name].result(30)
+        new_topic(self._kafka, self.name, self.partitions)
         return self
 
     def delete(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from devstack import topics
 from devstack.kafka import KafkaServer
 from pipeline_assets.errors import ConfigurationError, PipelineCancelledError, PipelineError, PipelineExecutionError
 from pipeline_assets.spark.failures import spark_errors
@@ -42,13 +43,12 @@ class Topic:
         from confluent_kafka.admin import AdminClient
 
         self.name = name
+        self._kafka = kafka
         self._servers = {"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0}
         self._admin = AdminClient(self._servers)
 
     def make(self, partitions: int = 1) -> Topic:
-        from confluent_kafka.admin import NewTopic
-
-        self._admin.create_topics([NewTopic(self.name, partitions, 1)])[self.name].result(30)
+        topics.new_topic(self._kafka, self.name, partitions)
         return self
 
     def grow(self, partitions: int) -> None:

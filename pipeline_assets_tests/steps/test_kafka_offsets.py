@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from devstack.kafka import KafkaServer
+from devstack.topics import new_topic
 from pipeline_assets.connections import KafkaConnection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
@@ -25,13 +26,10 @@ def connection_to(servers: str, **options: str) -> KafkaConnection:
 def topic(kafka: KafkaServer) -> str:
     """A topic of three partitions with 0, 2 and 5 records."""
     from confluent_kafka import Producer
-    from confluent_kafka.admin import AdminClient, NewTopic
 
     name = f"offsets-{uuid.uuid4().hex}"
-    servers = {"bootstrap.servers": kafka.bootstrap_servers}
-    admin = AdminClient(servers)  # has to live until its answer is there
-    admin.create_topics([NewTopic(name, 3)])[name].result(30)
-    producer = Producer(servers)
+    new_topic(kafka, name, 3)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
     for partition, count in ((1, 2), (2, 5)):
         for number in range(count):
             producer.produce(name, str(number), partition=partition)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from devstack.kafka import KafkaServer
+from devstack.topics import new_topic
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import StepContext
@@ -27,11 +28,8 @@ Records = list[tuple[bytes | None, bytes | None]]
 
 @pytest.fixture
 def topic(kafka: KafkaServer) -> str:
-    from confluent_kafka.admin import AdminClient, NewTopic
-
     name = f"out-{uuid.uuid4().hex}"
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers, "log_level": 0})
-    admin.create_topics([NewTopic(name, 2, 1)])[name].result(30)
+    new_topic(kafka, name, 2)
     return name
 
 
