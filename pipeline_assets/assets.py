@@ -3,6 +3,7 @@
 # No postponed annotations here: Dagster inspects those of the functions that it turns into assets.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.plan import Link, PipelinePlan, PlannedStep, Role
 from pipeline_assets.settings import Settings
+from pipeline_assets.step_op import step_op
 from pipeline_assets.steps.base import Dataset, ValidateMethod
 from pipeline_assets.streaming_assets import streaming_asset
 
@@ -192,18 +194,18 @@ class _PipelineFactory:
         external = [spec.key for spec in self._external_sources(step)]
 
         def dataframe(context: dg.AssetExecutionContext, **frames: Any) -> Any:
-            run = _pipeline_run(context, plan)
-            here = run.plan.steps[step.index]
-            inputs = {index: frames[_input_name(index)] for index in upstream}
-            frame = run.build(here, inputs)
-            for source in external:
-                context.log_event(dg.AssetObservation(source))
-            origins = column_origins(run, here, frame, inputs, upstream, sources)
-            metadata = {**cache_metadata(run, here), **dataframe_metadata(frame, origins)}
-            if step.role is Role.VIEW:
-                return dg.MaterializeResult(value=frame, metadata=metadata)
-            written = run.write_table(here, frame, _selected(context, plan))
-            return dg.MaterializeResult(value=None, metadata={**table_metadata(run, here, written), **metadata})
+            with _step_op(context, plan) as run:
+                here = run.plan.steps[step.index]
+                inputs = {index: frames[_input_name(index)] for index in upstream}
+                frame = run.build(here, inputs)
+                for source in external:
+                    context.log_event(dg.AssetObservation(source))
+                origins = column_origins(run, here, frame, inputs, upstream, sources)
+                metadata = {**cache_metadata(run, here), **dataframe_metadata(frame, origins)}
+                if step.role is Role.VIEW:
+                    return dg.MaterializeResult(value=frame, metadata=metadata)
+                written = run.write_table(here, frame, _selected(context, plan))
+                return dg.MaterializeResult(value=None, metadata={**table_metadata(run, here, written), **metadata})
 
         return self._asset(step, dataframe, ins=self._ins(step), deps=self._deps(step), io_manager_key=IO_MANAGER_KEY)
 
@@ -212,10 +214,10 @@ class _PipelineFactory:
         name = _input_name(step.inputs[0])
 
         def load(context: dg.AssetExecutionContext, **frames: Any) -> dg.MaterializeResult[Any]:
-            run = _pipeline_run(context, plan)
-            here = run.plan.steps[step.index]
-            result = run.load(here, frames[name], _selected(context, plan))
-            return dg.MaterializeResult(metadata={**load_metadata(run, result), **dataframe_metadata(frames[name])})
+            with _step_op(context, plan) as run:
+                here = run.plan.steps[step.index]
+                result = run.load(here, frames[name], _selected(context, plan))
+                return dg.MaterializeResult(metadata={**load_metadata(run, result), **dataframe_metadata(frames[name])})
 
         return self._asset(step, load, ins=self._ins(step), deps=self._deps(step))
 
@@ -224,9 +226,9 @@ class _PipelineFactory:
         deps = [*self._deps(step), *(self._key(index) for index in step.inputs)]
 
         def control(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-            run = _pipeline_run(context, plan)
-            run.control(run.plan.steps[step.index])
-            cached = run.context.cache.cached()
+            with _step_op(context, plan) as run:
+                run.control(run.plan.steps[step.index])
+                cached = run.context.cache.cached()
             return dg.MaterializeResult(
                 metadata={
                     "cached_dataframes": ", ".join(f"{frame.name} ({frame.level})" for frame in cached) or "none",
@@ -256,9 +258,10 @@ class _PipelineFactory:
             can_subset=True,
         )
         def check(context: dg.AssetCheckExecutionContext) -> Iterable[dg.AssetCheckResult]:
-            run = _pipeline_run(context, plan)
             wanted = {key.name for key in context.selected_asset_check_keys}
-            for result in run.check(run.plan.steps[step.index], _selected(context, plan)):
+            with _step_op(context, plan) as run:
+                results = run.check(run.plan.steps[step.index], _selected(context, plan))
+            for result in results:
                 name = _key_part(f"{step.name}_{result.name}")
                 if name in wanted:
                     yield dg.AssetCheckResult(
@@ -384,10 +387,9 @@ def _input_name(index: int) -> str:
     return f"step_{index}"
 
 
-def _pipeline_run(context: Any, plan: PipelinePlan) -> PipelineRun:
+def _step_op(context: Any, plan: PipelinePlan) -> AbstractContextManager[PipelineRun]:
     key = context.partition_key if context.has_partition_key else None
-    run: PipelineRun = context.resources.spark.pipeline_run(plan, context.run.run_id, key)
-    return run
+    return step_op(context.resources.spark, context.get_step_execution_context(), plan, key)
 
 
 def _selected(context: Any, plan: PipelinePlan) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -31,8 +31,13 @@ class PipelineError(Exception):
     """Root of all errors of this package.
 
     ``message`` is one line that a person can act on; ``details`` is what may follow it (a list of columns, the
-    text of a cause). ``location`` names pipeline, step index, type and method once they are known.
+    text of a cause). ``location`` names pipeline, step index, type and method once they are known, ``config`` is the
+    step's, as JSON with secrets masked, and ``run_id`` Dagster's. ``__cause__`` is an OriginalError, where a library
+    raised something.
     """
+
+    config: Mapping[str, Any] | None = None
+    run_id: str | None = None
 
     def __init__(self, message: str, *, details: str = "", location: StepLocation | None = None) -> None:
         super().__init__(message)
@@ -40,10 +45,12 @@ class PipelineError(Exception):
         self.details = details
         self.location = location
 
-    def located(self, location: StepLocation) -> Self:
+    def located(
+        self, location: StepLocation, config: Mapping[str, Any] | None = None, run_id: str | None = None
+    ) -> Self:
         """Name the step, unless a step nearer to the cause has been named already."""
         if self.location is None:
-            self.location = location
+            self.location, self.config, self.run_id = location, config, run_id
         return self
 
     def __str__(self) -> str:
@@ -59,6 +66,13 @@ def _rebuild(cls: type[PipelineError], args: tuple[Any, ...], state: dict[str, A
     error.args = args
     error.__dict__.update(state)
     return error
+
+
+class OriginalError(Exception):
+    """What a library raised, as text: its class, its message and its trace, with secrets masked.
+
+    It stands for the exception itself, whose text may show a secret, as the cause of a PipelineError.
+    """
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline_assets.errors import PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
-from pipeline_assets.spark.failures import is_spark_error, spark_failure
+from pipeline_assets.spark.failures import is_spark_error, original_error, spark_failure
+from pipeline_assets.spark.masking import mask_secrets
 from pipeline_assets.steps.base import (
     DataFrameMethod,
     ExpectationResult,
@@ -54,8 +55,6 @@ class PipelineRun:
         self._frames: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
         self._checked = False
-        self.stop = threading.Event()
-        """Set when the run is to end."""
 
     def dataframe(self, step: PlannedStep) -> DataFrame:
         """Return the DataFrame of ``step``, wherever it is to be had."""
@@ -201,7 +200,7 @@ class PipelineRun:
         """Return the context of a streaming extract: with the checkpoint of the first query that it feeds."""
         load = next(load for load in self.plan.stream_loads() if step in self.plan.upstream_of(load))
         ends = cast(StreamingLoad, load.method).takes_what_there_is
-        source = StreamSource(step.name, self.checkpoint(load), self.stop, may_wait=not ends)
+        source = StreamSource(step.name, self.checkpoint(load), self.context.cancellation.stop, may_wait=not ends)
         return dataclasses.replace(self.context, source=source)
 
     def checkpoint(self, load: PlannedStep) -> Checkpoint:
@@ -246,20 +245,54 @@ class PipelineRun:
         return frame if partition.column else frame.drop(PARTITION_KEY_COLUMN)
 
     @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Have a stop of the run cancel what Spark does inside, by a tag of the run's own."""
+        spark: Any = self.context.spark
+        tag = f"pipeline-assets-{self.context.run_id}"
+        if self.context.settings.spark_remote is None:
+            # The session's own tags are those of one thread: another can't interrupt by them.
+            add, remove, interrupt = (
+                spark.sparkContext.addJobTag, spark.sparkContext.removeJobTag, spark.sparkContext.cancelJobsWithTag,
+            )  # fmt: skip
+        else:
+            add, remove, interrupt = spark.addTag, spark.removeTag, spark.interruptTag
+        add(tag)
+        try:
+            with self.context.cancellation.interrupting(lambda: interrupt(tag)):
+                yield
+        finally:
+            with suppress(Exception):  # Spark may be gone
+                remove(tag)
+
+    @contextmanager
     def errors_of(self, step: PlannedStep, frames: Iterable[DataFrame] = ()) -> Iterator[None]:
-        """Name the step in what goes wrong inside, and turn Spark's exceptions into this package's."""
-        location = self.plan.location(step)
+        """Turn what any library raises inside into this package's errors, with the step, its config and the run."""
+        location, run_id = self.plan.location(step), self.context.run_id
         try:
             yield
         except PipelineError as error:
-            error.located(location)
+            error.located(location, _shown_config(step), run_id)
             raise
-        except Exception as error:
-            if not is_spark_error(error):
-                raise
-            columns = tuple(dict.fromkeys(column for frame in frames for column in frame.columns))
-            # Not chained: the original's text may show a secret, and its JVM trace buries the message.
-            raise spark_failure(error, columns=columns).located(location) from None
+        except Exception as error:  # noqa: BLE001  (it is raised again as one of this package's)
+            failure: PipelineError
+            if is_spark_error(error):
+                columns = tuple(dict.fromkeys(column for frame in frames for column in frame.columns))
+                failure = spark_failure(error, columns=columns)
+            else:
+                failure = PipelineExecutionError(_first_line(error))
+            # The original is not chained, only its text: it may show a secret.
+            raise failure.located(location, _shown_config(step), run_id) from original_error(error)
+
+
+def _shown_config(step: PlannedStep) -> dict[str, Any]:
+    config = step.method.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    shown: dict[str, Any] = json.loads(mask_secrets(json.dumps(config)))
+    return shown
+
+
+def _first_line(error: Exception) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return mask_secrets(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def _by_name(step: PlannedStep, frames: Mapping[int, DataFrame]) -> dict[str, DataFrame]:

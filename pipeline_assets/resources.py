@@ -2,12 +2,13 @@
 
 # No postponed annotations here: Dagster reads those of resources and IO managers when it loads them.
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import dagster as dg
 from pydantic import PrivateAttr
 
+from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import load_connections
 from pipeline_assets.connections import Connections
 from pipeline_assets.execution import PipelineRun
@@ -15,6 +16,7 @@ from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.spark.session import SparkSessions
+from pipeline_assets.step_op import file_stops_as_canceled, step_op
 from pipeline_assets.steps.base import StepContext
 
 
@@ -34,6 +36,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
     _sessions: SparkSessions = PrivateAttr()
     _runs: dict[tuple[str, str, str | None], PipelineRun] = PrivateAttr(default_factory=dict)
     _connections: Connections | None = PrivateAttr(default=None)
+    _cancellation: Cancellation = PrivateAttr(default_factory=Cancellation)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["SparkResource"]:
@@ -42,8 +45,12 @@ class SparkResource(dg.ConfigurableResource[Any]):
         self._sessions = SparkSessions(self._settings, self.spark_conf)
         self._runs = {}
         self._connections = None
+        self._cancellation = Cancellation()
+        if context.instance is not None and context.run is not None:
+            file_stops_as_canceled(context.instance, context.run.run_id)
         try:
-            yield self
+            with self._cancellation:
+                yield self
         finally:
             try:
                 for run in self._runs.values():
@@ -51,6 +58,11 @@ class SparkResource(dg.ConfigurableResource[Any]):
             finally:
                 # In the multiprocess executor other processes of the run still need the server's session.
                 self._sessions.close(release=self._settings.executor == "in_process")
+
+    @property
+    def cancellation(self) -> Cancellation:
+        """Whether the run is to end."""
+        return self._cancellation
 
     def pipeline_run(self, plan: PipelinePlan, run_id: str, partition_key: str | None = None) -> PipelineRun:
         """Return the run of ``plan`` in this process; the same one for the same arguments."""
@@ -68,6 +80,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                     settings=self._settings,
                     connections=self._loaded_connections(),
                     cache=DataFrameCache(),
+                    cancellation=self._cancellation,
                     partition=partitions.slice(partition_key) if partitions and partition_key else None,
                 ),
             )
@@ -93,17 +106,20 @@ class DataFrameIOManager(dg.IOManager):
         """Register a view under its name. A table has been written by its op, and comes as None."""
         if obj is not None:
             plan, step = self._steps[context.asset_key]
-            self._run(context, plan).register(step, obj)
+            with self._step_op(context, plan) as run:
+                run.register(step, obj)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Return the upstream asset's DataFrame."""
         plan, step = self._steps[context.asset_key]
-        return self._run(context, plan).dataframe(step)
+        with self._step_op(context, plan) as run:
+            return run.dataframe(step)
 
-    def _run(self, context: dg.InputContext | dg.OutputContext, plan: PipelinePlan) -> PipelineRun:
-        spark: SparkResource = context.resources.spark
+    def _step_op(
+        self, context: dg.InputContext | dg.OutputContext, plan: PipelinePlan
+    ) -> AbstractContextManager[PipelineRun]:
         key = context.asset_partition_key if context.has_asset_partitions else None
-        return spark.pipeline_run(plan, context.step_context.run_id, key)
+        return step_op(context.resources.spark, context.step_context, plan, key)
 
 
 def dataframe_io_manager(

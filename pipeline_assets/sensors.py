@@ -233,10 +233,12 @@ def _error_of(instance: dg.DagsterInstance, run_id: str) -> str:
         event = record.dagster_event
         if event is None:
             continue
-        error = event.step_failure_data.error if event.is_step_failure else None
+        failure = event.step_failure_data if event.is_step_failure else None
+        told = failure.user_failure_data.description if failure and failure.user_failure_data else None
+        error = failure.error if failure else None
         while error is not None and error.cause is not None:
             error = error.cause
-        text = (error.message if error else event.message) or ""
+        text = told or (error.message if error else event.message) or ""
         if text.strip():
             return text.strip().splitlines()[0]
     return ""

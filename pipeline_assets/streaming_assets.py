@@ -3,23 +3,20 @@
 # No postponed annotations here: Dagster inspects those of the functions that it turns into assets.
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
 
 from pipeline_assets.asset_metadata import dataframe_metadata, table_location
-from pipeline_assets.errors import PipelineCancelledError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.settings import Settings
+from pipeline_assets.step_op import told_to_dagster
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.streaming.queries import BatchProgress, StreamingPipeline
-from pipeline_assets.streaming.stop_signals import StopSignals
 
 HOST_TAG = "pipeline_assets/host"
 PID_TAG = "pipeline_assets/pid"
@@ -59,34 +56,19 @@ def streaming_asset(
     def stream(context: dg.AssetExecutionContext) -> Iterator[Any]:
         instance = context.instance
         instance.add_run_tags(context.run.run_id, {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid())})
-        stop, hurry = threading.Event(), threading.Event()
-        with StopSignals(stop, hurry) as signals:
-            try:
-                run: PipelineRun = context.resources.spark.pipeline_run(plan, context.run.run_id)
-                run.stop = stop
-                pipeline = StreamingPipeline(
-                    run,
-                    lambda run_id: _is_finished(instance, run_id),
-                    context.resources.spark.stream_grace_seconds,
-                )
-                pipeline.hurry = hurry
-                report = _Report(run, keys, letters, names)
-                for progress in pipeline.watch():
-                    for event in report.take(progress):
-                        yield event
-                        signals.reassert()
-                for event in report.rest():
+        spark = context.resources.spark
+        with told_to_dagster():
+            run: PipelineRun = spark.pipeline_run(plan, context.run.run_id)
+            pipeline = StreamingPipeline(run, lambda run_id: _is_finished(instance, run_id), spark.stream_grace_seconds)
+            report = _Report(run, keys, letters, names)
+            for progress in pipeline.watch():
+                for event in report.take(progress):
                     yield event
-                    signals.reassert()
-            except PipelineCancelledError:
-                pass  # It was waiting, for a topic or a checkpoint, when the stop came.
-            except GeneratorExit:
-                # Dagster was interrupted while it held an event of this op.
-                _report_canceling(context)
-                raise
-        if stop.is_set():
-            _report_canceling(context)
-            raise DagsterExecutionInterruptedError
+                    spark.cancellation.reassert()
+            for event in report.rest():
+                yield event
+                spark.cancellation.reassert()
+            spark.cancellation.check()
         for name in letters:
             count = report.dead_letters.get(name, 0)
             yield dg.AssetCheckResult(
@@ -131,13 +113,6 @@ def _dead_letter_specs(
 def _is_finished(instance: dg.DagsterInstance, run_id: str) -> bool:
     run = instance.get_run_by_id(run_id)
     return run is not None and run.is_finished
-
-
-def _report_canceling(context: dg.AssetExecutionContext) -> None:
-    """Have Dagster file the run as CANCELED: an interrupt that it did not ask for counts as a failure otherwise."""
-    run = context.instance.get_run_by_id(context.run.run_id)
-    if run is not None and run.status != dg.DagsterRunStatus.CANCELING and not run.is_finished:
-        context.instance.report_run_canceling(run, message="Asked to stop by a signal.")
 
 
 @dataclass

@@ -94,6 +94,11 @@ def transform(method: str, **config: Any) -> dict[str, Any]:
     return {"type": "transform", "method": method, "config": config}
 
 
+def load(method: str, **config: Any) -> dict[str, Any]:
+    """Return a load step."""
+    return {"type": "load", "method": method, "config": config}
+
+
 def batch(name: str, *steps: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Return a batch pipeline of ``steps``."""
     return {"name": name, "mode": "batch", "steps": list(steps), **more}

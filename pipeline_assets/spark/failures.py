@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_assets.errors import (
     ConfigurationError,
     DataFrameResolutionError,
+    OriginalError,
     PipelineError,
     PipelineExecutionError,
     did_you_mean,
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from pyspark.errors import PySparkException
 
 _DETAILS_LIMIT = 4000
+_TRACE_LIMIT = 20_000
 _CHAIN_LIMIT = 20
 
 # Exceptions of other Java libraries, the most telling first, and what is to be said before their words.
@@ -99,6 +102,18 @@ def spark_failure(error: BaseException, *, dataframe: str | None = None, columns
     failure.args = (failure.message,)
     failure.details = mask_secrets("\n".join(_details(causes)))[:_DETAILS_LIMIT]
     return failure
+
+
+def original_error(error: BaseException) -> OriginalError:
+    """Return the class, message and trace of ``error``: the JVM's where it comes from there, Python's otherwise."""
+    if not is_spark_error(error):
+        text = "".join(traceback.format_exception(error))
+    else:
+        # Classic Spark keeps it in an attribute, Spark Connect asks the server, and Py4J has it in the text.
+        trace = getattr(error, "_stackTrace", None) or getattr(error, "getStackTrace", lambda: None)() or ""
+        message = str(error)
+        text = f"{type(error).__name__}: {message}" + ("" if trace in message else f"\n{trace}")
+    return OriginalError(mask_secrets(text)[:_TRACE_LIMIT])
 
 
 def _known_condition(cause: Cause, dataframe: str | None, columns: Sequence[str]) -> PipelineError | None:

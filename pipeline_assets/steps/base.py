@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.connections import Connections
 from pipeline_assets.partitions import PartitionSlice
 from pipeline_assets.settings import Settings
@@ -58,7 +59,8 @@ class StreamSource:
 @dataclass(frozen=True)
 class StepContext:
     """What a step works with, beside its input DataFrames. ``partition`` is None in an unpartitioned run, and
-    ``source`` in everything but a streaming extract.
+    ``source`` in everything but a streaming extract. A step that waits for something other than Spark has
+    ``cancellation`` interrupt it.
     """
 
     pipeline: str
@@ -69,6 +71,7 @@ class StepContext:
     cache: DataFrameCache
     partition: PartitionSlice | None = None
     source: StreamSource | None = None
+    cancellation: Cancellation = field(default_factory=Cancellation)
 
 
 @dataclass(frozen=True)

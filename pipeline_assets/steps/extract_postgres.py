@@ -76,7 +76,11 @@ class FromPostgres(ExtractMethod):
     def extract(self, context: StepContext) -> DataFrame:
         connection = context.connections.postgres(self.connection)
         secrets = context.connections.secrets
-        with database_errors(connection, "read"), connect(connection, secrets) as database:
+        with (
+            database_errors(connection, "read"),
+            connect(connection, secrets) as database,
+            context.cancellation.interrupting(database.cancel_safe),
+        ):
             bounds = self._probe(database, connection)
         options = jdbc_options(connection, secrets) | {
             "dbtable": self._relation(),

@@ -89,11 +89,11 @@ class ToPostgres(LoadMethod):
         staging = TableName(target.schema, f"_staging_{uuid.uuid4().hex}")
         types = {field.name: column_type(field.name, field.dataType) for field in frame.schema.fields}
         move = _Move(self, target, staging, types, context)
-        with self._database(context) as database:
+        with self._database(context) as database, context.cancellation.interrupting(database.cancel_safe):
             move.prepare(database)
         try:
             rows = self._fill(frame, staging, context)
-            with self._database(context) as database:
+            with self._database(context) as database, context.cancellation.interrupting(database.cancel_safe):
                 written = move.run(database, rows)
         finally:
             self._drop(staging, context)

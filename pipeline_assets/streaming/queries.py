@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -57,14 +56,14 @@ class BatchProgress:
 
 
 class StreamingPipeline:
-    """The streaming queries of ``run``'s pipeline. Stopped by ``run.stop``; at once by ``hurry`` too.
+    """The streaming queries of ``run``'s pipeline. Stopped by the run's cancellation, at once when it hurries.
 
     ``is_finished`` tells whether the run of an id has ended: what it held of checkpoints is then free.
     """
 
     def __init__(self, run: PipelineRun, is_finished: Callable[[str], bool], grace_seconds: float) -> None:
         self.run = run
-        self.hurry = threading.Event()
+        self._cancellation = run.context.cancellation
         self._is_finished = is_finished
         self._grace_seconds = grace_seconds
         self._queries: list[_Watched] = []
@@ -81,11 +80,11 @@ class StreamingPipeline:
             self._prepare()
             try:
                 self._start()
-                while not self.run.stop.is_set() and any(query.is_active for query in self._queries):
+                while not self._cancellation.stop.is_set() and any(query.is_active for query in self._queries):
                     yield from self._news()
                     self._raise_failure()
                     self._check_leases()
-                    self.run.stop.wait(_POLL_SECONDS)
+                    self._cancellation.stop.wait(_POLL_SECONDS)
             finally:
                 self._stop_all()
             self._raise_failure()
@@ -98,7 +97,7 @@ class StreamingPipeline:
                 lease = CheckpointLease(
                     self.run.checkpoint(load), self.run.context.run_id, is_finished=self._is_finished
                 )
-                lease.acquire(self.run.stop)
+                lease.acquire(self._cancellation.stop)
             leases.callback(lease.release)
             self._leases.append(lease)
 
@@ -145,12 +144,12 @@ class StreamingPipeline:
         deadline = time.monotonic() + self._grace_seconds
         waiting = [query for query in self._queries if query.is_active]
         batches = {query: query.last_batch for query in waiting}
-        while waiting and time.monotonic() < deadline and not self.hurry.is_set():
+        while waiting and time.monotonic() < deadline and not self._cancellation.hurry.is_set():
             for query in list(waiting):
                 if query.is_idle or query.last_batch != batches[query]:
                     query.stop()
                     waiting.remove(query)
-            self.hurry.wait(0.1 if waiting else 0)
+            self._cancellation.hurry.wait(0.1 if waiting else 0)
         for query in waiting:
             query.stop()
 

@@ -84,7 +84,7 @@ def test_each_is_one_clear_error(
         assert words in text
     first = next(line for line in text.splitlines() if "bad-input: step" in line)
     assert "o123" not in first
-    assert "Py4J" not in text.split("Stack Trace")[0]
+    assert "Py4J" not in text.partition("OriginalError")[0]
     assert not location.warehouse.exists()
 
 
