@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 
 MAX_BYTES = 1024 * 1024
+MAX_DEPTH = 100
 _VARIABLE = re.compile(r"\$(?P<escape>\$)?\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 _SHOWN = 60
 
@@ -35,22 +36,64 @@ def parse_json(file: str, content: bytes) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise fail(f"is {len(content):,} bytes long; a config has at most {MAX_BYTES:,}: does it hold data?")
     try:
-        data = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+        data = json.loads(
+            content.decode("utf-8-sig"),
+            object_pairs_hook=_unique_keys,
+            parse_int=_integer,
+            parse_constant=_no_number,
+        )
     except UnicodeDecodeError as error:
         raise fail(f"is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise fail(f"is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
     except _DuplicateKeyError as error:
         raise fail(f"key {error.args[0]!r} occurs twice in one object") from error
+    except _NotANumberError as error:
+        raise fail(str(error)) from error
     except RecursionError as error:
-        raise fail("is nested too deeply") from error
+        raise fail(_TOO_DEEP) from error
     if not isinstance(data, dict):
         raise fail(f"holds a JSON {_json_type(data)}; a JSON object was expected")
+    if _depth(data) > MAX_DEPTH:
+        raise fail(_TOO_DEEP)
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise fail(f"holds half of a surrogate pair ({error.object[error.start]!r}), which is no character") from error
     return data
+
+
+_TOO_DEEP = f"is nested too deeply: a config has at most {MAX_DEPTH} levels"
 
 
 class _DuplicateKeyError(ValueError):
     pass
+
+
+class _NotANumberError(ValueError):
+    pass
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python's own limit
+        raise _NotANumberError(f"holds an integer of {len(text):,} digits: that is too long") from None
+
+
+def _no_number(text: str) -> float:
+    raise _NotANumberError(f"is not JSON: {text} is no number")
+
+
+def _depth(data: Any) -> int:
+    """Return how deep objects and arrays stand in one another, found without recursion."""
+    deepest, pending = 0, [(data, 1)]
+    while pending:
+        node, depth = pending.pop()
+        if isinstance(node, dict | list):
+            deepest = max(deepest, depth)
+            pending += [(value, depth + 1) for value in (node.values() if isinstance(node, dict) else node)]
+    return deepest
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -123,6 +166,8 @@ def issues_of(
         if message not in found:
             found.append(message)
     for location, found in messages.items():
+        if any(len(other) > len(location) and other[: len(location)] == location for other in messages):
+            continue  # What is wrong inside says more than that another alternative was not taken.
         # Several messages about one place are those of the alternatives that it was tried as.
         yield ConfigIssue(file, pointer(*prefix, *location), ", or ".join(found))
 
@@ -177,7 +222,8 @@ def _explain(detail: ErrorDetails, location: tuple[str | int, ...], keys: tuple[
         case kind if kind in _EXPECTED:
             return f"expected {_EXPECTED[kind]} (got {_json_type(detail['input'])})"
         case _:
-            message = detail["msg"].replace("Tuple", "array")[:1].lower() + detail["msg"][1:]
+            told = detail["msg"].replace("Tuple", "Array")
+            message = told[:1].lower() + told[1:]
             return f"{message} (got {_json_type(detail['input'])})"
 
 

@@ -70,9 +70,13 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
         ('{"name": 1, "name": 2}', "", "'name' occurs twice"),
         ("[1, 2]", "", "a JSON object was expected"),
         ("[" * 100_000, "", "nested too deeply"),
+        ('{"description": ' + "[" * 700 + "]" * 700 + "}", "", "nested too deeply"),
+        ('{"version": ' + "9" * 5_000 + "}", "", "an integer of 5,000 digits"),
+        ('{"retry": {"delay": NaN}}', "", "NaN is no number"),
+        ('{"description": "\\ud800"}', "", "half of a surrogate pair"),
         (changed("name", value="../../etc/passwd"), "/name", "does not match"),
         (changed("name", value=""), "/name", "does not match"),
-        (changed("steps", value=[]), "/steps", "at least 1"),
+        (changed("steps", value=[]), "/steps", "array should have at least 1"),
         (changed("steps", 0, "type", value="extrakt"), "/steps/0/type", "did you mean 'extract'"),
         (changed("steps", 0, "method", value="toDeltaLake"), "/steps/0/method", "is a method of type 'load'"),
         (
@@ -99,6 +103,11 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, document: Any, pointer: st
     issues = issues_of(tmp_path, document)
     assert pointer in issues, issues
     assert expected in issues[pointer]
+
+
+def test_of_alternatives_only_what_is_wrong_inside_is_told(tmp_path: Path) -> None:
+    document = {**CUSTOMER_360, "schedule": {"cron": "61 * * * *"}}
+    assert set(issues_of(tmp_path, document)) == {"/schedule/cron"}
 
 
 def test_a_config_of_ten_megabytes_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
