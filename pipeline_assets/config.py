@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import keyword
 import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from croniter import croniter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +17,7 @@ from pydantic.alias_generators import to_camel
 from pipeline_assets.connections import Connections, ConnectionsFile, parse_connections
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 from pipeline_assets.json_documents import issues_of, parse_json, pointer, substitute, unescape
-from pipeline_assets.partitions import Partitions
+from pipeline_assets.partitions import Partitions, TimeZone
 from pipeline_assets.steps import method_registry
 from pipeline_assets.steps.base import StepMethod, StepType
 
@@ -27,36 +27,50 @@ MethodRegistry = Mapping[tuple[str, str], type[StepMethod]]
 
 
 def _check_cron(text: str) -> str:
-    if not croniter.is_valid(text):
+    if not croniter.is_valid(text) or len(expanded := croniter.expand(text)[0]) != 5:
         raise ValueError(f"{text!r} is not a cron expression (expected five fields, as in '0 2 * * *')")
-    return text
-
-
-def _check_timezone(text: str) -> str:
-    try:
-        ZoneInfo(text)
-    except (ZoneInfoNotFoundError, ValueError):
-        raise ValueError(f"{text!r} is not a time zone of the IANA database (such as 'Europe/Berlin')") from None
+    if expanded[3] == [2] and expanded[2] in ([30], [31]):
+        raise ValueError(f"{text!r} never comes: February has no such day")
     return text
 
 
 def _check_owner(text: str) -> str:
-    if not re.fullmatch(r"team:[A-Za-z0-9_./-]+|[^@\s]+@[^@\s]+\.[^@\s]+", text):
+    # The e-mail addresses that Dagster takes.
+    if not re.fullmatch(r"team:[A-Za-z0-9_./-]+|\b[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}", text):
         raise ValueError(f"{text!r} is no owner: expected an e-mail address or 'team:NAME'")
     return text
 
 
+def _check_name(text: str) -> str:
+    if text.replace("-", "_") in _RESERVED_NAMES:
+        raise ValueError(f"a pipeline can't be called {text!r}: the word is reserved")
+    return text
+
+
+# Dagster's own words, Python's, and the first parts of the keys of assets that are no pipeline's.
+_RESERVED_NAMES = {
+    *("context", "conf", "config", "meta", "arg_dict", "dict", "input_arg_dict", "output_arg_dict"),
+    *("int", "str", "float", "bool", "input", "output", "type"),
+    *keyword.kwlist,
+    *("broken_configs", "deltalake", "file", "kafka", "postgres", "s3"),
+}
+
 Cron = Annotated[str, AfterValidator(_check_cron)]
-TimeZone = Annotated[str, AfterValidator(_check_timezone)]
 Owner = Annotated[str, AfterValidator(_check_owner)]
 # Dagster's own rule for tag keys and values.
+TagKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
 TagText = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,63}$")]
 StepName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=100)]
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 
@@ -110,13 +124,13 @@ class PipelineConfig(_Model):
     """Path or URL of the JSON Schema, for editors."""
     version: Literal[1] = 1
     """Version of this format; a later version of the project keeps reading it."""
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100)
+    name: Annotated[str, AfterValidator(_check_name)] = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100)
     """Name of the pipeline; with underscores for dashes it is the name of its job."""
     mode: Literal["batch", "streaming"]
     description: str | None = None
     owners: tuple[Owner, ...] = ()
     """E-mail addresses, or teams as `team:NAME`."""
-    tags: dict[TagText, TagText] = {}
+    tags: dict[TagKey, TagText] = {}
     schedule: Cron | Schedule | None = None
     """A cron expression (UTC), or an object of `cron` and `timezone`."""
     automation: Literal["eager", "on_cron"] | None = None

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 PARTITION_KEY_COLUMN = "partition_key"
 
 # The partition key formats of Dagster's time-based partitions definitions.
 _KEY_FORMATS = {"hourly": "%Y-%m-%d-%H:%M", "daily": "%Y-%m-%d", "weekly": "%Y-%m-%d", "monthly": "%Y-%m-%d"}
+
+# What Dagster refuses in a partition's key.
+_NOT_IN_KEYS = ("...", "\a", "\b", "\f", "\n", "\r", "\t", "\v", "\0")
+
+
+def _check_timezone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (KeyError, ValueError, OSError):  # OSError: a folder of the database, such as 'Europe'
+        raise ValueError(f"{text!r} is not a time zone of the IANA database (such as 'Europe/Berlin')") from None
+    return text
+
+
+def _check_key(text: str) -> str:
+    for refused in _NOT_IN_KEYS:
+        if refused in text:
+            raise ValueError(f"{text!r} is no key of a partition: Dagster does not take {refused!r} in it")
+    return text
+
+
+TimeZone = Annotated[str, AfterValidator(_check_timezone)]
+PartitionKey = Annotated[str, Field(min_length=1), AfterValidator(_check_key)]
 
 
 @dataclass(frozen=True)
@@ -46,8 +69,8 @@ class Partitions(BaseModel):
     type: Literal["hourly", "daily", "weekly", "monthly", "static"]
     start: date | datetime | None = None
     end: date | datetime | None = None
-    timezone: str | None = None
-    values: tuple[str, ...] = ()
+    timezone: TimeZone | None = None
+    values: tuple[PartitionKey, ...] = ()
     column: str | None = None
 
     @model_validator(mode="after")
@@ -63,6 +86,10 @@ class Partitions(BaseModel):
             raise ValueError(f"{self.type} partitions need 'start', an ISO date")
         elif self.values:
             raise ValueError(f"{self.type} partitions take 'start', not 'values'")
+        elif any(isinstance(edge, datetime) and edge.tzinfo is not None for edge in (self.start, self.end)):
+            raise ValueError("'start' and 'end' are local times of 'timezone': leave their offset from UTC out")
+        elif self.end is not None and _moment(self.end) <= _moment(self.start):
+            raise ValueError(f"'end' ({self.end}) must be after 'start' ({self.start}): there is no partition")
         return self
 
     def window(self) -> dict[str, str]:
@@ -90,6 +117,10 @@ class Partitions(BaseModel):
         if self.type == "monthly":
             return start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
         return start + {"hourly": timedelta(hours=1), "daily": timedelta(days=1)}.get(self.type, timedelta(weeks=1))
+
+
+def _moment(edge: date | datetime) -> datetime:
+    return edge if isinstance(edge, datetime) else datetime(edge.year, edge.month, edge.day)
 
 
 def sql_string(text: str) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from pipeline_assets.config import PipelineConfig
 from pipeline_assets.definitions import build_definitions
+from pipeline_assets.partitions import Partitions
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
@@ -178,3 +180,15 @@ def test_retries(tmp_path: Path) -> None:
     defs = definitions(tmp_path, {**CUSTOMER_360, "retry": {"maxRetries": 3, "delay": 5}})
     policy = defs.resolve_assets_def(dg.AssetKey(["customer_360", "orders"])).op.retry_policy
     assert (policy.max_retries, policy.delay, policy.backoff) == (3, 5, dg.Backoff.EXPONENTIAL)
+
+
+def test_what_dagster_refuses_in_names_is_refused_in_configs() -> None:
+    from dagster._core.definitions.partitions.utils.base import INVALID_PARTITION_SUBSTRINGS
+    from dagster._core.definitions.utils import DISALLOWED_NAMES
+
+    for name in sorted(DISALLOWED_NAMES):
+        with pytest.raises(ValueError, match="reserved"):
+            PipelineConfig.model_validate(batch(name, extract_file("rows", "/in.csv")))
+    for text in INVALID_PARTITION_SUBSTRINGS:
+        with pytest.raises(ValueError, match="no key of a partition"):
+            Partitions.model_validate({"type": "static", "values": [f"a{text}b"]})

@@ -59,6 +59,8 @@ def test_text_as_a_sql_literal() -> None:
     [
         ({"type": "daily"}, "need 'start'"),
         ({"type": "daily", "start": "2024-01-01", "values": ["a"]}, "not 'values'"),
+        ({"type": "daily", "start": "2024-01-05", "end": "2024-01-05"}, "must be after 'start'"),
+        ({"type": "hourly", "start": "2024-01-05T10:00:00+05:00"}, "offset from UTC"),
         ({"type": "static", "values": []}, "need 'values'"),
         ({"type": "static", "values": ["a", "a"]}, "must differ"),
         ({"type": "static", "values": ["a"], "start": "2024-01-01"}, "take 'values'"),
