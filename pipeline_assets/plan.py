@@ -27,6 +27,7 @@ from pipeline_assets.steps.base import (
     StepMethod,
     ValidateMethod,
 )
+from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.paths import warehouse_dataset
 from pipeline_assets.steps.transform import Sql, Uncache, UncacheAll
 from pipeline_assets.stream_rules import stream_flags, stream_issues
@@ -140,6 +141,7 @@ class _Planner:
         inputs = [self._place(index, method) for index, method in enumerate(self.pipeline.methods)]
         if not self.issues and self.is_streaming:
             self.issues += stream_issues(self.pipeline, inputs)
+            self._check_dead_letter_names()
         if self.issues:
             raise ConfigurationError.from_issues(self.issues)
         streams = stream_flags(self.pipeline, inputs)
@@ -174,16 +176,25 @@ class _Planner:
         chosen: dict[str, int] = {}
         names: list[str | None] = []
         for index, (step, method) in enumerate(zip(self.pipeline.config.steps, self.pipeline.methods, strict=True)):
-            name = step.name or _registered_name(method)
-            name = name.replace("-", "_") if name else None
-            if name in chosen:
-                key = ("steps", index, "name") if step.name else ("steps", index, "config", "registerAs")
-                self._issue(key, f"{name!r} names step {chosen[name]} already: each name is used once")
-            elif name:
-                chosen[name] = index
-            names.append(name)
+            registered = _registered_name(method)
+            given = step.name.replace("-", "_") if step.name else None
+            for name, key in ((given, ("name",)), (registered, ("config", "registerAs"))):
+                # Spark's views, and the folders of some file systems, know no upper and lower case.
+                other = chosen.setdefault(name.casefold(), index) if name else index
+                if other != index:
+                    self._issue(("steps", index, *key), f"{name!r} names step {other} already: each name is used once")
+            names.append(given or registered)
         taken = set(chosen)
         return [name or _free_name(self.pipeline.methods[index].method, taken) for index, name in enumerate(names)]
+
+    def _check_dead_letter_names(self) -> None:
+        for index, method in enumerate(self.pipeline.methods):
+            letters = f"{self.names[index]}_dead_letters"
+            if isinstance(method, FromKafka) and letters in self.names:
+                at = self.names.index(letters)
+                self._issue(
+                    ("steps", at), f"{letters!r} is the asset of step {index}'s dead letters: give this step a 'name'"
+                )
 
     def _place(self, index: int, method: StepMethod) -> tuple[int, ...]:
         """Resolve the inputs of a step and make what it yields known to the steps after it."""
@@ -381,12 +392,35 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
     """Plan every pipeline of ``folder``; one that can't be planned joins the broken ones."""
     plans: list[PipelinePlan] = []
     broken = list(folder.broken)
+    ops: dict[str, tuple[PipelinePlan, PlannedStep]] = {}
     for pipeline in folder.pipelines:
         try:
-            plans.append(plan_pipeline(pipeline))
+            plan = plan_pipeline(pipeline)
+            _take_op_names(plan, ops)
+            plans.append(plan)
         except ConfigurationError as error:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.asset_prefix, error))
     return PlannedFolder(tuple(plans), tuple(broken))
+
+
+def _take_op_names(plan: PipelinePlan, taken: dict[str, tuple[PipelinePlan, PlannedStep]]) -> None:
+    """Add the names of the ops of ``plan``, by which Dagster joins pipeline and step.
+
+    Raises ConfigurationError for those that another pipeline's have, as ``a`` / ``b__c`` and ``a__b`` / ``c``.
+    """
+    own = {f"{plan.name}__{step.name}": step for step in plan.steps}
+    issues = []
+    for name, step in own.items():
+        if name in taken:
+            other, others_step = taken[name]
+            message = (
+                f"step {step.name!r} is the same op to Dagster as step {others_step.name!r} of {other.pipeline.file} "
+                f"({name}): give one of them another 'name'"
+            )
+            issues.append(ConfigIssue(plan.pipeline.file, pointer("steps", step.index), message))
+    if issues:
+        raise ConfigurationError.from_issues(issues)
+    taken.update({name: (plan, step) for name, step in own.items()})
 
 
 def select(plans: Iterable[PipelinePlan], name: str) -> PipelinePlan:

@@ -13,6 +13,7 @@ from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.plan import PipelinePlan, Role, link_pipelines, plan_folder, plan_pipeline
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
+    EVENT_STREAM,
     OPTIMIZED_AGGREGATION,
     batch,
     extract_file,
@@ -209,3 +210,36 @@ def test_a_step_that_reads_what_its_pipeline_has_loaded_comes_after_the_load(tmp
     [[link]] = link_pipelines([plan])["p", 2].values()
     assert (link.upstream, link.producer) == ("p", 1)
     assert [step.index for step in plan.writers_before(plan.steps[2])] == [1]
+
+
+def test_each_name_is_used_once_whichever_key_gives_it(tmp_path: Path) -> None:
+    first = {**extract_file("rows", "/in.csv"), "name": "first"}
+    cases = {
+        "/steps/1/config/registerAs": [{**extract_file("rows", "/in.csv"), "name": "second"}],
+        "/steps/1/name": [{**extract_file("others", "/in.csv"), "name": "Rows"}],
+        "/steps/2/config/registerAs": [extract_file("a", "/in.csv"), extract_file("A", "/in.csv")],
+    }
+    for at, steps in cases.items():
+        issues = issues_of(tmp_path, batch("p", first, *steps))
+        assert list(issues) == [at]
+        assert "each name is used once" in issues[at]
+
+
+def test_a_step_may_be_called_what_its_dataframe_is_called(tmp_path: Path) -> None:
+    plan = planned(tmp_path, batch("p", {**extract_file("rows", "/in.csv"), "name": "rows"}))
+    assert [step.name for step in plan.steps] == ["rows"]
+
+
+def test_names_that_dagster_would_join_to_the_same_are_refused(tmp_path: Path) -> None:
+    write_config(tmp_path, batch("a", {**extract_file("rows", "/in.csv"), "name": "b__c"}))
+    write_config(tmp_path, batch("a__b", {**extract_file("rows", "/in.csv"), "name": "c"}))
+    folder = plan_folder(load_folder(tmp_path, {}))
+    assert [plan.name for plan in folder.plans] == ["a"]
+    assert [broken.file for broken in folder.broken] == ["a__b.json"]
+    assert "same op to Dagster as step 'b__c' of a.json" in str(folder.broken[0].error)
+
+
+def test_no_step_of_a_stream_is_called_like_the_dead_letters_of_another(tmp_path: Path) -> None:
+    document = copy.deepcopy(EVENT_STREAM)
+    document["steps"][1]["name"] = "from_kafka_dead_letters"
+    assert "dead letters" in issues_of(tmp_path, document)["/steps/1"]
