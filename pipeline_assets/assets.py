@@ -66,12 +66,22 @@ def build_pipelines(plans: Sequence[PipelinePlan], links: Links, settings: Setti
     return found
 
 
-def broken_asset(broken: BrokenConfig) -> dg.AssetSpec:
-    """Return an asset that shows, in the UI, why a config could not be loaded. It can't be materialized."""
+def broken_assets(broken: Iterable[BrokenConfig]) -> Iterator[dg.AssetSpec]:
+    """Yield an asset for each config that could not be loaded; it shows why, and can't be materialized."""
+    taken: set[str] = set()
+    for config in broken:
+        name = base = _key_part(config.name.replace("-", "_"))
+        while name in taken:
+            name = f"{base}_{len(taken)}"
+        taken.add(name)
+        yield _broken_asset(name, config)
+
+
+def _broken_asset(name: str, broken: BrokenConfig) -> dg.AssetSpec:
     reasons = [f"`{issue.pointer or '/'}`: {issue.message}" for issue in broken.error.issues] or [str(broken.error)]
     lines = "\n".join(f"- {reason}" for reason in reasons)
     return dg.AssetSpec(
-        dg.AssetKey(["broken_configs", _key_part(broken.name.replace("-", "_"))]),
+        dg.AssetKey(["broken_configs", name]),
         group_name="broken_configs",
         description=f"**{broken.file} could not be loaded.**\n\n{lines}",
         kinds={"error"},

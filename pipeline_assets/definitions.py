@@ -2,9 +2,10 @@
 
 import dagster as dg
 
-from pipeline_assets.assets import broken_asset, build_pipelines
-from pipeline_assets.config import load_folder
-from pipeline_assets.plan import link_pipelines, plan_folder
+from pipeline_assets.assets import broken_assets, build_pipelines
+from pipeline_assets.config import BrokenConfig, load_folder
+from pipeline_assets.errors import ConfigIssue, ConfigurationError
+from pipeline_assets.plan import PlannedFolder, link_pipelines, plan_folder
 from pipeline_assets.resources import SparkResource, dataframe_io_manager
 from pipeline_assets.sensors import build_sensors
 from pipeline_assets.settings import Settings
@@ -15,12 +16,25 @@ def build_definitions(settings: Settings) -> dg.Definitions:
 
     Raises ConfigurationError when there is no such folder, or for an executor other than in_process or multiprocess.
     """
+    if settings.executor not in ("in_process", "multiprocess"):
+        raise ConfigurationError(
+            f"PIPELINE_ASSETS_EXECUTOR is {settings.executor!r}: expected 'in_process' or 'multiprocess'"
+        )
     folder = plan_folder(load_folder(settings.configs))
+    try:
+        found = _definitions(folder, settings)
+    except Exception:  # noqa: BLE001  (Dagster has many; what it refuses is told for each config by itself)
+        folder = _without_refused(folder, settings)
+        found = _definitions(folder, settings)
     for broken in folder.broken:
         dg.get_dagster_logger().error("%s could not be loaded: %s", broken.file, broken.error)
+    return found
+
+
+def _definitions(folder: PlannedFolder, settings: Settings) -> dg.Definitions:
     pipelines = build_pipelines(folder.plans, link_pipelines(folder.plans), settings)
-    return dg.Definitions(
-        assets=[*pipelines.assets, *(broken_asset(broken) for broken in folder.broken)],
+    found = dg.Definitions(
+        assets=[*pipelines.assets, *broken_assets(folder.broken)],
         asset_checks=pipelines.checks,
         jobs=pipelines.jobs,
         schedules=pipelines.schedules,
@@ -28,6 +42,23 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         resources={"spark": SparkResource(), "dataframe_io_manager": dataframe_io_manager(pipelines.steps)},
         executor=dg.multiprocess_executor if settings.executor == "multiprocess" else dg.in_process_executor,
     )
+    # Dagster does this later anyway, and keeps it: an error of one pipeline would then be one of the location.
+    found.get_repository_def()
+    return found
+
+
+def _without_refused(folder: PlannedFolder, settings: Settings) -> PlannedFolder:
+    """Move the pipelines that Dagster does not take, each looked at alone, to the broken ones."""
+    taken, refused = [], []
+    for plan in folder.plans:
+        try:
+            _definitions(PlannedFolder((plan,), ()), settings)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the others load)
+            issue = ConfigIssue(plan.pipeline.file, "", f"Dagster does not take it: {error}")
+            refused.append(BrokenConfig(plan.pipeline.file, plan.name, ConfigurationError.from_issues([issue])))
+        else:
+            taken.append(plan)
+    return PlannedFolder(tuple(taken), (*folder.broken, *refused))
 
 
 defs = build_definitions(Settings.from_environment())

@@ -9,8 +9,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from pipeline_assets.config import PipelineConfig
+from pipeline_assets.config import PipelineConfig, Schedule
 from pipeline_assets.definitions import build_definitions
+from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.config_documents import (
@@ -192,3 +193,30 @@ def test_what_dagster_refuses_in_names_is_refused_in_configs() -> None:
     for text in INVALID_PARTITION_SUBSTRINGS:
         with pytest.raises(ValueError, match="no key of a partition"):
             Partitions.model_validate({"type": "static", "values": [f"a{text}b"]})
+
+
+def test_broken_configs_of_like_names_are_all_shown(tmp_path: Path) -> None:
+    for file in ("a-b.json", "a_b.json"):
+        write_config(tmp_path, "{", file)
+    defs = definitions(tmp_path, batch("good", extract_file("rows", "/in.csv")))
+    shown = [spec.metadata["file"] for spec in defs.resolve_all_asset_specs() if spec.group_name == "broken_configs"]
+    assert sorted(shown) == ["a-b.json", "a_b.json"]
+    assert node(defs, "good", "rows")
+
+
+def test_a_pipeline_that_dagster_refuses_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever a config's own checks do not know of: here they are taken away.
+    write_config(tmp_path, batch("bad", extract_file("rows", "/in.csv"), schedule="0 2 * * *"))
+    monkeypatch.setattr(
+        PipelineConfig,
+        "cron_schedule",
+        property(lambda self: Schedule.model_construct(cron="never") if self.schedule else None),
+    )
+    defs = definitions(tmp_path, batch("good", extract_file("rows", "/in.csv")))
+    assert node(defs, "good", "rows")
+    assert "invalid cron schedule" in node(defs, "broken_configs", "bad").description
+
+
+def test_an_unknown_executor_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="PIPELINE_ASSETS_EXECUTOR is 'multi'"):
+        build_definitions(Settings(configs=tmp_path, executor="multi"))
