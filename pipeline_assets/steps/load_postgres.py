@@ -196,7 +196,8 @@ class _Move:
         if not self.target.exists(database):
             return None
         rows = database.execute(
-            "SELECT attname, format_type(atttypid, NULL) FROM pg_catalog.pg_attribute "
+            # -1 and not NULL: to a cast, `character` is `character(1)`, which cuts; `bpchar` has no length.
+            "SELECT attname, format_type(atttypid, -1) FROM pg_catalog.pg_attribute "
             "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
             (self.target.sql,),
         ).fetchall()

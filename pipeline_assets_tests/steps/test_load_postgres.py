@@ -68,6 +68,15 @@ def test_modes(
     assert staging_tables(database) == []
 
 
+def test_texts_of_a_fixed_length_are_not_cut(postgres_context: StepContext, database: Database) -> None:
+    database.execute("CREATE TABLE shop.codes (code char(3), bits bit(4))")
+    load([("abc", "1010")], postgres_context, "codes", "code STRING, bits STRING")
+    assert stored(database, "codes", "code, bits::text") == [("abc", "1010")]
+    with pytest.raises(PipelineExecutionError, match="too long"):
+        load([("abcd", "1010")], postgres_context, "codes", "code STRING, bits STRING")
+    assert stored(database, "codes", "code") == [("abc",)]
+
+
 def test_overwrite_keeps_the_definition(postgres_context: StepContext, database: Database) -> None:
     database.execute("CREATE VIEW shop.names AS SELECT name FROM shop.items")
     load(NEW, postgres_context, "items", mode="overwrite")
