@@ -154,7 +154,6 @@ class PipelineRun:
         """Plan all ``selected`` steps once, so that a mistake in a later one is found before the first write."""
         if self._checked:
             return
-        self._checked = True
         chosen = sorted(selected)
         planned = dict(self._frames)
 
@@ -177,6 +176,8 @@ class PipelineRun:
                 frame = plan(self.plan.steps[step.inputs[0]])
                 with self.errors_of(step, [frame]):
                     cast(LoadMethod, step.method).check_schema(frame, self.context)
+        # Not before: a step that is tried again after a mistake was found is not to write either.
+        self._checked = True
 
     def _waits_for_a_write(self, step: PlannedStep) -> bool:
         """Whether ``step`` depends on data that an earlier step of its pipeline writes outside."""

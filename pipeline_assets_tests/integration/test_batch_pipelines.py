@@ -117,7 +117,10 @@ class TestTables:
         same_rows(rows_of(location.table("p", "checked")), pd.DataFrame({"id": [0], "checked": [0]}))
         assert location.metadata("p", "checked")["table_version"] == 1
 
-    def test_a_mistake_in_a_later_step_is_found_before_the_first_write(self, location: Location) -> None:
+    @pytest.mark.parametrize("retry", [{}, {"retry": {"maxRetries": 1, "delay": 0.01}}], ids=["once", "retried"])
+    def test_a_mistake_in_a_later_step_is_found_before_the_first_write(
+        self, location: Location, retry: dict[str, Any]
+    ) -> None:
         source = location.folder / "rows.json"
         write_rows(source, [{"id": 1}])
         location.write(
@@ -126,6 +129,7 @@ class TestTables:
                 extract_file("rows", f"file://{source}"),
                 {"type": "load", "method": "toDeltaLake", "config": {"path": "/out", "mode": "overwrite"}},
                 transform("filterRows", condition="idd > 0"),
+                **retry,
             )
         )
         location.run("p", fail=True)
