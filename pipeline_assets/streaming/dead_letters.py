@@ -46,15 +46,16 @@ class DeadLetters:
         if own or is_s3(self.table):
             (self.table,) = open_for_spark([self.table], "default", run.context)
         self._document = f"{_DOCUMENT}_{extract.name}"
+        self._reached: Offsets | None = None  # up to where all of them are in the table; None: to the stream's start
 
     def make_up(self) -> int:
-        """Write those of batches that were committed before anyone looked; returns how many."""
+        """Write those of batches that were committed before anyone looked; returns how many. To be called first."""
         committed = self._checkpoint.committed_offsets()
         if committed is None:
             return 0
         last, _ = committed
         document = self._checkpoint.read_document(self._document) or {"batch": -1, "offsets": None}
-        start = self._own([document["offsets"]])
+        start = self._reached = self._own([document["offsets"]])
         written = 0
         for batch in range(document["batch"] + 1, last + 1):
             end = self._own(self._checkpoint.offsets_of(batch))
@@ -69,12 +70,14 @@ class DeadLetters:
         sources = progress["sources"]
         end = self._own([_text(source["endOffset"]) for source in sources])
         start = self._own([_text(source["startOffset"]) for source in sources])
+        # Spark tells of the last 100 batches only: what came before this one may never have been told.
+        missed, start = start != self._reached, self._reached
         if end is None or end == start:
             return 0
         observed = (progress.get("observedMetrics") or {}).get(f"kafka_{self.extract.name}") or {}
         found = int(observed.get("dead_letters", 0))
         # A batch that the sink had committed before a crash is not computed again: nothing has been observed then.
-        if found or not observed.get("records"):
+        if found or missed or not observed.get("records"):
             found = self._write(progress["id"], progress["batchId"], start, end)
         self._done(progress["batchId"], end)
         return found
@@ -111,6 +114,7 @@ class DeadLetters:
 
     def _done(self, batch: int, end: Offsets) -> None:
         self._checkpoint.write_document(self._document, {"batch": batch, "offsets": offsets_json(end)})
+        self._reached = end
 
 
 _EARLIEST = -2  # Kafka's word for the first record that is still there

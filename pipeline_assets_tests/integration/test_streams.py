@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 
 from devstack.kafka import KafkaServer
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.streaming import queries
 from pipeline_assets_tests.config_documents import EVENT_STREAM, transform
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
 from pipeline_assets_tests.integration.location import Location, failure_text
@@ -108,6 +110,30 @@ def test_broken_records_go_to_the_dead_letters(location: Location, topic: Topic,
     assert (check.passed, check.metadata["dead_letters"].value) == (False, len(broken) + 1)
     location.run("stream")
     assert len(rows_of(location.table("stream", "events_dead_letters"))) == len(broken) + 1
+
+
+def test_dead_letters_of_batches_that_spark_tells_no_more_of(
+    location: Location, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    news = queries._Watched.news
+
+    def last_alone(watched: queries._Watched) -> Iterator[queries.BatchProgress]:
+        return iter(()) if watched.is_active else news(watched)
+
+    def forgetful(run: PipelineRun) -> None:
+        run.context.spark.conf.set("spark.sql.streaming.numRecentProgressUpdates", "2")  # keeps one
+
+    monkeypatch.setattr(queries._Watched, "news", last_alone)
+    monkeypatch.setattr(queries, "_fit_state_to_machine", forgetful)
+    broken = ["no JSON", "[1]", '{"id": "one"}', "{", "[2]", "{{"]
+    topic.send([*broken, *events(0, 2)])
+    location.write(stream(from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=2), to_delta()))
+    result = location.run("stream")
+    letters = rows_of(location.table("stream", "events_dead_letters"))
+    assert Counter(bytes(value).decode() for value in letters["value"]) == Counter(broken)
+    *_, check = result.get_asset_check_evaluations()
+    assert check.metadata["dead_letters"].value == len(broken)
+    same_rows(rows_of(root(location, "out"))[COLUMNS], frame(events(0, 2)))
 
 
 def test_dead_letters_of_a_batch_that_a_crash_came_after(location: Location, topic: Topic) -> None:
