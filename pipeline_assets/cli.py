@@ -15,7 +15,7 @@ from rich.tree import Tree
 
 from pipeline_assets.config import CONNECTIONS_FILE, load_connections, load_file, load_folder
 from pipeline_assets.config_schema import pipeline_schema, step_reference
-from pipeline_assets.errors import ConfigurationError, PipelineError
+from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.plan import PipelinePlan, PlannedFolder, Role, plan_folder, plan_pipeline, select
 from pipeline_assets.settings import Settings
 
@@ -77,12 +77,39 @@ def list_() -> None:
 def plan(name: str, explain: bool, partition: str | None) -> None:
     """Show the asset graph of the pipeline NAME, with its sources and sinks."""
     with _clear_errors():
-        found = select(_planned().plans, name)
+        found = _selected(name)
+        if explain and found.pipeline.config.mode == "streaming":
+            raise ConfigurationError(f"{name} is a stream: --explain is for batches, as planning it is a first start")
         if partition is not None:
-            found = found.for_partition(partition)
+            found = _in_partition(found, partition)
+        elif explain and found.pipeline.config.partitions is not None:
+            raise ConfigurationError(f"{name} is partitioned: give --partition, the key of the one to explain")
         _console().print(_tree(found))
         if explain:
             _explain(found, partition)
+
+
+def _selected(name: str) -> PipelinePlan:
+    folder = _planned()
+    for broken in folder.broken:
+        if broken.name.replace("-", "_") == name.replace("-", "_"):
+            raise broken.error
+    return select(folder.plans, name)
+
+
+def _in_partition(plan: PipelinePlan, key: str) -> PipelinePlan:
+    partitions = plan.pipeline.config.partitions
+    if partitions is None:
+        raise ConfigurationError(f"{plan.pipeline.config.name} has no partitions: leave --partition out")
+    try:
+        # With a column the key itself is read: it says where the window starts.
+        partitions.model_copy(update={"column": partitions.column or "any"}).slice(key)
+    except ValueError as error:
+        raise ConfigurationError(f"{key!r} is no key of {partitions.type} partitions: {error}") from None
+    if partitions.type == "static" and key not in partitions.values:
+        near = did_you_mean(key, partitions.values)
+        raise ConfigurationError(f"there is no partition {key!r}{near} (partitions: {', '.join(partitions.values)})")
+    return plan.for_partition(key)
 
 
 def _tree(plan: PipelinePlan) -> Tree:

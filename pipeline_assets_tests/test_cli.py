@@ -118,3 +118,28 @@ def test_a_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         result = run(*command)
         assert result.exit_code == 1
         assert "PIPELINE_ASSETS_CONFIGS" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        # Planning a stream writes where it starts into its checkpoint.
+        (["event-stream", "--explain"], "event-stream is a stream"),
+        (["customer-360", "--partition", "a"], "customer-360 has no partitions"),
+        (["by-day", "--explain"], "give --partition"),
+        (["by-day", "--partition", "monday"], "'monday' is no key of daily partitions"),
+        (["by-place", "--partition", "berln"], "there is no partition 'berln', did you mean 'berlin'?"),
+        (["broken"], "/steps"),
+    ],
+)
+def test_plan_says_what_it_cannot_plan(configs: Path, tmp_path: Path, arguments: list[str], expected: str) -> None:
+    rows = extract_file("rows", "/in/${partition}.csv")
+    write_config(configs, batch("by-day", rows, partitions={"type": "daily", "start": "2024-01-01"}))
+    write_config(configs, batch("by-place", rows, partitions={"type": "static", "values": ["berlin", "rome"]}))
+    write_config(configs, batch("broken"))
+    before = sorted(tmp_path.rglob("*"))
+    result = run("plan", *arguments)
+    assert result.exit_code == 1
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
