@@ -54,7 +54,9 @@ def build_pipelines(plans: Sequence[PipelinePlan], links: Links, settings: Setti
         if plan.pipeline.config.mode == "streaming":
             stream = factory.stream()
             found.assets.append(stream)
-            found.jobs.append(factory.job(stream.keys))
+            job = factory.job(stream.keys)
+            found.jobs.append(job)
+            found.schedules += factory.schedules(job)
             continue
         found.steps.update({asset_key(plan, step): (plan, step) for step in plan.steps})
         found.assets += factory.assets()

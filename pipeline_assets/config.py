@@ -333,8 +333,15 @@ def _pipeline_issues(file: str, config: PipelineConfig, document: Mapping[str, A
         yield ConfigIssue(file, "/automation", "'on_cron' needs a 'schedule' that says when")
     if config.sensor is not None and config.mode == "batch":
         yield ConfigIssue(file, "/sensor", "a sensor belongs to a streaming pipeline; use 'schedule' or 'automation'")
-    if config.mode == "streaming" and config.partitions is not None:
-        yield ConfigIssue(file, "/partitions", "a streaming pipeline has no partitions")
+    if config.mode == "streaming":
+        advice = {
+            "partitions": "a streaming pipeline has no partitions",
+            "automation": "a streaming pipeline is started by its sensor, or by a 'schedule': leave it out",
+            "retry": "a stream that failed is started again by its sensor: use 'sensor' and its 'maxRestarts'",
+        }
+        for key, message in advice.items():
+            if getattr(config, key) is not None:
+                yield ConfigIssue(file, f"/{key}", message)
     if config.partitions is None:
         used: list[ConfigIssue] = []
 

@@ -39,6 +39,14 @@ def stream_issues(pipeline: Pipeline, inputs: Inputs) -> Iterator[ConfigIssue]:
             pipeline.file, "/mode", "no step reads a stream (fromKafka, or fromDeltaLake): use mode 'batch'"
         )
         return
+    loads = [method for method in pipeline.methods if isinstance(method, StreamingLoad)]
+    if pipeline.config.schedule is not None and not all(load.takes_what_there_is for load in loads):
+        yield ConfigIssue(
+            pipeline.file,
+            "/schedule",
+            "its runs do not end, so there is nothing to start anew: give every load the trigger 'availableNow', or "
+            "leave the schedule out and switch the sensor on",
+        )
     checkpoints: dict[str, int] = {}
     for index, method in enumerate(pipeline.methods):
         found = [method.stream_problem(_traits(pipeline, inputs, flags, index))]

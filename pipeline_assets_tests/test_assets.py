@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,14 @@ def test_a_schedule_runs_the_job(tmp_path: Path) -> None:
     schedule = definitions(tmp_path, document).resolve_schedule_def("customer_360_schedule")
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 2 * * *", "Europe/Berlin")
     assert schedule.job_name == "customer_360"
+
+
+def test_a_schedule_runs_a_stream_that_ends(tmp_path: Path) -> None:
+    document = copy.deepcopy(EVENT_STREAM)
+    document["steps"][-1]["config"]["trigger"] = "availableNow"
+    defs = definitions(tmp_path, {**document, "schedule": "0 2 * * *"})
+    schedule = defs.resolve_schedule_def("event_stream_schedule")
+    assert (schedule.cron_schedule, schedule.job_name) == ("0 2 * * *", "event_stream")
 
 
 def test_a_schedule_of_a_partitioned_pipeline_runs_the_last_partition(tmp_path: Path) -> None:

@@ -117,3 +117,17 @@ def test_what_a_stream_can_do(steps: tuple[dict[str, Any], ...], tmp_path: Path)
 )
 def test_streaming_keys(config: dict[str, Any], said: str, tmp_path: Path) -> None:
     assert any(said in message for message in issues_of(tmp_path, stream(EVENTS, load(**config))).values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("schedule", "0 2 * * *", "its runs do not end"),
+        ("retry", {"maxRetries": 3}, "use 'sensor'"),
+        ("automation", "eager", "started by its sensor"),
+        ("partitions", {"type": "daily", "start": "2024-01-01"}, "no partitions"),
+    ],
+)
+def test_what_a_stream_that_stays_has_no_use_for(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    issues = issues_of(tmp_path, {**stream(EVENTS, load()), key: value})
+    assert said in issues[f"/{key}"]
