@@ -7,6 +7,7 @@ import dagster as dg
 
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
+from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.description import describe, markdown_table
 from pipeline_assets.spark.lineage import column_lineage
 from pipeline_assets.steps.base import (
@@ -34,7 +35,7 @@ def dataframe_metadata(frame: "DataFrame", origins: ColumnOrigins | None = None)
             column.name,
             column.type,
             # The open-source UI has no view of column lineage; the schema's table shows it as well.
-            description=column.comment or _told(deps.get(column.name, ())),
+            description=redact(column.comment) if column.comment else _told(deps.get(column.name, ())),
             constraints=dg.TableColumnConstraints(nullable=column.nullable),
         )
         for column in description.columns
@@ -97,7 +98,7 @@ def table_metadata(run: PipelineRun, step: PlannedStep, written: DeltaWrite) -> 
     metadata: Metadata = {}
     preview = run.preview(step, written)
     if preview is not None:
-        metadata["preview"] = dg.MetadataValue.md(markdown_table(preview.columns, preview.rows))
+        metadata["preview"] = dg.MetadataValue.md(redact(markdown_table(preview.columns, preview.rows)))
     metadata |= {
         **table_location(run.table_path(step), run.plan.name, step.name),
         _row_count_key(run): written.rows,
@@ -114,7 +115,7 @@ def table_location(path: str, pipeline: str, asset: str) -> Metadata:
 
 def load_metadata(run: PipelineRun, result: LoadResult) -> Metadata:
     """Return where a load wrote, and how much."""
-    metadata: Metadata = {"dagster/uri": result.uri, **result.metrics}
+    metadata: Metadata = {"dagster/uri": redact(result.uri), **redact_data(dict(result.metrics))}
     if result.table_name is not None:
         metadata["dagster/table_name"] = result.table_name
     if result.version is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from pipeline_assets import redaction
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.session import SparkSessions, session_conf
 
@@ -19,6 +20,12 @@ pytest_plugins = ["devstack.pytest_plugin"]
 
 # Few and small: the tests' data are.
 SPARK_CONF = {"spark.sql.shuffle.partitions": "4"}
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test fetches is not masked in the texts of the next."""
+    monkeypatch.setattr(redaction, "_known", redaction._Known())
 
 
 @pytest.fixture

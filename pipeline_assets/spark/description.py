@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from pipeline_assets.spark.masking import mask_secrets
+from pipeline_assets.redaction import redact
 from pipeline_assets.spark.plan_tree import PlanNode, explain_text, parse_tree
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def describe(frame: DataFrame) -> FrameDescription:
             )
             for field in frame.schema.fields
         ),
-        plan=mask_secrets(plan),
+        plan=redact(plan),
         partitions=partitions_of(plan),
         storage_level=str(level) if level.useDisk or level.useMemory or level.useOffHeap else None,
     )

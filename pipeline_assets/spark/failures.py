@@ -17,7 +17,7 @@ from pipeline_assets.errors import (
     PipelineExecutionError,
     did_you_mean,
 )
-from pipeline_assets.spark.masking import mask_secrets
+from pipeline_assets.redaction import redact
 
 if TYPE_CHECKING:
     from pyspark.errors import PySparkException
@@ -98,9 +98,9 @@ def spark_failure(error: BaseException, *, dataframe: str | None = None, columns
         or _told_elsewhere(causes)
         or _plain_failure(causes)
     )
-    failure.message = mask_secrets(failure.message)
+    failure.message = redact(failure.message)
     failure.args = (failure.message,)
-    failure.details = mask_secrets("\n".join(_details(causes)))[:_DETAILS_LIMIT]
+    failure.details = redact("\n".join(_details(causes)))[:_DETAILS_LIMIT]
     return failure
 
 

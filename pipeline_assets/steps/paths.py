@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from urllib.parse import urlsplit
 
 from pipeline_assets.errors import did_you_mean
+from pipeline_assets.redaction import is_secret_name, secret_shapes
 from pipeline_assets.steps.base import Dataset, StepContext
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of, normalize
 
@@ -29,7 +30,6 @@ _FORMATS: dict[str, FileFormat] = {
 }
 _COMPRESSIONS = ("gz", "bz2", "zst", "zstd", "snappy", "lz4", "deflate", "xz")
 _GLOB = re.compile(r"[*?\[{]")
-_SECRET_OPTION = re.compile(r"password|secret|token|jaas|access\.key|credential", re.IGNORECASE)
 
 
 def check_s3(path: str) -> str:
@@ -121,8 +121,8 @@ def open_for_spark(paths: Iterable[str], connection: str, context: StepContext) 
 
 def check_options(options: dict[str, OptionValue]) -> dict[str, OptionValue]:
     """Return ``options``. Raises ValueError for one that would hold a secret."""
-    for name in options:
-        if _SECRET_OPTION.search(name):
+    for name, value in options.items():
+        if is_secret_name(name) or secret_shapes(str(value)):
             raise ValueError(f"option {name!r} looks like a secret: secrets stand in connections.json, by reference")
     return options
 
