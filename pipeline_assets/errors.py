@@ -1,4 +1,4 @@
-"""What can go wrong, as one hierarchy. Imports nothing of this package."""
+"""What can go wrong, as one hierarchy. Imports nothing of this package but how secrets are masked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+
+from pipeline_assets.redaction import redact
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -32,17 +34,17 @@ class PipelineError(Exception):
 
     ``message`` is one line that a person can act on; ``details`` is what may follow it (a list of columns, the
     text of a cause). ``location`` names pipeline, step index, type and method once they are known, ``config`` is the
-    step's, as JSON with secrets masked, and ``run_id`` Dagster's. ``__cause__`` is an OriginalError, where a library
-    raised something.
+    step's, as JSON, and ``run_id`` Dagster's. ``__cause__`` is an OriginalError, where a library raised something.
+    Secrets are masked in every text, also those that have become known since it was written.
     """
 
     config: Mapping[str, Any] | None = None
     run_id: str | None = None
 
     def __init__(self, message: str, *, details: str = "", location: StepLocation | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.details = details
+        self.message = redact(message)
+        self.details = redact(details)
+        super().__init__(self.message)
         self.location = location
 
     def located(
@@ -55,7 +57,7 @@ class PipelineError(Exception):
 
     def __str__(self) -> str:
         head = f"{self.location}: {self.message}" if self.location else self.message
-        return f"{head}\n{self.details}" if self.details else head
+        return redact(f"{head}\n{self.details}" if self.details else head)
 
     def __reduce__(self) -> Any:
         return (_rebuild, (type(self), self.args, self.__dict__))
