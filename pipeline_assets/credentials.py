@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from pipeline_assets.errors import CredentialError
+from pipeline_assets.redaction import register_secret
 
 _REFERENCE = re.compile(r"(?P<source>env|file|vault):(?P<path>[^#]+)(#(?P<field>.+))?")
 
@@ -45,10 +46,13 @@ class Secrets:
             raise CredentialError("a secret reference is none of env:, file: or vault:")
         path, field = match["path"], match["field"]
         if match["source"] == "env":
-            return _from_environment(path)
-        if match["source"] == "file":
-            return _from_file(path)
-        return self._from_vault(path, field)
+            value = _from_environment(path)
+        elif match["source"] == "file":
+            value = _from_file(path)
+        else:
+            value = self._from_vault(path, field)
+        register_secret(value)
+        return value
 
     def _from_vault(self, path: str, field: str) -> str:
         import hvac
