@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from pipeline_assets.errors import PipelineExecutionError
+from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import resolve_jars
 
@@ -35,13 +36,17 @@ _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
-# What plans and timestamps look like does not depend on where Spark runs.
+# What plans and timestamps look like does not depend on where Spark runs, and neither does what they do not show.
 _EVERYWHERE = {
+    "spark.sql.redaction.options.regex": f"(?i)url|{NAME_PATTERN}",
+    "spark.sql.redaction.string.regex": TEXT_PATTERN,
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.debug.maxToStringFields": "10000",
 }
 # Spark's UI would open a port in every run; a user's spark_conf may bring it back.
 _QUIET = {
+    # The environment page and the event log, which has all of it: by the name of an option, or a part of its value.
+    "spark.redaction.regex": f"(?i){NAME_PATTERN}",
     "spark.log.level": "ERROR",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
