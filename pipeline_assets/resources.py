@@ -2,7 +2,7 @@
 
 # No postponed annotations here: Dagster reads those of resources and IO managers when it loads them.
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import dagster as dg
@@ -13,6 +13,7 @@ from pipeline_assets.config import load_connections
 from pipeline_assets.connections import Connections
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PipelinePlan, PlannedStep
+from pipeline_assets.redacted_output import RedactedOutput, redacted_logs
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.spark.session import SparkSessions
@@ -37,6 +38,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
     _runs: dict[tuple[str, str, str | None], PipelineRun] = PrivateAttr(default_factory=dict)
     _connections: Connections | None = PrivateAttr(default=None)
     _cancellation: Cancellation = PrivateAttr(default_factory=Cancellation)
+    _output: RedactedOutput = PrivateAttr(default_factory=RedactedOutput)
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["SparkResource"]:
@@ -46,18 +48,21 @@ class SparkResource(dg.ConfigurableResource[Any]):
         self._runs = {}
         self._connections = None
         self._cancellation = Cancellation()
+        self._output = RedactedOutput()
         if context.instance is not None and context.run is not None:
             file_stops_as_canceled(context.instance, context.run.run_id)
-        try:
-            with self._cancellation:
+        # Each is done, the last first, whatever goes wrong in another: the output ends after the JVM that writes to it.
+        with ExitStack() as ending:
+            ending.callback(self._output.end)
+            # In the multiprocess executor other processes of the run still need the server's session.
+            ending.callback(self._sessions.close, release=self._settings.executor == "in_process")
+            ending.callback(self._release_caches)
+            with redacted_logs(), self._cancellation:
                 yield self
-        finally:
-            try:
-                for run in self._runs.values():
-                    run.context.cache.release()
-            finally:
-                # In the multiprocess executor other processes of the run still need the server's session.
-                self._sessions.close(release=self._settings.executor == "in_process")
+
+    def _release_caches(self) -> None:
+        for run in self._runs.values():
+            run.context.cache.release()
 
     @property
     def cancellation(self) -> Cancellation:
@@ -68,6 +73,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
         """Return the run of ``plan`` in this process; the same one for the same arguments."""
         key = (run_id, plan.name, partition_key)
         if key not in self._runs:
+            # Not before: Dagster has redirected the output to the compute log by now, and the JVM is yet to start.
+            self._output.begin()
             partitions = plan.pipeline.config.partitions
             if partition_key is not None and partitions is not None:
                 plan = plan.for_partition(partition_key)
