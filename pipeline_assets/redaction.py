@@ -125,7 +125,8 @@ _SHAPES = (
         "private key",
         ("private key-----",),
         re.compile(
-            r"-----BEGIN[A-Z0-9 ]{0,40}PRIVATE KEY-----(?P<secret>(?:(?!-----)[A-Za-z0-9+/=\\\s:,.-])*)"
+            r"-----BEGIN[A-Z0-9 ]{0,40}PRIVATE KEY-----(?P<secret>(?:\\{1,8}[rn]|\s)*(?:Proc-Type|[A-Za-z0-9+/=]{16})"
+            r"(?:\s*(?!-----)[A-Za-z0-9+/=\\:,.-])*)\s*"
             r"(?:-----END[A-Z0-9 ]{0,40}-----)?"
         ),
     ),
