@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline_assets.errors import PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
+from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.failures import is_spark_error, original_error, spark_failure
-from pipeline_assets.spark.masking import mask_secrets
 from pipeline_assets.steps.base import (
     DataFrameMethod,
     ExpectationResult,
@@ -287,13 +286,13 @@ class PipelineRun:
 
 def _shown_config(step: PlannedStep) -> dict[str, Any]:
     config = step.method.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    shown: dict[str, Any] = json.loads(mask_secrets(json.dumps(config)))
+    shown: dict[str, Any] = redact_data(config)
     return shown
 
 
 def _first_line(error: Exception) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return mask_secrets(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    return redact(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def _by_name(step: PlannedStep, frames: Mapping[int, DataFrame]) -> dict[str, DataFrame]:

@@ -113,7 +113,7 @@ def original_error(error: BaseException) -> OriginalError:
         trace = getattr(error, "_stackTrace", None) or getattr(error, "getStackTrace", lambda: None)() or ""
         message = str(error)
         text = f"{type(error).__name__}: {message}" + ("" if trace in message else f"\n{trace}")
-    return OriginalError(mask_secrets(text)[:_TRACE_LIMIT])
+    return OriginalError(redact(text)[:_TRACE_LIMIT])
 
 
 def _known_condition(cause: Cause, dataframe: str | None, columns: Sequence[str]) -> PipelineError | None:
