@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pipeline_assets.redaction import redact
+
+TransientKind = Literal["connection", "timeout", "throttled", "unavailable", "conflict", "lostExecutor"]
+"""Why a failure may be gone on the next try; see transience.py."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -40,12 +43,21 @@ class PipelineError(Exception):
 
     config: Mapping[str, Any] | None = None
     run_id: str | None = None
+    transient_kind: TransientKind | None = None
+    """Why the failure may be gone on the next try; None when it is permanent."""
+    retry_after: float | None = None
+    """Seconds that the other side asked to wait before the next try."""
 
     def __init__(self, message: str, *, details: str = "", location: StepLocation | None = None) -> None:
         self.message = redact(message)
         self.details = redact(details)
         super().__init__(self.message)
         self.location = location
+
+    @property
+    def transient(self) -> bool:
+        """Whether trying again can help. Retries go by this, not by the class: see RetryableError."""
+        return self.transient_kind is not None
 
     def located(
         self, location: StepLocation, config: Mapping[str, Any] | None = None, run_id: str | None = None
@@ -131,6 +143,27 @@ class DataFrameResolutionError(ConfigurationError):
 
 class PipelineExecutionError(PipelineError):
     """A step failed while it ran: a source could not be read, a query failed, a target could not be written."""
+
+
+class RetryableError(PipelineExecutionError):
+    """A step failed for a reason that may be gone when it is tried again: ``transient_kind`` says which.
+
+    An error whose class says something else already (a CredentialError for a Vault that is down, a
+    StreamingQueryError) keeps its class and has the attribute too: ask any error for ``transient``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: TransientKind,
+        retry_after: float | None = None,
+        details: str = "",
+        location: StepLocation | None = None,
+    ) -> None:
+        super().__init__(message, details=details, location=location)
+        self.transient_kind = kind
+        self.retry_after = retry_after
 
 
 class StreamingQueryError(PipelineExecutionError):

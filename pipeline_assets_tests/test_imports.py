@@ -15,10 +15,10 @@ HEAVY = ("pyspark", "delta", "hvac", "psycopg", "confluent_kafka", "pyarrow", "p
 PACKAGE = Path(pipeline_assets.__file__).parent
 # Each may import those before it.
 LAYERS = (
-    "redaction", "errors", "redacted_output", "cancellation", "settings", "credentials", "connections",
-    "partitions", "spark", "steps", "json_documents", "config", "config_schema", "stream_rules", "plan",
-    "execution", "step_op", "streaming", "asset_metadata", "streaming_assets", "assets", "sensors", "resources",
-    "definitions", "cli",
+    "redaction", "errors", "redacted_output", "cancellation", "transience", "settings", "credentials",
+    "connections", "partitions", "spark", "steps", "json_documents", "config", "retries", "config_schema",
+    "stream_rules", "plan", "execution", "step_op", "streaming", "asset_metadata", "streaming_assets", "assets",
+    "sensors", "resources", "definitions", "cli",
 )  # fmt: skip
 
 

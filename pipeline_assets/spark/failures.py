@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pipeline_assets.errors import (
     did_you_mean,
 )
 from pipeline_assets.redaction import redact
+from pipeline_assets.transience import Transience, execution_error, of_grpc_status, of_java, seconds_of, transience_of
 
 if TYPE_CHECKING:
     from pyspark.errors import PySparkException
@@ -44,7 +46,10 @@ _TELLING = {
 
 @dataclass(frozen=True)
 class Cause:
-    """One exception of a chain; ``condition`` and ``parameters`` are Spark's, ``sql_state`` also a database's."""
+    """One exception of a chain; ``condition`` and ``parameters`` are Spark's, ``sql_state`` also a database's.
+
+    ``status`` is that of the HTTP answer behind it, ``retry_after`` the seconds that the answer asked to wait.
+    """
 
     java_class: str
     message: str
@@ -52,6 +57,8 @@ class Cause:
     condition: str | None = None
     sql_state: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
+    status: int | None = None
+    retry_after: float | None = None
 
     @property
     def first_line(self) -> str:
@@ -87,16 +94,17 @@ def spark_failure(error: BaseException, *, dataframe: str | None = None, columns
 
     ``dataframe`` and ``columns``: the DataFrame that the step worked on, to name and to suggest from. A wrong
     name, path, type or syntax becomes a ConfigurationError (DataFrameResolutionError for columns and tables),
-    all else a PipelineExecutionError. The message is one line; causes and plans follow in the details,
-    without JVM traces. Secrets are masked.
+    all else a PipelineExecutionError, or a RetryableError where the same may go well later. The message is one line;
+    causes and plans follow in the details, without JVM traces. Secrets are masked.
     """
     causes = causes_of(error)
+    transience = spark_transience(error, causes)
     # A streaming query wraps what ended it, and its own text is the whole plan.
     causes = [cause for cause in causes if cause.condition != "STREAM_FAILED"] or causes
     failure = (
         next((told for cause in causes if (told := _known_condition(cause, dataframe, columns))), None)
-        or _told_elsewhere(causes)
-        or _plain_failure(causes)
+        or _told_elsewhere(causes, transience)
+        or _plain_failure(causes, transience)
     )
     failure.message = redact(failure.message)
     failure.args = (failure.message,)
@@ -114,6 +122,17 @@ def original_error(error: BaseException) -> OriginalError:
         message = str(error)
         text = f"{type(error).__name__}: {message}" + ("" if trace in message else f"\n{trace}")
     return OriginalError(redact(text)[:_TRACE_LIMIT])
+
+
+def spark_transience(error: BaseException, causes: Sequence[Cause]) -> Transience | None:
+    """Return whether ``error``, whose chain is ``causes``, passes by itself; None when it is permanent."""
+    found = of_java(causes)
+    if found is not None or len(causes) > 1:
+        return found
+    status = getattr(error, "getGrpcStatusCode", None) or getattr(error, "code", None)
+    # A server that failed a query says INTERNAL; what else there is comes from the way to it.
+    kind = of_grpc_status(status().name) if callable(status) else None
+    return Transience(kind) if kind is not None else transience_of(error)
 
 
 def _known_condition(cause: Cause, dataframe: str | None, columns: Sequence[str]) -> PipelineError | None:
@@ -152,18 +171,18 @@ def _known_condition(cause: Cause, dataframe: str | None, columns: Sequence[str]
     return None
 
 
-def _told_elsewhere(causes: Sequence[Cause]) -> PipelineError | None:
+def _told_elsewhere(causes: Sequence[Cause], transience: Transience | None) -> PipelineError | None:
     """Return what a database, a file system or a broker said, in its own words."""
     for kind, words in _TELLING.items():
         for cause in causes:
             # A BatchUpdateException quotes the rows; the cause behind it says what is wrong with them.
             if kind in cause.kinds and "BatchUpdateException" not in cause.kinds:
                 state = f" (SQLSTATE {cause.sql_state})" if kind == "SQLException" and cause.sql_state else ""
-                return PipelineExecutionError(f"{words}: {cause.first_line}{state}")
+                return execution_error(f"{words}: {cause.first_line}{state}", transience)
     return None
 
 
-def _plain_failure(causes: Sequence[Cause]) -> PipelineError:
+def _plain_failure(causes: Sequence[Cause], transience: Transience | None) -> PipelineError:
     """Return Spark's own words: those with an error condition, else the innermost that there are."""
     with_condition = [cause for cause in causes if cause.condition]
     for cause in [*with_condition, *causes]:
@@ -179,9 +198,10 @@ def _plain_failure(causes: Sequence[Cause]) -> PipelineError:
             (cause.sql_state or "")[:2] in ("42", "46") or cause.java_class.endswith("AnalysisException")
             for cause in with_condition
         )
-        return (ConfigurationError if in_config else PipelineExecutionError)(": ".join(words))
+        said = ": ".join(words)
+        return ConfigurationError(said) if in_config and not transience else execution_error(said, transience)
     innermost = next((cause for cause in reversed(causes) if cause.message), causes[-1])
-    return PipelineExecutionError(innermost.first_line)
+    return execution_error(innermost.first_line, transience)
 
 
 def _details(causes: Iterable[Cause]) -> Iterator[str]:
@@ -231,13 +251,24 @@ def _java_chain(exception: Any) -> list[Cause]:
                 parameters = dict(jvm.PythonErrorUtils.getMessageParameters(exception))
             elif "SQLException" in kinds:
                 state = exception.getSQLState()
+            status, retry_after = _java_answer(exception) if "AwsServiceException" in kinds else (None, None)
             name = exception.getClass().getName()
-            chain.append(Cause(name, exception.getMessage() or "", kinds, condition, state, parameters))
+            message = exception.getMessage() or ""
+            chain.append(Cause(name, message, kinds, condition, state, parameters, status, retry_after))
             exception = exception.getCause()
     except (Py4JError, OSError):
         # The JVM died while it was asked.
         chain.append(Cause("Py4JNetworkError", "Spark's JVM is gone"))
     return chain
+
+
+def _java_answer(exception: Any) -> tuple[int | None, float | None]:
+    """Return the HTTP status that an exception of the AWS SDK tells, and the seconds that it asks to wait."""
+    status = int(exception.statusCode())
+    details = exception.awsErrorDetails()
+    answer = details.sdkHttpResponse() if details is not None else None
+    header = answer.firstMatchingHeader("Retry-After").orElse(None) if answer is not None else None
+    return status or None, seconds_of(header, time.time())
 
 
 def _java_kinds(exception: Any) -> tuple[str, ...]:
@@ -265,6 +296,7 @@ def _connect_chain(error: PySparkException) -> list[Cause]:
             error.getCondition(),
             error.getSqlState() if error.getCondition() else None,
             error.getMessageParameters() or {},
+            _status_in(outermost, message),
         )
     ]
     # Over Connect a cause's condition is only in front of its text.
@@ -278,9 +310,18 @@ def _connect_chain(error: PySparkException) -> list[Cause]:
                 _kinds_by_name(name),
                 condition[1] if condition else None,
                 state[1] if state else None,
+                status=_status_in(name, text),
             )
         )
     return chain[:_CHAIN_LIMIT]
+
+
+def _status_in(java_class: str, text: str) -> int | None:
+    """Return the HTTP status in the text of an exception of the AWS SDK."""
+    if not java_class.startswith("software.amazon.awssdk."):
+        return None
+    found = re.search(r"\bStatus Code: (\d{3})\b", text)
+    return int(found[1]) if found else None
 
 
 def _kinds_by_name(java_class: str) -> tuple[str, ...]:
@@ -291,6 +332,8 @@ def _kinds_by_name(java_class: str) -> tuple[str, ...]:
         kinds.append("SQLException")
     if java_class.startswith("org.apache.kafka.common."):
         kinds.append("KafkaException")
+    if re.fullmatch(r"io\.delta\.exceptions\.(Concurrent\w+|(Metadata|Protocol)Changed)Exception", java_class):
+        kinds.append("DeltaConcurrentModificationException")
     return tuple(kinds)
 
 

@@ -22,6 +22,7 @@ from pipeline_assets.errors import PipelineExecutionError
 from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import resolve_jars
+from pipeline_assets.transience import execution_error, transience_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -133,7 +134,7 @@ class SparkSessions:
         from pyspark.sql import SparkSession
 
         if problem := _connect_problem(remote):
-            raise PipelineExecutionError(problem)
+            raise problem
         if self._connect_mode_before is None:
             self._connect_mode_before = (os.environ.get("SPARK_CONNECT_MODE_ENABLED"),)
         session = SparkSession.builder.remote(connect_url(remote, run_id, pipeline)).create()
@@ -328,15 +329,16 @@ def _quieten() -> None:
         PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _connect_problem(remote: str) -> str | None:
+def _connect_problem(remote: str) -> PipelineExecutionError | None:
     """Return why the server cannot be reached, or None: PySpark's client would try for minutes to find out."""
     host, port = urlsplit(remote).hostname or "", urlsplit(remote).port or _CONNECT_PORT
     try:
         socket.create_connection((host, port), timeout=10).close()
     except OSError as error:
-        return (
+        return execution_error(
             f"the Spark Connect server sc://{host}:{port} does not answer: {error.strerror or error} "
-            "(SPARK_REMOTE says where it is)"
+            "(SPARK_REMOTE says where it is)",
+            transience_of(error),
         )
     return None
 

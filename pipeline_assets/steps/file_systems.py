@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
-from pipeline_assets.errors import PipelineExecutionError
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of
+from pipeline_assets.transience import execution_error, transience_of
 
 if TYPE_CHECKING:
     from pipeline_assets.connections import Connections, S3Connection
@@ -136,7 +136,7 @@ class _file_errors:  # noqa: N801  (used as a function)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, OSError):
-            raise PipelineExecutionError(f"{self.path}: {error}") from None
+            raise execution_error(f"{self.path}: {error}", transience_of(error)) from None
 
 
 def _s3(connection: S3Connection, secrets: Secrets) -> Any:

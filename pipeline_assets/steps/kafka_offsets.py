@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError, did_you_mean
 from pipeline_assets.steps.kafka_options import kafka_options
+from pipeline_assets.transience import execution_error, transience_of
 
 if TYPE_CHECKING:
     from pipeline_assets.connections import KafkaConnection
@@ -22,6 +23,8 @@ Offsets = dict[str, dict[int, int]]
 # A pattern never subscribes to these (exclude.internal.topics).
 _INTERNAL_TOPICS = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state"})
 _LISTED_TOPICS = 10
+# librdkafka's _RESOLVE, _SSL and _AUTHENTICATION: behind these, no answer is no matter of time.
+_NEVER = frozenset({-193, -181, -169})
 
 
 def read_offsets(
@@ -47,6 +50,12 @@ def read_offsets(
     deadline = time.monotonic() + timeout
     settings = client_settings(connection, secrets)
     reasons: list[str] = []
+    codes: list[int] = []
+
+    def heard(error: Any) -> None:
+        reasons.append(error.str())
+        codes.append(error.code())
+
     try:
         client = AdminClient(
             {
@@ -54,7 +63,7 @@ def read_offsets(
                 **settings,
                 # A broker may make the topics that it is asked for by name.
                 "allow.auto.create.topics": False,
-                "error_cb": lambda error: reasons.append(error.str()),
+                "error_cb": heard,
             },
             logger=_logger(),  # without one, librdkafka writes to stderr
         )
@@ -86,13 +95,16 @@ def read_offsets(
         if isinstance(error, KafkaException):
             reasons.append(error.args[0].str())
             if error.args[0].code() > 0:  # said by the broker; librdkafka's own are negative
-                raise PipelineExecutionError(
-                    f"Kafka at {connection.bootstrap_servers} answers: {reasons[-1]}: see to what its user may do there"
+                raise execution_error(
+                    f"Kafka at {connection.bootstrap_servers} answers: {reasons[-1]}: "
+                    "see to what its user may do there",
+                    transience_of(error),
                 ) from None
         reason = reasons[0] if reasons else "no answer"
-        raise PipelineExecutionError(
+        raise execution_error(
             f"no Kafka broker at {connection.bootstrap_servers} answered within {round(timeout, 1):g} s ({reason}): "
-            "start it, or correct the connection in connections.json"
+            "start it, or correct the connection in connections.json",
+            None if _NEVER & set(codes) else transience_of(error),
         ) from None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError
+from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError, RetryableError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
 from pipeline_assets.steps.postgres import (
@@ -260,9 +260,10 @@ class _Move:
         ).fetchone()
         staged, outside = row or (0, 0)
         if expected is not None and staged != expected:
-            raise PipelineExecutionError(
+            raise RetryableError(
                 f"{staged} rows arrived in PostgreSQL of {expected} that Spark computed: a task was repeated, or the "
-                "server was restarted; nothing was written, run the step again"
+                "server was restarted; nothing was written, run the step again",
+                kind="unavailable",
             )
         if outside and partition is not None and self.step.mode != "upsert":
             raise PipelineExecutionError(

@@ -12,10 +12,10 @@ from pipeline_assets.errors import (
     ConfigurationError,
     CredentialError,
     PipelineError,
-    PipelineExecutionError,
 )
 from pipeline_assets.steps.base import Dataset
 from pipeline_assets.steps.sql_names import postgres_tables
+from pipeline_assets.transience import execution_error, transience_of
 
 if TYPE_CHECKING:
     import psycopg
@@ -171,7 +171,7 @@ def jdbc_options(connection: PostgresConnection, secrets: Secrets) -> dict[str, 
 
 
 def connect(connection: PostgresConnection, secrets: Secrets) -> psycopg.Connection[Any]:
-    """Open a connection. Raises CredentialError or PipelineExecutionError that says what is wrong."""
+    """Open a connection. Raises CredentialError, ConfigurationError or PipelineExecutionError, as it fails."""
     import psycopg
 
     # A missing password must not send libpq to ~/.pgpass, which Spark's workers don't read.
@@ -197,15 +197,17 @@ def _connect_failure(error: psycopg.OperationalError, connection: PostgresConnec
     # libpq gives no SQLSTATE for a connection that was refused, by the server or for lack of one.
     text = str(error).strip()
     reason = text.rpartition("FATAL:")[2].strip() or text
+    transience = transience_of(error)
     if "authentication" in text or "no password supplied" in text:
         return CredentialError(
             f"{_where(connection)} refused user {connection.user!r}: {reason}; "
             f"check the connection's user and what its password refers to ({connection.password or 'none is given'})"
         )
-    if "FATAL:" in text:
+    if "FATAL:" in text and transience is None:
         return ConfigurationError(f"{_where(connection)} refused the connection: {reason}")
-    return PipelineExecutionError(
-        f"PostgreSQL is not reachable at {connection.host}:{connection.port}: {text.splitlines()[-1].strip()}"
+    return execution_error(
+        f"PostgreSQL is not reachable at {connection.host}:{connection.port}: {reason.splitlines()[-1].strip()}",
+        transience,
     )
 
 
@@ -227,8 +229,9 @@ def _failure(error: psycopg.Error, connection: PostgresConnection, verb: str) ->
     details = "\n".join(filter(None, (diagnostic.message_detail, diagnostic.message_hint)))
     text = f"could not {verb} {_where(connection)}: {message} (SQLSTATE {state or 'unknown'})"
     # 42: syntax, unknown names, privileges. 3F: no such schema.
-    kind = ConfigurationError if state[:2] in ("42", "3F") else PipelineExecutionError
-    return kind(text, details=details)
+    if state[:2] in ("42", "3F"):
+        return ConfigurationError(text, details=details)
+    return execution_error(text, transience_of(error), details=details)
 
 
 def _where(connection: PostgresConnection) -> str:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pipeline_assets.errors import PipelineError, PipelineExecutionError, StreamingQueryError
+from pipeline_assets.errors import PipelineError, PipelineExecutionError, RetryableError, StreamingQueryError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.spark.failures import is_spark_error, spark_failure
@@ -23,6 +23,7 @@ from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.streaming.checkpoint_binding import bind
 from pipeline_assets.streaming.checkpoint_lease import CheckpointLease
 from pipeline_assets.streaming.dead_letters import DeadLetters, dead_letters_of
+from pipeline_assets.transience import marked, transience_of
 
 if TYPE_CHECKING:
     from pyspark.sql.streaming.query import StreamingQuery
@@ -256,7 +257,7 @@ class _Watched:
     def _explained(self, error: Exception) -> PipelineError:
         """Return what ended the query, with what helps to find it again in logs and tables."""
         if isinstance(error, ConnectionError):
-            cause: PipelineError = PipelineExecutionError("Spark's JVM is gone", details=str(error))
+            cause: PipelineError = RetryableError("Spark's JVM is gone", kind="lostExecutor", details=str(error))
         else:
             cause = spark_failure(error)
         facts = [
@@ -265,7 +266,8 @@ class _Watched:
             cause.details,
         ]
         message = f"the streaming query ended: {cause.message}"
-        return StreamingQueryError(message, details="\n".join(facts), location=self._run.plan.location(self._load))
+        failure = StreamingQueryError(message, details="\n".join(facts), location=self._run.plan.location(self._load))
+        return marked(failure, transience_of(cause))
 
 
 def _sum(sources: Sequence[Mapping[str, Any]], rate: str) -> float:
