@@ -12,6 +12,7 @@ from pydantic import AfterValidator
 
 from pipeline_assets.errors import CredentialError
 from pipeline_assets.redaction import register_secret
+from pipeline_assets.transience import marked, transience_of
 
 _REFERENCE = re.compile(r"(?P<source>env|file|vault):(?P<path>[^#]+)(#(?P<field>.+))?")
 
@@ -67,7 +68,8 @@ class Secrets:
         except hvac.exceptions.Forbidden:
             raise CredentialError(f"{where}: permission denied: the token's policy must allow reading it") from None
         except (hvac.exceptions.VaultError, requests.RequestException) as error:
-            raise CredentialError(f"{where}: Vault at {client.url} did not answer: {type(error).__name__}") from None
+            failure = CredentialError(f"{where}: Vault at {client.url} did not answer: {type(error).__name__}")
+            raise marked(failure, transience_of(error)) from None
         if answer is None:
             raise CredentialError(f"{where}: nothing is stored there (KV v2 paths read mount/data/path)")
         data = answer["data"]
