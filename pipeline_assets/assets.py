@@ -292,7 +292,7 @@ class _PipelineFactory:
             key=asset_key(self.plan, step),
             partitions_def=self.partitions_def,
             automation_condition=self._automation_condition(),
-            retry_policy=_retry_policy(self.config.retry),
+            retry_policy=_retry_policy(self.plan.pipeline.retry_of(step.index)),
             required_resource_keys={"spark"},
             **self._common(step),
             **specific,

@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from croniter import croniter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.connections import Connections, ConnectionsFile, parse_connections
-from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
+from pipeline_assets.errors import ConfigIssue, ConfigurationError, TransientKind, did_you_mean
 from pipeline_assets.json_documents import issues_of, parse_json, pointer, substitute, unescape
 from pipeline_assets.partitions import Partitions, TimeZone
 from pipeline_assets.steps import method_registry
@@ -70,7 +70,7 @@ class _Model(BaseModel):
         alias_generator=to_camel,
         populate_by_name=True,
         use_attribute_docstrings=True,
-        allow_inf_nan=False,
+        allow_inf_nan=False,  # as a text, "inf" would be a number
     )
 
 
@@ -82,11 +82,21 @@ class Schedule(_Model):
 
 
 class Retry(_Model):
-    """How often a failed step is tried again, by Dagster's retry policy."""
+    """When a failed step is tried again: only for a failure that passes by itself, never for bad SQL, a missing table,
+    a refused password."""
 
     max_retries: int = Field(default=0, ge=0, le=100)
+    """How often a step is tried again at most."""
     delay: float = Field(default=10.0, ge=0)
-    """Seconds before the first retry; doubled, with jitter, before each further one."""
+    """Seconds before the first retry at most; doubled for each further one. The wait is drawn from 0 to that."""
+    max_delay: float = Field(default=300.0, ge=0)
+    """Seconds that this doubling ends at."""
+    time_budget: float | None = Field(default=None, gt=0)
+    """Seconds from the start of the first try after which none begins any more; no limit when left out."""
+    on: tuple[TransientKind, ...] = Field(default=get_args(TransientKind), min_length=1)
+    """The failures that are tried again: `connection` (refused, reset), `timeout`, `throttled` (HTTP 429, quotas),
+    `unavailable` (HTTP 5xx, a server that starts or stops), `conflict` (deadlocks, concurrent commits) and
+    `lostExecutor`; all of them when left out."""
 
 
 class Sensor(_Model):
@@ -114,6 +124,8 @@ class StepEnvelope(_Model):
     name: StepName | None = None
     """Name of the step's asset; `registerAs`, or else the method's name in snake_case, when left out."""
     description: str | None = None
+    retry: Retry | None = None
+    """When this step is tried again, in place of what the pipeline's `retry` says."""
     config: dict[str, Any] = {}
 
 
@@ -137,6 +149,7 @@ class PipelineConfig(_Model):
     """Dagster's declarative automation: `eager` runs after its upstream assets, `on_cron` by `schedule`."""
     partitions: Partitions | None = None
     retry: Retry | None = None
+    """When a failed step is tried again; never when left out."""
     sensor: Sensor | None = None
     steps: tuple[StepEnvelope, ...] = Field(min_length=1)
 
@@ -162,6 +175,10 @@ class Pipeline:
     config: PipelineConfig
     methods: tuple[StepMethod, ...]
     document: Mapping[str, Any]
+
+    def retry_of(self, index: int) -> Retry | None:
+        """Return when step ``index`` is tried again: its own settings, or else the pipeline's; None for never."""
+        return self.config.steps[index].retry or self.config.retry
 
     def for_partition(self, key: str) -> Pipeline:
         """Return the pipeline with ``key`` in place of ``${partition}``."""
