@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -16,6 +17,7 @@ MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 100
 _VARIABLE = re.compile(r"\$(?P<escape>\$)?\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 _SHOWN = 60
+_MAX_DIGITS = 1000
 
 
 def pointer(*parts: str | int) -> str:
@@ -40,7 +42,8 @@ def parse_json(file: str, content: bytes) -> dict[str, Any]:
             content.decode("utf-8-sig"),
             object_pairs_hook=_unique_keys,
             parse_int=_integer,
-            parse_constant=_no_number,
+            parse_float=_number,
+            parse_constant=_not_json,
         )
     except UnicodeDecodeError as error:
         raise fail(f"is not UTF-8 text (byte {error.start})") from error
@@ -48,8 +51,8 @@ def parse_json(file: str, content: bytes) -> dict[str, Any]:
         raise fail(f"is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
     except _DuplicateKeyError as error:
         raise fail(f"key {error.args[0]!r} occurs twice in one object") from error
-    except _NotANumberError as error:
-        raise fail(str(error)) from error
+    except _BadNumberError as error:
+        raise fail(f"holds {error.args[0]}") from error
     except RecursionError as error:
         raise fail(_TOO_DEEP) from error
     if not isinstance(data, dict):
@@ -57,7 +60,8 @@ def parse_json(file: str, content: bytes) -> dict[str, Any]:
     if _depth(data) > MAX_DEPTH:
         raise fail(_TOO_DEEP)
     try:
-        json.dumps(data, ensure_ascii=False).encode()
+        if b"\\u" in content:
+            json.dumps(data, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise fail(f"holds half of a surrogate pair ({error.object[error.start]!r}), which is no character") from error
     return data
@@ -70,19 +74,26 @@ class _DuplicateKeyError(ValueError):
     pass
 
 
-class _NotANumberError(ValueError):
+class _BadNumberError(ValueError):
     pass
 
 
 def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:  # Python's own limit
-        raise _NotANumberError(f"holds an integer of {len(text):,} digits: that is too long") from None
+    if len(text) > _MAX_DIGITS:
+        raise _BadNumberError(f"a number of {len(text)} digits")
+    return int(text)
 
 
-def _no_number(text: str) -> float:
-    raise _NotANumberError(f"is not JSON: {text} is no number")
+def _number(text: str) -> float:
+    found = float(text)
+    if math.isinf(found):
+        raise _BadNumberError(f"the number {_shown(text)}, which is too large")
+    return found
+
+
+def _not_json(text: str) -> NoReturn:
+    """Refuse what Python takes for numbers and JSON does not: NaN and the infinities."""
+    raise _BadNumberError(f"{text}, which is no JSON")
 
 
 def _depth(data: Any) -> int:
