@@ -22,11 +22,21 @@ _SOURCES = Path(__file__).with_name("vault_server")
 _BUILD_LIMIT = 1200.0
 # Our own program's line of JSON, and the line that `vault server -dev` prints.
 _UNSEAL_KEY = re.compile(r'"unseal_key":"(\w+)"|^Unseal Key: (\S+)', re.MULTILINE)
+# What our own program mounts, and `vault server -dev` does not.
+_ENGINES: dict[str, dict[str, Any]] = {
+    "sys/mounts/kv": {"type": "kv", "options": {"version": "1"}},
+    "sys/mounts/database": {"type": "database"},
+    "sys/auth/approle": {"type": "approle"},
+    "sys/auth/jwt": {"type": "jwt"},
+    "sys/auth/kubernetes": {"type": "kubernetes"},
+}
 
 
 @dataclass(frozen=True)
 class VaultServer:
-    """A running, unsealed Vault with KV version 2 at secret/ and AppRole at auth/approle/."""
+    """A running, unsealed Vault: KV version 2 at secret/, version 1 at kv/, the database engine at database/, and the
+    auth methods AppRole, JWT and Kubernetes, each at its usual path. Whatever they are to do is still to be configured.
+    """
 
     url: str
     token: str = field(repr=False)
@@ -88,7 +98,8 @@ class Vault:
         server = VaultServer(f"http://{LOOPBACK}:{port}", token, "")
         run.wait_until_ready(server.problem, limit=30)
         if installed:
-            server.request("POST", "sys/auth/approle", {"type": "approle"})  # as our own program has it
+            for path, body in _ENGINES.items():
+                server.request("POST", path, body)
         match = _UNSEAL_KEY.search(Path(record.log).read_text())
         if match is None:
             raise run.failure(record, "no unseal key in its log")

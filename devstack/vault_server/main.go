@@ -1,6 +1,7 @@
 // Command vault-server runs a real HashiCorp Vault core behind Vault's own HTTP
 // handler, for integration tests: in-memory storage, Shamir seal with one key,
-// KV v2 at secret/, approle and userpass, and an optional file audit device.
+// KV v2 at secret/ and v1 at kv/, the database engine with Vault's own PostgreSQL
+// plugin, approle, userpass, jwt and kubernetes, and an optional file audit device.
 // Everything in it is lost when it stops. Not for production.
 package main
 
@@ -18,28 +19,48 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	jwt "github.com/hashicorp/vault-plugin-auth-jwt"
+	kubernetes "github.com/hashicorp/vault-plugin-auth-kubernetes"
 	kv "github.com/hashicorp/vault-plugin-secrets-kv"
 	"github.com/hashicorp/vault/audit"
 	auditfile "github.com/hashicorp/vault/builtin/audit/file"
 	"github.com/hashicorp/vault/builtin/credential/approle"
 	"github.com/hashicorp/vault/builtin/credential/userpass"
+	"github.com/hashicorp/vault/builtin/logical/database"
 	"github.com/hashicorp/vault/helper/namespace"
 	vaulthttp "github.com/hashicorp/vault/http"
 	"github.com/hashicorp/vault/internalshared/configutil"
+	"github.com/hashicorp/vault/plugins/database/postgresql"
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/hashicorp/vault/sdk/physical/inmem"
 	"github.com/hashicorp/vault/vault"
 )
 
-// noPlugins is an empty plugin registry: every engine is given to the core by factory.
-type noPlugins struct{}
+const postgresPlugin = "postgresql-database-plugin"
 
-func (noPlugins) Contains(string, consts.PluginType) bool                   { return false }
-func (noPlugins) Get(string, consts.PluginType) (func() (any, error), bool) { return nil, false }
-func (noPlugins) Keys(consts.PluginType) []string                           { return nil }
-func (noPlugins) IsBuiltinEntPlugin(string, consts.PluginType) bool         { return false }
-func (noPlugins) DeprecationStatus(string, consts.PluginType) (consts.DeprecationStatus, bool) {
+// onlyPostgres is the registry of built-in plugins: the database engine looks its
+// plugin up in it. Every engine is given to the core by factory.
+type onlyPostgres struct{}
+
+func (onlyPostgres) Contains(name string, kind consts.PluginType) bool {
+	return name == postgresPlugin && kind == consts.PluginTypeDatabase
+}
+
+func (r onlyPostgres) Get(name string, kind consts.PluginType) (func() (any, error), bool) {
+	return postgresql.New, r.Contains(name, kind)
+}
+
+func (onlyPostgres) Keys(kind consts.PluginType) []string {
+	if kind == consts.PluginTypeDatabase {
+		return []string{postgresPlugin}
+	}
+	return nil
+}
+
+func (onlyPostgres) IsBuiltinEntPlugin(string, consts.PluginType) bool { return false }
+
+func (onlyPostgres) DeprecationStatus(string, consts.PluginType) (consts.DeprecationStatus, bool) {
 	return consts.Supported, true
 }
 
@@ -64,10 +85,13 @@ func main() {
 	must(err)
 	core, err := vault.NewCore(&vault.CoreConfig{
 		Physical: storage, StorageType: "inmem", Logger: logger, DisableMlock: true,
-		BuiltinRegistry:    noPlugins{},
-		LogicalBackends:    map[string]logical.Factory{"kv": kv.Factory},
-		CredentialBackends: map[string]logical.Factory{"approle": approle.Factory, "userpass": userpass.Factory},
-		AuditBackends:      map[string]audit.Factory{"file": auditfile.Factory},
+		BuiltinRegistry: onlyPostgres{},
+		LogicalBackends: map[string]logical.Factory{"kv": kv.Factory, "database": database.Factory},
+		CredentialBackends: map[string]logical.Factory{
+			"approle": approle.Factory, "userpass": userpass.Factory,
+			"jwt": jwt.Factory, "kubernetes": kubernetes.Factory,
+		},
+		AuditBackends: map[string]audit.Factory{"file": auditfile.Factory},
 	})
 	must(err)
 
@@ -91,7 +115,11 @@ func main() {
 	write("auth/token/revoke-self", nil)
 	root = token
 	write("sys/mounts/secret", map[string]any{"type": "kv", "options": map[string]string{"version": "2"}})
-	write("sys/auth/approle", map[string]any{"type": "approle"})
+	write("sys/mounts/kv", map[string]any{"type": "kv", "options": map[string]string{"version": "1"}})
+	write("sys/mounts/database", map[string]any{"type": "database"})
+	for _, method := range []string{"approle", "jwt", "kubernetes"} {
+		write("sys/auth/"+method, map[string]any{"type": method})
+	}
 	if *auditPath != "" {
 		write("sys/audit/file", map[string]any{"type": "file", "options": map[string]string{"file_path": *auditPath}})
 	}

@@ -111,7 +111,10 @@ def test_vault_keeps_secrets_and_can_be_sealed_and_unsealed(vault: VaultServer) 
     client.secrets.kv.v2.create_or_update_secret("postgres", secret={"password": "s3cret"})
     read = client.secrets.kv.v2.read_secret_version("postgres", raise_on_deleted_version=True)
     assert read["data"]["data"] == {"password": "s3cret"}
-    assert "approle/" in client.sys.list_auth_methods()["data"]
+    client.secrets.kv.v1.create_or_update_secret("postgres", secret={"password": "0ld"}, mount_point="kv")
+    assert client.secrets.kv.v1.read_secret("postgres", mount_point="kv")["data"] == {"password": "0ld"}
+    assert {"approle/", "jwt/", "kubernetes/"} <= client.sys.list_auth_methods()["data"].keys()
+    assert "database/" in client.sys.list_mounted_secrets_engines()["data"]
     client.sys.seal()
     assert "503" in (vault.problem() or "")
     client.sys.submit_unseal_key(vault.unseal_key)
