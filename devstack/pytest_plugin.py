@@ -22,7 +22,7 @@ from devstack.processes import PartRun
 from devstack.s3 import S3, S3Server
 from devstack.spark_servers import SparkCluster, SparkConnect, SparkConnectServer, SparkStandalone
 from devstack.stack import Stack
-from devstack.vault import Vault, VaultServer
+from devstack.vault import OwnVault, Vault, VaultServer
 
 ServerT = TypeVar("ServerT", bound=Server)
 
@@ -76,6 +76,19 @@ def own_kafka(devstack: Stack, tmp_path: Path) -> Iterator[KafkaBroker]:
 @pytest.fixture(scope="session")
 def vault(devstack: Stack) -> Iterator[VaultServer]:
     yield from _running(devstack, Vault(), VaultServer)
+
+
+@pytest.fixture
+def own_vault(devstack: Stack, tmp_path: Path) -> Iterator[OwnVault]:
+    """A Vault of the test's own, which it may seal, pause and stop."""
+    run = PartRun("vault", data=tmp_path / "vault", logs=tmp_path / "vault-logs")
+    run.data.mkdir()
+    run.logs.mkdir()
+    try:
+        server = Vault().start(run)
+        yield OwnVault(server, run)
+    finally:
+        run.stop()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import tempfile
 import urllib.error
 import urllib.request
@@ -104,6 +105,26 @@ class Vault:
         if match is None:
             raise run.failure(record, "no unseal key in its log")
         return VaultServer(server.url, token, match[1] or match[2])
+
+
+@dataclass(frozen=True)
+class OwnVault:
+    """A Vault that can be made to fail as real ones do. ``PartRun.stop`` of ``run`` ends it for good."""
+
+    server: VaultServer
+    run: PartRun
+
+    def pause(self) -> None:
+        """Have it take connections and answer none."""
+        os.kill(self.run.records[0].pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Have it answer again."""
+        os.kill(self.run.records[0].pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Stop it; all that it had is gone."""
+        self.run.stop_process(self.run.records[0])
 
 
 def _built_program() -> Path:

@@ -1,4 +1,4 @@
-"""The command line: ``pipeline-assets validate | schema | plan | list``."""
+"""The command line: ``pipeline-assets validate | schema | plan | list | audit-config | audit``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+from pipeline_assets.audit_commands import audit, audit_config
 from pipeline_assets.config import CONNECTIONS_FILE, load_connections, load_file, load_folder
 from pipeline_assets.config_schema import pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
@@ -24,6 +25,10 @@ from pipeline_assets.settings import Settings
 @click.version_option(package_name="pipeline-assets")
 def main() -> None:
     """Spark pipelines from JSON configs, as Dagster assets."""
+
+
+main.add_command(audit_config)
+main.add_command(audit)
 
 
 @main.command()
@@ -140,7 +145,8 @@ def _explain(plan: PipelinePlan, partition: str | None) -> None:
 
     settings = Settings.from_environment()
     partitions = plan.pipeline.config.partitions
-    with SparkSessions(settings) as sessions:
+    connections = load_connections(settings.configs)
+    with SparkSessions(settings) as sessions, connections.secrets:
         run = PipelineRun(
             plan,
             StepContext(
@@ -148,7 +154,7 @@ def _explain(plan: PipelinePlan, partition: str | None) -> None:
                 run_id="explain",
                 spark=sessions.session("explain", plan.name),
                 settings=settings,
-                connections=load_connections(settings.configs),
+                connections=connections,
                 cache=DataFrameCache(),
                 partition=partitions.slice(partition) if partitions and partition else None,
             ),

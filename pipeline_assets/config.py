@@ -15,6 +15,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.connections import Connections, ConnectionsFile, parse_connections
+from pipeline_assets.credentials import Secrets
+from pipeline_assets.credentials.policy import (
+    SecretsPolicy,
+    connection_issues,
+    pipeline_issues,
+    policy_from_environment,
+)
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, TransientKind, did_you_mean
 from pipeline_assets.json_documents import issues_of, parse_json, pointer, substitute, unescape
 from pipeline_assets.partitions import Partitions, TimeZone
@@ -208,10 +215,10 @@ def load_folder(folder: Path, environment: Mapping[str, str] | None = None) -> C
     """Load every ``*.json`` in ``folder`` (not below it) but the connections and the schema."""
     pipelines: list[Pipeline] = []
     broken: list[BrokenConfig] = []
-    registry = method_registry()
+    registry, policy = method_registry(), secrets_policy(folder, environment)
     for path in pipeline_files(folder):
         try:
-            pipelines.append(load_file(path, environment, registry))
+            pipelines.append(load_file(path, environment, registry, policy))
         except ConfigurationError as error:
             broken.append(BrokenConfig(path.name, path.stem, error))
     unique, colliding = _without_collisions(pipelines)
@@ -228,11 +235,19 @@ def pipeline_files(folder: Path) -> list[Path]:
 
 
 def load_file(
-    path: Path, environment: Mapping[str, str] | None = None, registry: MethodRegistry | None = None
+    path: Path,
+    environment: Mapping[str, str] | None = None,
+    registry: MethodRegistry | None = None,
+    policy: SecretsPolicy | None = None,
 ) -> Pipeline:
-    """Load one pipeline. Raises ConfigurationError with all its issues."""
+    """Load one pipeline, under the policy of its folder unless another is given.
+
+    Raises ConfigurationError with all its issues.
+    """
     file = path.name
     document, issues = _read(path, environment, keep=("partition",))
+    if (policy or secrets_policy(path.parent, environment)) is SecretsPolicy.VAULT_ONLY:
+        issues += pipeline_issues(file, document)
     pipeline_or_issues = _collect(file, document, registry or method_registry())
     if isinstance(pipeline_or_issues, Pipeline) and not issues:
         return pipeline_or_issues
@@ -244,16 +259,36 @@ def load_file(
 def load_connections(folder: Path, environment: Mapping[str, str] | None = None) -> Connections:
     """Load ``connections.json`` of ``folder``; without one there are no connections."""
     path = folder / CONNECTIONS_FILE
+    policy = secrets_policy(folder, environment)
+    secrets = Secrets(policy)
     if not path.exists():
-        return Connections(path=str(path))
+        return Connections(secrets=secrets, path=str(path))
     document, issues = _read(path, environment)
+    if policy is SecretsPolicy.VAULT_ONLY:
+        issues += connection_issues(path.name, document)
     if issues:
         raise ConfigurationError.from_issues(issues)
     try:
-        return Connections(parse_connections(unescape(document)), path=str(path))
+        return Connections(parse_connections(unescape(document)), secrets, str(path))
     except ValidationError as error:
         # Not chained: pydantic's text shows the values, and a secret may have been written where a reference belongs.
         raise ConfigurationError.from_issues(issues_of(path.name, error, ConnectionsFile, document)) from None
+
+
+def secrets_policy(folder: Path, environment: Mapping[str, str] | None = None) -> SecretsPolicy:
+    """Return the policy that the environment and ``connections.json`` of ``folder`` state: the stricter of the two.
+
+    Raises ConfigurationError when the environment names one that there is not.
+    """
+    given = policy_from_environment(environment)
+    path = folder / CONNECTIONS_FILE
+    if given is SecretsPolicy.VAULT_ONLY or not path.exists():
+        return given
+    try:
+        stated = _read(path, environment)[0].get("secretsPolicy", SecretsPolicy.ANY)
+    except ConfigurationError:
+        return given  # Nothing runs with such a file: load_connections says why.
+    return given if stated == SecretsPolicy.ANY else SecretsPolicy.VAULT_ONLY
 
 
 def _read(

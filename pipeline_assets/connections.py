@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.credentials import SecretReference, Secrets
+from pipeline_assets.credentials.policy import SecretsPolicy
 from pipeline_assets.errors import ConfigurationError, did_you_mean
 
 ConnectionKind = Literal["postgres", "s3", "kafka"]
@@ -24,7 +25,10 @@ class Connection(BaseModel):
 
 
 class PostgresConnection(Connection):
-    """A PostgreSQL database. ``options`` are passed to the JDBC driver (pgjdbc connection parameters)."""
+    """A PostgreSQL database. ``options`` are passed to the JDBC driver (pgjdbc connection parameters).
+
+    ``user`` may be a secret reference as well: Vault's database engine makes both user and password.
+    """
 
     host: str
     port: int = 5432
@@ -62,6 +66,7 @@ class ConnectionsFile(Connection):
     """``connections.json``: by kind, then by name; a step that names none takes ``default``."""
 
     schema_: str | None = Field(default=None, alias="$schema")
+    secrets_policy: SecretsPolicy = SecretsPolicy.ANY
     postgres: dict[str, PostgresConnection] = {}
     s3: dict[str, S3Connection] = {}
     kafka: dict[str, KafkaConnection] = {}

@@ -9,6 +9,7 @@ from pipeline_assets.plan import PlannedFolder, link_pipelines, plan_folder
 from pipeline_assets.resources import SparkResource, dataframe_io_manager
 from pipeline_assets.sensors import build_sensors
 from pipeline_assets.settings import Settings
+from pipeline_assets.vault_resource import VaultResource
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
@@ -33,13 +34,18 @@ def build_definitions(settings: Settings) -> dg.Definitions:
 
 def _definitions(folder: PlannedFolder, settings: Settings) -> dg.Definitions:
     pipelines = build_pipelines(folder.plans, link_pipelines(folder.plans), settings)
+    vault = VaultResource()
     found = dg.Definitions(
         assets=[*pipelines.assets, *broken_assets(folder.broken)],
         asset_checks=pipelines.checks,
         jobs=pipelines.jobs,
         schedules=pipelines.schedules,
-        sensors=build_sensors(folder.plans, settings),
-        resources={"spark": SparkResource(), "dataframe_io_manager": dataframe_io_manager(pipelines.steps)},
+        sensors=build_sensors(folder.plans, settings, vault=vault),
+        resources={
+            "spark": SparkResource(vault=vault),
+            "vault": vault,
+            "dataframe_io_manager": dataframe_io_manager(pipelines.steps),
+        },
         executor=dg.multiprocess_executor if settings.executor == "multiprocess" else dg.in_process_executor,
     )
     # Dagster does this later anyway, and keeps it: an error of one pipeline would then be one of the location.

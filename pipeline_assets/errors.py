@@ -178,5 +178,11 @@ class CredentialError(PipelineError):
     """A secret could not be had. The text names every place that was looked at and never a value."""
 
 
+class CredentialUnavailableError(CredentialError):
+    """A secret could not be had just now: its source is down, sealed or slow. It may be there later."""
+
+    transient_kind: TransientKind | None = "unavailable"
+
+
 class DataValidationError(PipelineError):
     """Data does not meet an expectation that the pipeline states."""

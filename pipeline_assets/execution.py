@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
+from pipeline_assets.credentials.secrets import secrets_needed_by
 from pipeline_assets.errors import PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
@@ -269,7 +270,8 @@ class PipelineRun:
         """Turn what any library raises inside into this package's errors, with the step, its config and the run."""
         location, run_id = self.plan.location(step), self.context.run_id
         try:
-            yield
+            with secrets_needed_by(location):
+                yield
         except PipelineError as error:
             error.located(location, _shown_config(step), run_id)
             raise

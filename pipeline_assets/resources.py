@@ -3,6 +3,7 @@
 # No postponed annotations here: Dagster reads those of resources and IO managers when it loads them.
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -11,6 +12,8 @@ from pydantic import PrivateAttr
 from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import load_connections
 from pipeline_assets.connections import Connections
+from pipeline_assets.credentials.policy import SecretsPolicy, option_issues
+from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.redacted_output import RedactedOutput, redacted_logs
@@ -19,6 +22,7 @@ from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets.step_op import file_stops_as_canceled, step_op
 from pipeline_assets.steps.base import StepContext
+from pipeline_assets.vault_resource import VaultResource, run_secrets
 
 
 class SparkResource(dg.ConfigurableResource[Any]):
@@ -33,12 +37,20 @@ class SparkResource(dg.ConfigurableResource[Any]):
     stream_grace_seconds: float = 30.0
     """How long a streaming query may take to end the micro-batch that it is in when its run is cancelled."""
 
+    vault: VaultResource
+    """Where the secrets are that connections refer to by `vault:`; what the environment says when left out."""
+
     _settings: Settings = PrivateAttr()
     _sessions: SparkSessions = PrivateAttr()
     _runs: dict[tuple[str, str, str | None], PipelineRun] = PrivateAttr(default_factory=dict)
     _connections: Connections | None = PrivateAttr(default=None)
     _cancellation: Cancellation = PrivateAttr(default_factory=Cancellation)
     _output: RedactedOutput = PrivateAttr(default_factory=RedactedOutput)
+    _context: dg.InitResourceContext = PrivateAttr()
+
+    def __init__(self, **data: Any) -> None:
+        """Take the fields, by name. (Dagster does not take a resource as the default of a field.)"""
+        super().__init__(**{"vault": VaultResource(), **data})
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["SparkResource"]:
@@ -49,16 +61,24 @@ class SparkResource(dg.ConfigurableResource[Any]):
         self._connections = None
         self._cancellation = Cancellation()
         self._output = RedactedOutput()
+        self._context = context
         if context.instance is not None and context.run is not None:
             file_stops_as_canceled(context.instance, context.run.run_id)
         # Each is done, the last first, whatever goes wrong in another: the output ends after the JVM that writes to it.
         with ExitStack() as ending:
             ending.callback(self._output.end)
-            # In the multiprocess executor other processes of the run still need the server's session.
-            ending.callback(self._sessions.close, release=self._settings.executor == "in_process")
+            # In the multiprocess executor other processes of the run still need the server's session, and the
+            # credentials that the DataFrames in it are read with.
+            alone = self._settings.executor == "in_process"
+            ending.callback(self._close_secrets, revoke=alone or self._settings.spark_remote is None)
+            ending.callback(self._sessions.close, release=alone)
             ending.callback(self._release_caches)
             with redacted_logs(), self._cancellation:
                 yield self
+
+    def _close_secrets(self, revoke: bool) -> None:
+        if self._connections is not None:
+            self._connections.secrets.close(revoke=revoke)
 
     def _release_caches(self) -> None:
         for run in self._runs.values():
@@ -78,6 +98,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
             partitions = plan.pipeline.config.partitions
             if partition_key is not None and partitions is not None:
                 plan = plan.for_partition(partition_key)
+            # Before Spark is started: the policy on secrets refuses what it has to here.
+            connections = self._loaded_connections()
             self._runs[key] = PipelineRun(
                 plan,
                 StepContext(
@@ -85,7 +107,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                     run_id=run_id,
                     spark=self._sessions.session(run_id, plan.name),
                     settings=self._settings,
-                    connections=self._loaded_connections(),
+                    connections=connections,
                     cache=DataFrameCache(),
                     cancellation=self._cancellation,
                     partition=partitions.slice(partition_key) if partitions and partition_key else None,
@@ -95,7 +117,13 @@ class SparkResource(dg.ConfigurableResource[Any]):
 
     def _loaded_connections(self) -> Connections:
         if self._connections is None:
-            self._connections = load_connections(self._settings.configs)
+            loaded = load_connections(self._settings.configs)
+            if loaded.secrets.policy is SecretsPolicy.VAULT_ONLY:
+                issues = list(option_issues("spark_conf of the Spark resource", self.spark_conf))
+                if issues:
+                    raise ConfigurationError.from_issues(issues)
+            secrets = run_secrets(loaded.secrets.policy, self.vault.settings(), self._settings, self._context)
+            self._connections = replace(loaded, secrets=secrets)
         return self._connections
 
 

@@ -5,6 +5,7 @@ import random as random_numbers
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -13,7 +14,8 @@ from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from pipeline_assets.config import Sensor, load_connections
 from pipeline_assets.connections import Connections
-from pipeline_assets.errors import PipelineExecutionError
+from pipeline_assets.credentials.secrets import Consumer, Secrets
+from pipeline_assets.errors import CredentialUnavailableError, PipelineExecutionError
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import StreamingLoad
@@ -21,6 +23,7 @@ from pipeline_assets.streaming.backlog import read_backlog
 from pipeline_assets.streaming.checkpoint_lease import Holder, Process
 from pipeline_assets.streaming.restart_policy import Life, RunStatus, RunView, State, decide, read_state
 from pipeline_assets.streaming_assets import HOST_TAG, PID_TAG
+from pipeline_assets.vault_resource import VaultResource, audit_file
 
 RESTART_TAG = "pipeline_assets/restart"
 # A tick is to take less than a second: the rest is for Dagster's own storage.
@@ -45,18 +48,23 @@ def build_sensors(
     plans: Sequence[PipelinePlan],
     settings: Settings,
     *,
+    vault: VaultResource | None = None,
     clock: Callable[[], float] = time.time,
     random: Callable[[], float] = random_numbers.random,
 ) -> list[dg.SensorDefinition]:
-    """Return a sensor for each streaming pipeline of ``plans``. ``clock`` and ``random`` are for tests."""
+    """Return a sensor for each streaming pipeline of ``plans``.
+
+    ``vault`` is where their secrets are, ``clock`` and ``random`` are for tests.
+    """
     streaming = [plan for plan in plans if plan.pipeline.config.mode == "streaming"]
-    return [_StreamSensor(plan, settings, clock, random).definition() for plan in streaming]
+    return [_StreamSensor(plan, settings, vault or VaultResource(), clock, random).definition() for plan in streaming]
 
 
 @dataclass(frozen=True)
 class _StreamSensor:
     plan: PipelinePlan
     settings: Settings
+    vault: VaultResource
     clock: Callable[[], float]
     random: Callable[[], float]
 
@@ -107,7 +115,7 @@ class _StreamSensor:
         deadline = time.monotonic() + _BROKER_SECONDS
         try:
             return self._tick(context, deadline)
-        except PipelineExecutionError as error:
+        except (PipelineExecutionError, CredentialUnavailableError) as error:
             # What is not reachable now may be so at the next tick. A wrong config is not: it fails the tick.
             return dg.SensorResult(skip_reason=str(error).partition("\n")[0], cursor=context.cursor)
 
@@ -134,18 +142,28 @@ class _StreamSensor:
             state = state.model_copy(update={"number": state.number + 1})
             return _result(state, dg.RunRequest(run_key=f"{self.plan.name}/{state.number}", tags=tags))
         try:
-            backlog = read_backlog(self.plan, self.settings, self._connections(deadline), deadline)
-        except PipelineExecutionError as error:
+            with self._connections(deadline) as connections:
+                backlog = read_backlog(self.plan, self.settings, connections, deadline)
+        except (PipelineExecutionError, CredentialUnavailableError) as error:
             return _result(state, error.message)
         if not backlog.starts and backlog.lag == 0:
             return _result(state, f"no new records: {backlog}")
         run_key = f"{self.plan.name}/{state.number}/{backlog.fingerprint}"
         return _result(state, dg.RunRequest(run_key=run_key, tags=tags))
 
-    def _connections(self, deadline: float) -> Connections:
+    @contextmanager
+    def _connections(self, deadline: float | None = None) -> Iterator[Connections]:
+        """Give connections whose secrets are to be had by ``deadline``; what Vault leases goes back at the end."""
         connections = load_connections(self.settings.configs)
-        left = max(0.05, deadline - time.monotonic())
-        return replace(connections, secrets=replace(connections.secrets, timeout_seconds=left))
+        vault = self.vault.resolved()
+        if deadline is not None:
+            left = max(0.05, deadline - time.monotonic())
+            vault = replace(vault, timeout_seconds=left, retry_seconds=left)
+        consumer = Consumer(pipeline=self.plan.pipeline.config.name)
+        audit = audit_file(self.settings)
+        policy = connections.secrets.policy
+        with Secrets(policy, vault=vault, audit=audit, consumer=consumer, upkeep=False) as secrets:
+            yield replace(connections, secrets=secrets)
 
     def _next_number(self, instance: dg.DagsterInstance) -> int:
         """Return a number that no run key of this sensor has: Dagster launches nothing for a key that it knows."""
@@ -190,11 +208,11 @@ class _StreamSensor:
         process = _tagged_process(run)
         if process is not None and process.is_gone():
             return "gone", f"process {process.pid} on host {process.host} has ended"
-        connections = load_connections(self.settings.configs)
         now = datetime.fromtimestamp(self.clock(), UTC)
         states: list[str] = []
-        for load in self._loads():
-            holder = Holder.of(load.checkpoint(self.settings, connections))
+        with self._connections() as connections:
+            holders = [Holder.of(load.checkpoint(self.settings, connections)) for load in self._loads()]
+        for holder in holders:
             if holder is not None and holder.run_id == run.run_id:
                 states.append(holder.state(now))
                 if states[-1] == "gone":

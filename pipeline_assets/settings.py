@@ -14,6 +14,7 @@ class Settings:
 
     ``path_prefix`` is put before absolute paths that have no scheme, so that ``/data/purchases`` can live in a
     sandbox. ``spark_remote`` is a Spark Connect address (``sc://host:port``) and wins over ``spark_master``.
+    ``audit_file`` is where each access to a secret is noted.
     """
 
     configs: Path = Path("configs")
@@ -22,10 +23,11 @@ class Settings:
     spark_remote: str | None = None
     spark_master: str | None = None
     executor: str = "in_process"
+    audit_file: Path | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Read PIPELINE_ASSETS_CONFIGS, _WAREHOUSE, _PATH_PREFIX, _EXECUTOR, SPARK_REMOTE and SPARK_MASTER."""
+        """Read PIPELINE_ASSETS_CONFIGS, _WAREHOUSE, _PATH_PREFIX, _EXECUTOR, _AUDIT_FILE, and SPARK_REMOTE, _MASTER."""
         env = os.environ if environment is None else environment
         return cls(
             configs=Path(env.get("PIPELINE_ASSETS_CONFIGS") or "configs"),
@@ -34,6 +36,7 @@ class Settings:
             spark_remote=env.get("SPARK_REMOTE") or None,
             spark_master=env.get("SPARK_MASTER") or None,
             executor=env.get("PIPELINE_ASSETS_EXECUTOR") or "in_process",
+            audit_file=Path(env["PIPELINE_ASSETS_AUDIT_FILE"]) if env.get("PIPELINE_ASSETS_AUDIT_FILE") else None,
         )
 
     def resolve(self, path: str) -> str:

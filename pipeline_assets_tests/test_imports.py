@@ -15,10 +15,10 @@ HEAVY = ("pyspark", "delta", "hvac", "psycopg", "confluent_kafka", "pyarrow", "p
 PACKAGE = Path(pipeline_assets.__file__).parent
 # Each may import those before it.
 LAYERS = (
-    "redaction", "errors", "redacted_output", "cancellation", "transience", "settings", "credentials",
-    "connections", "partitions", "spark", "steps", "json_documents", "config", "retries", "config_schema",
+    "redaction", "errors", "redacted_output", "cancellation", "transience", "settings", "json_documents",
+    "credentials", "connections", "partitions", "spark", "steps", "config", "retries", "config_schema",
     "stream_rules", "plan", "execution", "step_op", "streaming", "asset_metadata", "streaming_assets", "assets",
-    "sensors", "resources", "definitions", "cli",
+    "vault_resource", "sensors", "resources", "definitions", "audit_commands", "cli",
 )  # fmt: skip
 
 

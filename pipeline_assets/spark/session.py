@@ -203,12 +203,12 @@ def apply_s3_connection(spark: SparkSession, bucket: str, connection: S3Connecti
     if connection.region:
         options["endpoint.region"] = connection.region
     if connection.access_key_id and connection.secret_access_key:
-        options["access.key"] = secrets.fetch(connection.access_key_id)
-        options["secret.key"] = secrets.fetch(connection.secret_access_key)
+        keys = {"access.key": connection.access_key_id, "secret.key": connection.secret_access_key}
         provider = "SimpleAWSCredentialsProvider"
         if connection.session_token:
-            options["session.token"] = secrets.fetch(connection.session_token)
+            keys["session.token"] = connection.session_token
             provider = "TemporaryAWSCredentialsProvider"
+        options |= secrets.fetch_all(keys)
         options["aws.credentials.provider"] = f"org.apache.hadoop.fs.s3a.{provider}"
     for key, value in options.items():
         spark.conf.set(f"fs.s3a.bucket.{bucket}.{key}", value)

@@ -149,9 +149,9 @@ def _s3(connection: S3Connection, secrets: Secrets) -> Any:
     if connection.region:
         options["region"] = connection.region
     if connection.access_key_id and connection.secret_access_key:
-        options["access_key"] = secrets.fetch(connection.access_key_id)
-        options["secret_key"] = secrets.fetch(connection.secret_access_key)
+        keys = {"access_key": connection.access_key_id, "secret_key": connection.secret_access_key}
         if connection.session_token:
-            options["session_token"] = secrets.fetch(connection.session_token)
+            keys["session_token"] = connection.session_token
+        options |= secrets.fetch_all(keys)
     with _file_errors("S3"):
         return fs.S3FileSystem(**options)

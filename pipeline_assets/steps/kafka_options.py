@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from pipeline_assets.steps.base import Dataset
@@ -12,16 +11,13 @@ if TYPE_CHECKING:
     from pipeline_assets.credentials import Secrets
 
 
-_REFERENCE = re.compile(r"(env|file|vault):")
-
-
 def kafka_options(connection: KafkaConnection, secrets: Secrets) -> dict[str, str]:
     """Return the options of Spark's Kafka source and sink for ``connection``, with its secrets fetched."""
     options = {"kafka.bootstrap.servers": connection.bootstrap_servers}
     for name, value in connection.options.items():
         option = name if name.startswith("kafka.") else f"kafka.{name}"
-        options[option] = secrets.fetch(value) if _REFERENCE.match(value) else value
-    return options
+        options[option] = value
+    return secrets.resolve(options)
 
 
 def kafka_dataset(connection: str, topic: str) -> Dataset:

@@ -159,15 +159,19 @@ def spark_predicate(predicate: str) -> str:
 
 def jdbc_options(connection: PostgresConnection, secrets: Secrets) -> dict[str, str]:
     """Return Spark's JDBC options for ``connection``. The password is an option, never part of the URL."""
-    options = {
+    return {
         **connection.options,
         "url": connection.jdbc_url,
         "driver": "org.postgresql.Driver",
-        "user": connection.user,
+        **_login(connection, secrets),
     }
+
+
+def _login(connection: PostgresConnection, secrets: Secrets) -> dict[str, str]:
+    login = {"user": connection.user}
     if connection.password is not None:
-        options["password"] = secrets.fetch(connection.password)
-    return options
+        login["password"] = connection.password
+    return secrets.resolve(login)
 
 
 def connect(connection: PostgresConnection, secrets: Secrets) -> psycopg.Connection[Any]:
@@ -175,7 +179,7 @@ def connect(connection: PostgresConnection, secrets: Secrets) -> psycopg.Connect
     import psycopg
 
     # A missing password must not send libpq to ~/.pgpass, which Spark's workers don't read.
-    password = secrets.fetch(connection.password) if connection.password is not None else ""
+    login: dict[str, Any] = {"password": "", **_login(connection, secrets)}
     given = {_LIBPQ_NAMES[name]: value for name, value in connection.options.items() if _LIBPQ_NAMES.get(name)}
     parameters: dict[str, Any] = {"application_name": "pipeline-assets", "connect_timeout": CONNECT_SECONDS} | given
     if "currentSchema" in connection.options:
@@ -185,8 +189,7 @@ def connect(connection: PostgresConnection, secrets: Secrets) -> psycopg.Connect
             host=connection.host,
             port=connection.port,
             dbname=connection.database,
-            user=connection.user,
-            password=password,
+            **login,
             **parameters,
         )
     except psycopg.OperationalError as error:

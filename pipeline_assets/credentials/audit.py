@@ -1,0 +1,217 @@
+"""Who read which secret when, and how it ended: an append-only file in which each line vouches for those before it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline_assets.errors import ConfigurationError, CredentialError
+
+_LOCK_SECONDS = 30.0
+_TAIL = 64 * 1024
+_REFUSED = "secrets are not given out without it; make room or access for it, or correct PIPELINE_ASSETS_AUDIT_FILE"
+
+
+@dataclass(frozen=True)
+class Access:
+    """One access to a secret: never its value. ``policy`` is ``allowed`` or ``refused``; ``result`` is ``ok`` or the
+    name of the error, and ``reason`` its text."""
+
+    time: str
+    run: str | None
+    pipeline: str | None
+    step: str | None
+    source: str
+    path: str
+    fields: tuple[str, ...]
+    policy: str
+    result: str
+    reason: str | None
+    duration_ms: float
+
+
+@dataclass(frozen=True)
+class AuditProblem:
+    """A line of an audit file that is not what was written."""
+
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.message}"
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """A line of an audit file: its number, the hash of the line before it, its own hash, and what it says."""
+
+    number: int
+    previous: str
+    hash: str
+    says: Mapping[str, Any]
+
+    @classmethod
+    def after(cls, last: AuditEntry, access: Access) -> AuditEntry:
+        """Return the line for ``access`` that follows ``last``."""
+        says = {**asdict(access), "fields": list(access.fields)}
+        return cls(last.number + 1, last.hash, _hash(last.number + 1, last.hash, says), says)
+
+    @classmethod
+    def parse(cls, line: bytes) -> AuditEntry | None:
+        """Read a line; None when it is none."""
+        try:
+            says = json.loads(line)
+            return cls(int(says.pop("number")), str(says.pop("previous")), str(says.pop("hash")), says)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it says what it said when it was written."""
+        return self.hash == _hash(self.number, self.previous, self.says)
+
+    @property
+    def text(self) -> str:
+        """The line, with its end."""
+        line = {"number": self.number, **self.says, "previous": self.previous, "hash": self.hash}
+        return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _hash(number: int, previous: str, says: Mapping[str, Any]) -> str:
+    text = json.dumps([number, previous, says], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_BEGINNING = AuditEntry(0, "0" * 64, "0" * 64, {})
+
+
+class AuditFile:
+    """A file of accesses, one JSON object a line. Several processes may append to it at the same time.
+
+    Each line holds its number, the hash of the line before it, and its own hash. How far the file goes stands in
+    ``<file>.head``, so that lines taken from its end are missed too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._head = path.with_name(f"{path.name}.head")
+        self._lock = FileLock(f"{path}.lock", timeout=_LOCK_SECONDS, mode=0o600)
+
+    def append(self, access: Access) -> AuditEntry:
+        """Write ``access``, and have it on disk. Raises CredentialError when that can't be: no access goes unnoted."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                last = self._last()
+                entry = AuditEntry.after(last, access)
+                self._write(entry.text)
+                self._write_head(entry)
+                return entry
+        except Timeout:
+            raise CredentialError(f"the audit file {self.path} is locked by another process: {_REFUSED}") from None
+        except OSError as error:
+            raise CredentialError(
+                f"the audit file {self.path} can't be written ({error.strerror}): {_REFUSED}"
+            ) from None
+
+    def verify(self) -> tuple[int, list[AuditProblem]]:
+        """Return how many lines there are, and what is wrong with which.
+
+        Raises ConfigurationError when there is no such file.
+        """
+        try:
+            with self._lock:
+                lines = self.path.read_bytes().split(b"\n")
+                head = self._read_head()
+        except OSError as error:
+            raise ConfigurationError(f"the audit file {self.path} can't be read: {error.strerror}") from None
+        return len(lines) - (lines[-1] == b""), list(_problems(lines, head))
+
+    def _last(self) -> AuditEntry:
+        head = self._read_head()
+        last = self._last_line()
+        if last is None or (head is not None and last.number != head.number + 1):
+            return head or _BEGINNING
+        # Without a head, or when a process was killed after its line and before the head.
+        return last
+
+    def _last_line(self) -> AuditEntry | None:
+        if not self.path.exists():
+            return None
+        with self.path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            return AuditEntry.parse(file.read().rstrip(b"\n").rpartition(b"\n")[2])
+
+    def _write(self, text: str) -> None:
+        with open(self.path, "a+b", opener=_private) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                # A line that was cut off stays as it is, for verify to find: the next begins below it.
+                text = text if file.read(1) == b"\n" else f"\n{text}"
+            try:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), size)
+                raise
+
+    def _read_head(self) -> AuditEntry | None:
+        return AuditEntry.parse(self._head.read_bytes()) if self._head.exists() else None
+
+    def _write_head(self, entry: AuditEntry) -> None:
+        new = self._head.with_name(f"{self._head.name}.new")
+        with open(new, "w", encoding="utf-8", opener=_private) as file:
+            file.write(entry.text)
+        new.replace(self._head)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _problems(lines: list[bytes], head: AuditEntry | None) -> Iterator[AuditProblem]:
+    entries = [AuditEntry.parse(line) for line in lines if line]
+    there = {entry.number for entry in entries if entry is not None}
+    last, broken = _BEGINNING, False
+    for line, entry in enumerate(entries, start=1):
+        if entry is None:
+            yield AuditProblem(line, "is no line of an audit file: it was changed or cut off")
+            broken = True
+            continue
+        if not entry.is_whole:
+            yield AuditProblem(line, "was changed: its hash does not fit what it says")
+        if entry.number <= last.number:
+            yield AuditProblem(line, f"is not where it was: number {entry.number} comes after number {last.number}")
+            continue
+        missing = sum(number not in there for number in range(last.number + 1, entry.number))
+        if missing and not broken:
+            yield AuditProblem(line, f"{_lines(missing)} before it: number {entry.number} comes after {last.number}")
+        elif entry.number == last.number + 1 and entry.previous != last.hash:
+            yield AuditProblem(line, "does not follow from the line before it: one of the two was changed")
+        last, broken = entry, False
+    yield from _problems_at_the_end(len(entries), last, head)
+
+
+def _problems_at_the_end(count: int, last: AuditEntry, head: AuditEntry | None) -> Iterator[AuditProblem]:
+    if head is None:
+        if count:
+            yield AuditProblem(count, "the file's .head is missing: whether lines are missing after it can't be told")
+    elif head.number > last.number:
+        yield AuditProblem(count, f"{_lines(head.number - last.number)} after it: the last has number {head.number}")
+    elif head.number == last.number and head.hash != last.hash:
+        yield AuditProblem(count, "was changed: it is not the line that was written last")
+    elif head.number < last.number - 1:
+        yield AuditProblem(count, f"was not written by pipeline-assets: its last line had number {head.number}")
+
+
+def _lines(count: int) -> str:
+    return "1 line is missing" if count == 1 else f"{count} lines are missing"

@@ -1,0 +1,120 @@
+"""What Vault gives for a time: credentials made for one run, and the token that they hang on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline_assets.credentials.vault_client import Token, VaultClient
+from pipeline_assets.errors import CredentialError, CredentialUnavailableError
+
+_log = logging.getLogger(__name__)
+# A lease that is granted less than this part of its time again has come to the end of what its role allows.
+_WORTH_RENEWING = 0.1
+_SOONEST = 0.5
+_WHAT = "the token of Vault"
+
+
+def _margin(ttl: float) -> float:
+    """Return how long before its end something is no longer handed out: it has to last for a connection."""
+    return min(30.0, ttl * _WORTH_RENEWING)
+
+
+@dataclass
+class Lease:
+    """Credentials that Vault has made, and revokes when their time is over. ``fields`` are them."""
+
+    client: VaultClient = field(repr=False)
+    path: str
+    lease_id: str
+    fields: Mapping[str, Any] = field(repr=False)
+    ttl: float
+    renewable: bool
+    login: int
+    """The login that it hangs on: with that token it ends."""
+    ends_at: float = 0.0
+    due: float | None = None
+
+    def __post_init__(self) -> None:
+        """Start its time."""
+        self._granted(self.ttl)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a connection may still be opened with it."""
+        return self.login == self.client.logins and time.monotonic() < self.ends_at - _margin(self.ttl)
+
+    def renew(self) -> None:
+        """Ask for its whole time again. Its role sets the end of that; after it, the next fetch gets a new lease."""
+        try:
+            answer = self.client.call(
+                f"the lease of Vault secret {self.path}",
+                lambda client: client.sys.renew_lease(self.lease_id, increment=int(self.ttl) or 1),
+            )
+        except CredentialUnavailableError as error:
+            left = self.ends_at - time.monotonic()
+            self.due = time.monotonic() + max(_SOONEST, left / 4) if left > 0 else None
+            _log.warning("%s; the lease goes on for %.0f s", error, max(0.0, left))
+        except CredentialError as error:
+            self.due = None
+            _log.warning("%s; it ends in %.0f s", error, max(0.0, self.ends_at - time.monotonic()))
+        else:
+            self.renewable = bool(answer["renewable"])
+            self._granted(float(answer["lease_duration"]))
+
+    def _granted(self, seconds: float) -> None:
+        now = time.monotonic()
+        self.ends_at = now + seconds
+        worth_it = self.renewable and seconds > self.ttl * _WORTH_RENEWING
+        self.due = now + max(_SOONEST, seconds / 2) if worth_it else None
+
+
+class TokenUpkeep:
+    """Keeps the client's token alive: by renewing it, and when that is over, by logging in again."""
+
+    def __init__(self, client: VaultClient) -> None:
+        self._client = client
+        self.due: float | None = None
+        self._seen(client.token(_WHAT))
+
+    def renew(self) -> None:
+        """Renew the token, or log in anew where it is renewed no longer. A given token then just ends."""
+        token = self._client.token(_WHAT)
+        logins = self._client.logins
+        try:
+            granted = self._renewed(token) if token.renewable else 0.0
+            if granted > token.ttl * _WORTH_RENEWING:
+                self._seen(Token(granted, renewable=True, own=token.own))
+            elif self._client.log_in_again(_WHAT, logins):
+                self._seen(self._client.token(_WHAT))
+            else:
+                self.due = None
+        except CredentialUnavailableError as error:
+            self.due = time.monotonic() + max(_SOONEST, token.ttl / 10)
+            _log.warning("%s", error)
+        except CredentialError as error:
+            # The next fetch meets the same, and tells whoever needs the secret.
+            self.due = None
+            _log.warning("%s", error)
+
+    def _renewed(self, token: Token) -> float:
+        try:
+            answer = self._client.call(_WHAT, lambda client: client.auth.token.renew_self())
+        except CredentialUnavailableError:
+            raise
+        except CredentialError as error:
+            _log.warning("%s", error)
+            return 0.0
+        return float(answer["auth"]["lease_duration"])
+
+    def _seen(self, token: Token) -> None:
+        now = time.monotonic()
+        if not token.ttl or not (token.renewable or token.own):
+            self.due = None
+        elif token.renewable:
+            self.due = now + max(_SOONEST, token.ttl / 2)
+        else:
+            self.due = now + max(_SOONEST, token.ttl - _margin(token.ttl))

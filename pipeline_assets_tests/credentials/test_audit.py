@@ -1,0 +1,196 @@
+"""The audit file: what each line says, and that no line is changed, removed or moved without being found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline_assets.cli import main
+from pipeline_assets.credentials import Secrets
+from pipeline_assets.credentials.audit import Access, AuditEntry, AuditFile
+from pipeline_assets.credentials.policy import SecretsPolicy
+from pipeline_assets.credentials.secrets import Consumer, secrets_needed_by
+from pipeline_assets.errors import ConfigurationError, CredentialError, StepLocation
+
+CANARY = "canary-5f2c"
+
+
+def access(path: str) -> Access:
+    return Access("2026-01-01T00:00:00.000+00:00", "run", "p", "0 (a b)", "env", path, (), "allowed", "ok", None, 0.1)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> AuditFile:
+    found = AuditFile(tmp_path / "audit" / "secrets.jsonl")
+    for number in range(1, 7):
+        found.append(access(f"V{number}"))
+    assert found.verify() == (6, [])
+    return found
+
+
+def test_what_a_line_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", CANARY)
+    file = AuditFile(tmp_path / "secrets.jsonl")
+    with Secrets(audit=file, consumer=Consumer(run="1234", pipeline="job")) as secrets:
+        secrets.fetch("env:PGPASSWORD")
+        with (
+            secrets_needed_by(StepLocation("customer-360", 2, "extract", "fromPostgres")),
+            pytest.raises(CredentialError),
+        ):
+            secrets.fetch(f"file:{tmp_path}/nowhere")
+    with Secrets(SecretsPolicy.VAULT_ONLY, audit=file) as secrets, pytest.raises(CredentialError):
+        secrets.fetch("env:PGPASSWORD")
+    text = file.path.read_text()
+    assert CANARY not in text
+    first, second, third = (json.loads(line) for line in text.splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first.pop("duration_ms") >= 0
+    assert (first.pop("previous"), len(first.pop("hash"))) == ("0" * 64, 64)
+    assert first == {
+        "number": 1, "run": "1234", "pipeline": "job", "step": None, "source": "env", "path": "PGPASSWORD",
+        "fields": [], "policy": "allowed", "result": "ok", "reason": None,
+    }  # fmt: skip
+    assert (second["pipeline"], second["step"]) == ("customer-360", "2 (extract fromPostgres)")
+    assert (second["policy"], second["result"]) == ("allowed", "CredentialError")
+    assert "nowhere cannot be read" in second["reason"]
+    assert (third["run"], third["policy"], third["result"]) == (None, "refused", "CredentialError")
+    assert file.verify() == (3, [])
+    assert file.path.stat().st_mode & 0o777 == 0o600
+
+
+def lines(file: AuditFile) -> list[str]:
+    return file.path.read_text().splitlines(keepends=True)
+
+
+def problems(file: AuditFile, changed: list[str]) -> list[str]:
+    file.path.write_text("".join(changed))
+    return [str(problem) for problem in file.verify()[1]]
+
+
+def test_a_changed_line(file: AuditFile) -> None:
+    before = lines(file)
+    before[2] = before[2].replace('"V3"', '"V9"')
+    assert problems(file, before) == ["line 3: was changed: its hash does not fit what it says"]
+
+
+def test_a_changed_line_with_a_hash_that_fits(file: AuditFile) -> None:
+    before = lines(file)
+    second = AuditEntry.parse(before[1].encode())
+    assert second is not None
+    before[2] = AuditEntry.after(second, access("V9")).text
+    assert problems(file, before) == ["line 4: does not follow from the line before it: one of the two was changed"]
+
+
+def test_the_last_line_changed_with_a_hash_that_fits(file: AuditFile) -> None:
+    before = lines(file)
+    fifth = AuditEntry.parse(before[4].encode())
+    assert fifth is not None
+    before[5] = AuditEntry.after(fifth, access("V9")).text
+    assert problems(file, before) == ["line 6: was changed: it is not the line that was written last"]
+
+
+@pytest.mark.parametrize(
+    ("removed", "expected"),
+    [
+        ([0], "line 1: 1 line is missing before it: number 2 comes after 0"),
+        ([2], "line 3: 1 line is missing before it: number 4 comes after 2"),
+        ([2, 3], "line 3: 2 lines are missing before it: number 5 comes after 2"),
+        ([5], "line 5: 1 line is missing after it: the last has number 6"),
+        ([0, 1, 2, 3, 4, 5], "line 0: 6 lines are missing after it: the last has number 6"),
+    ],
+)
+def test_removed_lines(file: AuditFile, removed: list[int], expected: str) -> None:
+    kept = [line for index, line in enumerate(lines(file)) if index not in removed]
+    assert problems(file, kept) == [expected]
+
+
+def test_moved_and_repeated_lines(file: AuditFile) -> None:
+    before = lines(file)
+    swapped = [before[0], before[2], before[1], *before[3:]]
+    assert problems(file, swapped) == ["line 3: is not where it was: number 2 comes after number 3"]
+    assert problems(file, [*before[:3], before[1], *before[3:]]) == [
+        "line 4: is not where it was: number 2 comes after number 3"
+    ]
+
+
+def test_a_line_that_is_none(file: AuditFile) -> None:
+    before = lines(file)
+    assert problems(file, [*before[:3], "oops\n", *before[4:]]) == [
+        "line 4: is no line of an audit file: it was changed or cut off"
+    ]
+
+
+def test_what_comes_after_a_removed_end_is_chained_to_what_was_there(file: AuditFile) -> None:
+    file.path.write_text("".join(lines(file)[:4]))
+    file.append(access("V7"))
+    assert [str(it) for it in file.verify()[1]] == ["line 5: 2 lines are missing before it: number 7 comes after 4"]
+
+
+def test_a_process_that_died_between_line_and_head(file: AuditFile) -> None:
+    head = file.path.with_name("secrets.jsonl.head")
+    before = head.read_bytes()
+    file.append(access("V7"))
+    head.write_bytes(before)
+    assert file.verify() == (7, [])
+    file.append(access("V8"))
+    assert file.verify() == (8, [])
+
+
+def test_a_line_that_was_cut_off_does_not_take_the_next_with_it(file: AuditFile) -> None:
+    file.path.write_bytes(file.path.read_bytes() + b'{"number": 7, "ru')
+    file.append(access("V7"))
+    count, found = file.verify()
+    assert count == 8
+    assert [str(it) for it in found] == ["line 7: is no line of an audit file: it was changed or cut off"]
+
+
+def test_without_a_head_that_is_said(file: AuditFile) -> None:
+    file.path.with_name("secrets.jsonl.head").unlink()
+    (problem,) = file.verify()[1]
+    assert "the file's .head is missing" in str(problem)
+
+
+def test_several_processes_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.jsonl"
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom pipeline_assets.credentials import Secrets\n"
+        "from pipeline_assets.credentials.audit import AuditFile\n"
+        "secrets = Secrets(audit=AuditFile(Path(sys.argv[1])))\n"
+        "for _ in range(40): secrets.fetch('env:PATH')\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", program, str(path)]) for _ in range(4)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0, 0]
+    assert AuditFile(path).verify() == (160, [])
+
+
+def test_no_secret_is_given_out_unnoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", CANARY)
+    (tmp_path / "file").write_text("")
+    secrets = Secrets(audit=AuditFile(tmp_path / "file" / "audit"))
+    with pytest.raises(CredentialError, match="can't be written .* secrets are not given out without it"):
+        secrets.fetch("env:PGPASSWORD")
+
+
+def test_verify_on_the_command_line(file: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = CliRunner().invoke(main, ["audit", "verify", str(file.path)])
+    assert (done.exit_code, done.stdout) == (0, f"{file.path}: 6 lines, none changed, removed or moved\n")
+    file.path.write_text("".join(lines(file)[1:]))
+    monkeypatch.setenv("PIPELINE_ASSETS_AUDIT_FILE", str(file.path))
+    done = CliRunner().invoke(main, ["audit", "verify"])
+    assert done.exit_code == 1
+    assert done.stderr == f"{file.path}: line 1: 1 line is missing before it: number 2 comes after 0\n"
+    done = CliRunner().invoke(main, ["audit", "verify", "--json"])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["problems"][0]["line"] == 1
+    monkeypatch.delenv("PIPELINE_ASSETS_AUDIT_FILE")
+    assert CliRunner().invoke(main, ["audit", "verify"]).exit_code == 2
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="can't be read: No such file"):
+        AuditFile(tmp_path / "nowhere").verify()

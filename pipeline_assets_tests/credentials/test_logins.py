@@ -1,0 +1,216 @@
+"""Logging in to the real Vault: AppRole, JWT and Kubernetes; and logging in anew."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import hvac
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from pipeline_assets.credentials import Secrets
+from pipeline_assets.errors import CredentialError
+from pipeline_assets_tests.credentials.conftest import CANARY, reach, wait_until
+from pipeline_assets_tests.credentials.vault_front import self_signed
+
+REFERENCE = "vault:secret/data/postgres#password"
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def accessors(client: hvac.Client, path: str) -> set[str]:
+    """Return the accessors of the tokens that a login at ``path`` has made, and that live."""
+    found = set()
+    for accessor in client.auth.token.list_accessors()["data"]["keys"]:
+        try:
+            data = client.auth.token.lookup_accessor(accessor)["data"]
+        except hvac.exceptions.VaultError:
+            continue  # It has ended since it was listed.
+        if data["path"] == path:
+            found.add(accessor)
+    return found
+
+
+@pytest.fixture
+def approle(stored: hvac.Client, monkeypatch: pytest.MonkeyPatch) -> hvac.Client:
+    stored.auth.approle.create_or_update_approle("etl", token_policies=["reads"], token_ttl="1h", token_max_ttl="2h")
+    role_id = stored.auth.approle.read_role_id("etl")["data"]["role_id"]
+    secret_id = stored.auth.approle.generate_secret_id("etl")["data"]["secret_id"]
+    monkeypatch.delenv("VAULT_TOKEN")
+    reach(monkeypatch, {"VAULT_ROLE_ID": role_id, "VAULT_SECRET_ID": secret_id, "VAULT_AUTH_METHOD": "approle"})
+    return stored
+
+
+def test_approle_logs_in_once_and_its_token_ends_with_the_run(approle: hvac.Client) -> None:
+    with Secrets() as secrets:
+        assert secrets.fetch(REFERENCE) == CANARY
+        assert secrets.fetch(REFERENCE) == CANARY
+        assert len(accessors(approle, "auth/approle/login")) == 1
+    wait_until(lambda: not accessors(approle, "auth/approle/login"))
+
+
+def test_a_wrong_secret_id(approle: hvac.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAULT_SECRET_ID", "canary-wrong-id")
+    with Secrets() as secrets, pytest.raises(CredentialError) as caught:
+        secrets.fetch(REFERENCE)
+    said = str(caught.value)
+    assert said.startswith("Vault secret secret/data/postgres#password: login by approle at auth/approle: ")
+    assert "check the role, and that what proves it is right" in said
+    assert "canary-wrong-id" not in said
+
+
+def test_a_login_that_was_revoked_in_mid_run_is_made_again(approle: hvac.Client) -> None:
+    with Secrets() as secrets:
+        assert secrets.fetch(REFERENCE) == CANARY
+        (first,) = accessors(approle, "auth/approle/login")
+        approle.auth.token.revoke_accessor(first)
+        assert secrets.fetch(REFERENCE) == CANARY
+        (second,) = accessors(approle, "auth/approle/login")
+        assert second != first
+
+
+def test_a_token_is_renewed_and_at_its_end_the_login_made_again(approle: hvac.Client) -> None:
+    approle.auth.approle.create_or_update_approle("etl", token_policies=["reads"], token_ttl="3s", token_max_ttl="6s")
+    with Secrets() as secrets:
+        assert secrets.fetch(REFERENCE) == CANARY
+        (first,) = accessors(approle, "auth/approle/login")
+        wait_until(lambda: approle.auth.token.lookup_accessor(first)["data"].get("last_renewal_time"))
+        # Without anything being fetched: what is leased hangs on the login.
+        wait_until(lambda: accessors(approle, "auth/approle/login") - {first})
+        assert secrets.fetch(REFERENCE) == CANARY
+    wait_until(lambda: not accessors(approle, "auth/approle/login"))
+
+
+def test_a_lease_of_an_earlier_login_is_not_used(approle: hvac.Client, database: hvac.Client) -> None:
+    with Secrets() as secrets:
+        user = secrets.fetch("vault:database/creds/etl#username")
+        (first,) = accessors(database, "auth/approle/login")
+        database.auth.token.revoke_accessor(first)
+        assert secrets.fetch(REFERENCE) == CANARY
+        assert secrets.fetch("vault:database/creds/etl#username") != user
+
+
+@pytest.mark.usefixtures("approle")
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("VAULT_AUTH_PATH", "nowhere", "auth/nowhere"),
+        ("VAULT_ROLE_ID", "", "the role is not named: set VAULT_ROLE_ID"),
+        ("VAULT_AUTH_METHOD", "jwt", "the role is not named: set VAULT_AUTH_ROLE"),
+    ],
+)
+def test_what_a_login_lacks(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str) -> None:
+    monkeypatch.setenv(name, value)
+    with Secrets() as secrets, pytest.raises(CredentialError, match=expected):
+        secrets.fetch(REFERENCE)
+
+
+def signed(audience: str, lives: int = 3600) -> str:
+    now = int(time.time())
+    claims = {"sub": "etl", "aud": audience, "iss": "tests", "iat": now, "nbf": now - 60, "exp": now + lives}
+    return jwt.encode(claims, KEY, algorithm="RS256")
+
+
+def test_jwt(stored: hvac.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stored.auth.jwt.configure(jwt_validation_pubkeys=[PUBLIC.decode()], bound_issuer="tests")
+    stored.auth.jwt.create_role(
+        "etl",
+        role_type="jwt",
+        user_claim="sub",
+        bound_audiences=["vault"],
+        allowed_redirect_uris=[],
+        token_policies=["reads"],
+    )
+    file = tmp_path / "jwt"
+    file.write_text(signed("vault"))
+    monkeypatch.delenv("VAULT_TOKEN")
+    reach(monkeypatch, {"VAULT_AUTH_METHOD": "jwt", "VAULT_AUTH_ROLE": "etl", "VAULT_JWT_FILE": str(file)})
+    with Secrets() as secrets:
+        assert secrets.fetch(REFERENCE) == CANARY
+    wrong = signed("others")
+    monkeypatch.setenv("VAULT_JWT", wrong)
+    with Secrets() as secrets, pytest.raises(CredentialError, match="login by jwt at auth/jwt") as caught:
+        secrets.fetch(REFERENCE)
+    assert wrong not in str(caught.value)
+
+
+@pytest.fixture
+def cluster() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The TokenReview API of a Kubernetes cluster with one service account; its address, and what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    class TokenReview(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append({"path": self.path, "token": review["spec"]["token"]})
+            user = {"username": "system:serviceaccount:data:etl", "uid": "1", "groups": ["system:serviceaccounts"]}
+            status = {"authenticated": True, "user": user, "audiences": review["spec"]["audiences"]}
+            body = json.dumps({**review, "status": status}).encode()
+            self.send_response(201)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), TokenReview)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_kubernetes(
+    stored: hvac.Client,
+    cluster: tuple[str, list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    address, asked = cluster
+    now = int(time.time())
+    account = {"namespace": "data", "serviceaccount": {"name": "etl", "uid": "1"}}
+    token = jwt.encode(
+        {"iss": "kubernetes/serviceaccount", "sub": "system:serviceaccount:data:etl", "kubernetes.io": account,
+         "aud": ["vault"], "iat": now, "exp": now + 3600},
+        KEY,
+        algorithm="RS256",
+    )  # fmt: skip
+    stored.write_data(
+        "auth/kubernetes/config",
+        data={
+            "kubernetes_host": address,
+            "kubernetes_ca_cert": self_signed(tmp_path).read_text().partition("-----END PRIVATE KEY-----\n")[2],
+            "disable_local_ca_jwt": True,
+            "token_reviewer_jwt": token,
+        },
+    )
+    stored.write_data(
+        "auth/kubernetes/role/etl",
+        data={
+            "bound_service_account_names": "etl",
+            "bound_service_account_namespaces": "data",
+            "token_policies": "reads",
+        },
+    )
+    file = tmp_path / "token"
+    file.write_text(token)
+    monkeypatch.delenv("VAULT_TOKEN")
+    reach(monkeypatch, {"VAULT_AUTH_METHOD": "kubernetes", "VAULT_AUTH_ROLE": "etl", "VAULT_JWT_FILE": str(file)})
+    with Secrets() as secrets:
+        assert secrets.fetch(REFERENCE) == CANARY
+    assert asked == [{"path": "/apis/authentication.k8s.io/v1/tokenreviews", "token": token}]
+    monkeypatch.delenv("VAULT_JWT_FILE")
+    with Secrets() as secrets, pytest.raises(CredentialError, match=r"serviceaccount/token cannot be read"):
+        secrets.fetch(REFERENCE)
