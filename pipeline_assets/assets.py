@@ -18,7 +18,7 @@ from pipeline_assets.asset_metadata import (
     table_location,
     table_metadata,
 )
-from pipeline_assets.config import BrokenConfig, Retry
+from pipeline_assets.config import BrokenConfig
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.plan import Link, PipelinePlan, PlannedStep, Role
@@ -206,7 +206,7 @@ class _PipelineFactory:
         external = [spec.key for spec in self._external_sources(step)]
 
         def dataframe(context: dg.AssetExecutionContext, **frames: Any) -> Any:
-            with _step_op(context, plan) as run:
+            with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
                 inputs = {index: frames[_input_name(index)] for index in upstream}
                 frame = run.build(here, inputs)
@@ -226,7 +226,7 @@ class _PipelineFactory:
         name = _input_name(step.inputs[0])
 
         def load(context: dg.AssetExecutionContext, **frames: Any) -> dg.MaterializeResult[Any]:
-            with _step_op(context, plan) as run:
+            with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
                 result = run.load(here, frames[name], _selected(context, plan))
                 return dg.MaterializeResult(metadata={**load_metadata(run, result), **dataframe_metadata(frames[name])})
@@ -238,7 +238,7 @@ class _PipelineFactory:
         deps = [*self._deps(step), *(self._key(index) for index in step.inputs)]
 
         def control(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-            with _step_op(context, plan) as run:
+            with _step_op(context, plan, step) as run:
                 run.control(run.plan.steps[step.index])
                 cached = run.context.cache.cached()
             return dg.MaterializeResult(
@@ -271,7 +271,7 @@ class _PipelineFactory:
         )
         def check(context: dg.AssetCheckExecutionContext) -> Iterable[dg.AssetCheckResult]:
             wanted = {key.name for key in context.selected_asset_check_keys}
-            with _step_op(context, plan) as run:
+            with _step_op(context, plan, step) as run:
                 results = run.check(run.plan.steps[step.index], _selected(context, plan))
             for result in results:
                 name = _key_part(f"{step.name}_{result.name}")
@@ -292,7 +292,6 @@ class _PipelineFactory:
             key=asset_key(self.plan, step),
             partitions_def=self.partitions_def,
             automation_condition=self._automation_condition(),
-            retry_policy=_retry_policy(self.plan.pipeline.retry_of(step.index)),
             required_resource_keys={"spark"},
             **self._common(step),
             **specific,
@@ -375,14 +374,6 @@ def partitions_definition(partitions: Partitions | None) -> dg.PartitionsDefinit
     return found
 
 
-def _retry_policy(retry: Retry | None) -> dg.RetryPolicy | None:
-    if retry is None or retry.max_retries == 0:
-        return None
-    return dg.RetryPolicy(
-        max_retries=retry.max_retries, delay=retry.delay, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.FULL
-    )
-
-
 def _last_partition(
     context: dg.ScheduleEvaluationContext, partitions_def: dg.TimeWindowPartitionsDefinition
 ) -> dg.RunRequest | dg.SkipReason:
@@ -399,9 +390,10 @@ def _input_name(index: int) -> str:
     return f"step_{index}"
 
 
-def _step_op(context: Any, plan: PipelinePlan) -> AbstractContextManager[PipelineRun]:
+def _step_op(context: Any, plan: PipelinePlan, step: PlannedStep) -> AbstractContextManager[PipelineRun]:
     key = context.partition_key if context.has_partition_key else None
-    return step_op(context.resources.spark, context.get_step_execution_context(), plan, key)
+    retry = plan.pipeline.retry_of(step.index)
+    return step_op(context.resources.spark, context.get_step_execution_context(), plan, key, retry)
 
 
 def _selected(context: Any, plan: PipelinePlan) -> list[int]:

@@ -92,6 +92,10 @@ class SparkResource(dg.ConfigurableResource[Any]):
     def pipeline_run(self, plan: PipelinePlan, run_id: str, partition_key: str | None = None) -> PipelineRun:
         """Return the run of ``plan`` in this process; the same one for the same arguments."""
         key = (run_id, plan.name, partition_key)
+        if self._sessions.has_died():
+            # A step that is tried again gets another JVM, and plans what others had planned in this one.
+            self._runs.clear()
+            self._sessions.close()
         if key not in self._runs:
             # Not before: Dagster has redirected the output to the compute log by now, and the JVM is yet to start.
             self._output.begin()
@@ -141,20 +145,21 @@ class DataFrameIOManager(dg.IOManager):
         """Register a view under its name. A table has been written by its op, and comes as None."""
         if obj is not None:
             plan, step = self._steps[context.asset_key]
-            with self._step_op(context, plan) as run:
+            with self._step_op(context, plan, step) as run:
                 run.register(step, obj)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Return the upstream asset's DataFrame."""
         plan, step = self._steps[context.asset_key]
-        with self._step_op(context, plan) as run:
+        with self._step_op(context, plan, step) as run:
             return run.dataframe(step)
 
     def _step_op(
-        self, context: dg.InputContext | dg.OutputContext, plan: PipelinePlan
+        self, context: dg.InputContext | dg.OutputContext, plan: PipelinePlan, step: PlannedStep
     ) -> AbstractContextManager[PipelineRun]:
         key = context.asset_partition_key if context.has_asset_partitions else None
-        return step_op(context.resources.spark, context.step_context, plan, key)
+        retry = plan.pipeline.retry_of(step.index)
+        return step_op(context.resources.spark, context.step_context, plan, key, retry)
 
 
 def dataframe_io_manager(

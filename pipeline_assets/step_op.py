@@ -2,6 +2,8 @@
 
 # No postponed annotations here, as in all modules that define what Dagster runs.
 import json
+import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -12,9 +14,11 @@ from dagster._core.execution.context.system import StepExecutionContext
 from dagster._core.execution.plan.objects import ErrorSource
 
 from pipeline_assets.cancellation import Cancellation
+from pipeline_assets.config import Retry
 from pipeline_assets.errors import PipelineCancelledError, PipelineError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.retries import seconds_before_retry
 
 
 class RunSource(Protocol):
@@ -30,36 +34,57 @@ class RunSource(Protocol):
 
 @contextmanager
 def step_op(
-    spark: RunSource, context: StepExecutionContext, plan: PipelinePlan, partition_key: str | None
+    spark: RunSource, context: StepExecutionContext, plan: PipelinePlan, partition_key: str | None, retry: Retry | None
 ) -> Iterator[PipelineRun]:
     """Give an op, or the IO manager on its behalf, the run of ``plan`` to work with inside.
 
-    A stop ends what is inside within seconds, and the run is filed as CANCELED. Raises what ``told_to_dagster`` does.
+    A stop ends what is inside within seconds, and the run is filed as CANCELED. A failure that may pass by itself is
+    tried again by ``retry``. Raises what ``told_to_dagster`` does.
     """
-    with told_to_dagster(), spark.cancellation.guard():
+    with told_to_dagster(context, spark.cancellation, retry), spark.cancellation.guard():
         run = spark.pipeline_run(plan, context.run_id, partition_key)
         with run.interruptible():
             yield run
 
 
 @contextmanager
-def told_to_dagster() -> Iterator[None]:
+def told_to_dagster(
+    context: StepExecutionContext, cancellation: Cancellation, retry: Retry | None = None
+) -> Iterator[None]:
     """Turn this package's errors into Dagster's.
 
-    A PipelineError becomes a ``dagster.Failure`` that starts with the line to act on and has the facts as metadata, and
-    a PipelineCancelledError the end of a run that is CANCELED.
+    A PipelineError becomes a ``dagster.Failure`` that starts with the line to act on and has the facts as metadata; or
+    a ``dagster.RetryRequested`` when trying again may help and ``retry`` allows it, once the wait before that is over.
+    A PipelineCancelledError becomes the end of a run that is CANCELED.
     """
     try:
         yield
     except PipelineCancelledError as error:
         raise DagsterExecutionInterruptedError(str(error)) from error
     except PipelineError as error:
-        raise _failure(error) from error
+        failure = _failure(error)
+        failure.__cause__ = error
+        tries = context.previous_attempt_count
+        wait = seconds_before_retry(retry, tries, _seconds_since_start(context), error, random.random)
+        if wait is None or retry is None:
+            raise failure from error
+        context.log.warning(f"{failure.description}; tried again in {wait:.1f} s ({tries + 1} of {retry.max_retries})")
+        # Here, and not by Dagster, whose wait a stop can't end.
+        if cancellation.stop.wait(wait):
+            raise DagsterExecutionInterruptedError("the run was asked to stop before the next try") from error
+        raise dg.RetryRequested(max_retries=retry.max_retries) from failure
+
+
+def _seconds_since_start(context: StepExecutionContext) -> float:
+    """Return for how long the step has been tried, waits included, in whatever processes."""
+    starts = context.instance.all_logs(context.run_id, of_type=dg.DagsterEventType.STEP_START)
+    own = [entry.timestamp for entry in starts if entry.step_key == context.step.key]
+    return max(0.0, time.time() - min(own, default=time.time()))
 
 
 def _failure(error: PipelineError) -> dg.Failure:
     location = error.location
-    metadata: dict[str, Any] = {"error": type(error).__name__}
+    metadata: dict[str, Any] = {"error": type(error).__name__, "transient": error.transient_kind or "no"}
     if location is not None:
         metadata |= {
             "pipeline": location.pipeline,
@@ -74,7 +99,7 @@ def _failure(error: PipelineError) -> dg.Failure:
     if error.__cause__ is not None:
         # Last, since it is long.
         metadata["trace"] = dg.MetadataValue.md(f"```\n{error.__cause__}\n```")
-    return dg.Failure(str(error).partition("\n")[0], metadata)
+    return dg.Failure(str(error).partition("\n")[0], metadata, allow_retries=False)
 
 
 def file_stops_as_canceled(instance: dg.DagsterInstance, run_id: str) -> None:

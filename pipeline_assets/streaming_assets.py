@@ -57,7 +57,8 @@ def streaming_asset(
         instance = context.instance
         instance.add_run_tags(context.run.run_id, {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid())})
         spark = context.resources.spark
-        with told_to_dagster():
+        # Its sensor starts a stream again that failed.
+        with told_to_dagster(context.get_step_execution_context(), spark.cancellation):
             run: PipelineRun = spark.pipeline_run(plan, context.run.run_id)
             pipeline = StreamingPipeline(run, lambda run_id: _is_finished(instance, run_id), spark.stream_grace_seconds)
             report = _Report(run, keys, letters, names)

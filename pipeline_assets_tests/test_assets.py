@@ -186,12 +186,6 @@ def test_automation_conditions(tmp_path: Path, automation: str, label: str) -> N
     assert has_schedule is (automation == "eager"), "with on_cron the schedule says when, and would run it twice"
 
 
-def test_retries(tmp_path: Path) -> None:
-    defs = definitions(tmp_path, {**CUSTOMER_360, "retry": {"maxRetries": 3, "delay": 5}})
-    policy = defs.resolve_assets_def(dg.AssetKey(["customer_360", "orders"])).op.retry_policy
-    assert (policy.max_retries, policy.delay, policy.backoff) == (3, 5, dg.Backoff.EXPONENTIAL)
-
-
 def test_what_dagster_refuses_in_names_is_refused_in_configs() -> None:
     from dagster._core.definitions.partitions.utils.base import INVALID_PARTITION_SUBSTRINGS
     from dagster._core.definitions.utils import DISALLOWED_NAMES

@@ -1,15 +1,24 @@
-"""What Dagster is told when a step goes wrong."""
+"""What Dagster is told when a step goes wrong, and when it is tried again."""
 
-from __future__ import annotations
+# No postponed annotations here: Dagster inspects those of ops.
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.execution.plan.objects import ErrorSource
 
+from pipeline_assets.cancellation import Cancellation
+from pipeline_assets.config import Retry
 from pipeline_assets.errors import (
     ConfigurationError,
     OriginalError,
     PipelineCancelledError,
     PipelineExecutionError,
+    RetryableError,
     StepLocation,
 )
 from pipeline_assets.step_op import told_to_dagster
@@ -17,15 +26,41 @@ from pipeline_assets.step_op import told_to_dagster
 STEP = StepLocation("orders", 2, "load", "toDeltaLake")
 
 
+def outcome(*failures: BaseException | None, retry: Retry | None = None) -> dg.ExecuteInProcessResult:
+    """Run an op whose tries end in ``failures``, one after the other; None is success."""
+    left = list(failures)
+
+    @dg.op
+    def step(context: dg.OpExecutionContext) -> None:
+        with told_to_dagster(context.get_step_execution_context(), Cancellation(), retry):
+            if (failure := left.pop(0)) is not None:
+                raise failure
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def job() -> None:
+        step()
+
+    return job.execute_in_process(raise_on_error=False)
+
+
+def retries_of(result: dg.ExecuteInProcessResult) -> int:
+    return sum(event.event_type is dg.DagsterEventType.STEP_UP_FOR_RETRY for event in result.all_events)
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> Any:
+    (event,) = result.filter_events(lambda event: event.is_step_failure)
+    return event.step_failure_data.user_failure_data
+
+
 def test_a_failure_starts_with_the_line_to_act_on_and_ends_with_the_trace() -> None:
     error = PipelineExecutionError("the disk is full: make room at /data", details="caused by: No space left")
     error.located(STEP, {"path": "/data/orders"}, "a-run")
-    with pytest.raises(dg.Failure) as raised, told_to_dagster():
-        raise error from OriginalError("Py4JJavaError: ...\n\tat java.io")
-    failure = raised.value
+    error.__cause__ = OriginalError("Py4JJavaError: ...\n\tat java.io")
+    failure = failure_of(outcome(error))
     assert failure.description == "orders: step 2 (load toDeltaLake): the disk is full: make room at /data"
     assert [(key, value.value) for key, value in failure.metadata.items()] == [
         ("error", "PipelineExecutionError"),
+        ("transient", "no"),
         ("pipeline", "orders"),
         ("step_index", 2),
         ("step_type", "load"),
@@ -34,7 +69,6 @@ def test_a_failure_starts_with_the_line_to_act_on_and_ends_with_the_trace() -> N
         ("details", "```\ncaused by: No space left\n```"),
         ("trace", "```\nPy4JJavaError: ...\n\tat java.io\n```"),
     ]
-    assert failure.__cause__ is error
 
 
 def test_a_step_nearer_to_the_cause_stays_named() -> None:
@@ -43,11 +77,61 @@ def test_a_step_nearer_to_the_cause_stays_named() -> None:
     assert (error.config, error.run_id) == ({}, "a-run")
 
 
+def refused() -> RetryableError:
+    return RetryableError("nobody answers", kind="connection")
+
+
+QUICK = Retry(max_retries=2, delay=0.001)
+
+
+@pytest.mark.parametrize(
+    ("failures", "retry", "retries", "succeeds"),
+    [
+        pytest.param([refused(), None], QUICK, 1, True, id="passes"),
+        pytest.param([refused(), refused(), refused()], QUICK, 2, False, id="stays"),
+        pytest.param([refused()], None, 0, False, id="none-asked-for"),
+        pytest.param([ConfigurationError("no such table")], QUICK, 0, False, id="permanent"),
+        pytest.param([refused()], Retry(max_retries=2, on=("conflict",)), 0, False, id="other-kind"),
+        pytest.param([refused(), PipelineExecutionError("disk full")], QUICK, 1, False, id="permanent-then"),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(
+    failures: list[BaseException | None], retry: Retry | None, retries: int, succeeds: bool
+) -> None:
+    result = outcome(*failures, retry=retry)
+    assert (retries_of(result), result.success) == (retries, succeeds)
+    if not succeeds:
+        assert failure_of(result).description == str(failures[-1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_the_wait_before_the_next_try(number: signal.Signals) -> None:
+    @dg.op
+    def step(context: dg.OpExecutionContext) -> None:
+        with Cancellation() as cancellation:
+            threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+            failing: Callable[[], None] = _fail
+            with told_to_dagster(context.get_step_execution_context(), cancellation, Retry(max_retries=1, delay=1e9)):
+                failing()
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def job() -> None:
+        step()
+
+    with pytest.raises(dg.DagsterExecutionInterruptedError):
+        job.execute_in_process()
+
+
+def _fail() -> None:
+    raise RetryableError("busy", kind="throttled", retry_after=3600)
+
+
 def test_a_cancelled_step_interrupts_the_run() -> None:
-    with pytest.raises(dg.DagsterExecutionInterruptedError), told_to_dagster():
-        raise PipelineCancelledError("the run was asked to stop")
+    (event,) = outcome(PipelineCancelledError("asked to stop"), retry=QUICK).filter_events(lambda e: e.is_step_failure)
+    assert event.step_failure_data.error_source is ErrorSource.INTERRUPT
 
 
 def test_what_is_not_of_this_package_passes() -> None:
-    with pytest.raises(KeyError), told_to_dagster():
-        raise KeyError("bug")
+    result = outcome(KeyError("bug"), retry=QUICK)
+    (event,) = result.filter_events(lambda event: event.is_step_failure)
+    assert event.step_failure_data.error.cause.cls_name == "KeyError"

@@ -117,6 +117,11 @@ class SparkSessions:
                 _activate(opened)
             return opened
 
+    def has_died(self) -> bool:
+        """Whether the JVM that was started here has ended by itself. What was opened is of no more use then."""
+        with self._lock:
+            return self._start is not None and self._start.has_died()
+
     def _open_classic(self) -> SparkSession:
         if self._start is not None:
             return self._start.root().newSession()
@@ -256,6 +261,14 @@ class _Start:
         if self._root is None:
             raise PipelineExecutionError("Spark did not start: its start was interrupted")
         return self._root
+
+    def has_died(self) -> bool:
+        """Whether the process of the JVM, once it ran, is gone."""
+        from pyspark.core.context import SparkContext
+
+        gateway: Any = SparkContext._gateway
+        started = self._done.is_set() and gateway is not None and gateway.proc is not None
+        return started and gateway.proc.poll() is not None
 
     def undo(self) -> None:
         """Stop the session, its Spark and its JVM. When this returns, the process is gone."""
