@@ -7,16 +7,19 @@ become pipes, and a thread of this process carries what comes out of them to whe
 
 from __future__ import annotations
 
+import array
+import fcntl
 import logging
 import os
 import re
 import select
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline_assets.redaction import MASK, redact
 
@@ -45,6 +48,7 @@ class RedactedOutput:
         self._streams: list[_Stream] = []
         self._thread: threading.Thread | None = None
         self._stop: tuple[int, int] | None = None
+        self._flushes: list[tuple[TextIO, Callable[[], None]]] = []
 
     def begin(self) -> None:
         """Put pipes in the place of the descriptors that are open."""
@@ -56,6 +60,30 @@ class RedactedOutput:
         # A daemon: it must not keep an interpreter alive that is told to exit without an end().
         self._thread = threading.Thread(target=self._carry, name="redact-output", daemon=True)
         self._thread.start()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            self._have_flush_wait(stream)
+
+    def _have_flush_wait(self, stream: TextIO) -> None:
+        """Have ``stream.flush()`` return when the target has it, as it was before there was a pipe.
+
+        Dagster flushes before it ends a compute log, and with it the program that shows the log in the terminal.
+        """
+        flush = stream.flush
+
+        def flush_and_wait() -> None:
+            flush()
+            self._wait_until_carried()
+
+        stream.flush = flush_and_wait  # type: ignore[method-assign]
+        self._flushes.append((stream, flush_and_wait))
+
+    def _wait_until_carried(self) -> None:
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        thread = self._thread
+        while thread is not None and thread.is_alive() and any(stream.is_behind() for stream in self._streams):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.0005)
 
     def end(self) -> None:
         """Restore the descriptors, and return when all that was written has reached its target.
@@ -65,6 +93,10 @@ class RedactedOutput:
         if self._thread is None or self._stop is None:
             return
         _flush()
+        for wrapped, flush in self._flushes:
+            if wrapped.flush is flush:
+                del wrapped.flush
+        self._flushes = []
         for stream in self._streams:
             stream.restore()
         try:
@@ -116,6 +148,7 @@ class _Stream:
         self._pipe = _identity(number)
         self._lines = LineRedactor(self._write)
         self._begun_at: float | None = None
+        self._busy = False
 
     def restore(self) -> None:
         """Give the descriptor back its target, unless somebody else has redirected it meanwhile."""
@@ -124,16 +157,28 @@ class _Stream:
 
     def read(self) -> bool:
         """Carry on a piece of what there is to read; False at its end."""
+        self._busy = True
         try:
             data = os.read(self.source, _CHUNK)
+            self._lines.feed(data)
         except BlockingIOError:
             return True
-        self._lines.feed(data)
+        finally:
+            self._busy = False
         if not self._lines.has_begun:
             self._begun_at = None
         elif self._begun_at is None or b"\n" in data:
             self._begun_at = time.monotonic()
         return bool(data)
+
+    def is_behind(self) -> bool:
+        """Whether something that was written has not been read, or read and not carried on."""
+        waiting = array.array("i", [0])
+        try:
+            fcntl.ioctl(self.source, termios.FIONREAD, waiting)
+        except OSError:
+            return False  # it has been closed
+        return waiting[0] > 0 or self._busy
 
     def patience(self) -> float | None:
         """Return for how long the rest of a line may be waited for; None when none has begun."""

@@ -33,7 +33,7 @@ NAME_PATTERN = (
 _SECRET_NAME = re.compile(NAME_PATTERN, re.IGNORECASE)
 # A name that ends so says where a secret is, or what kind it is of.
 _ABOUT_A_SECRET = re.compile(
-    r"(?:^|[a-z._-])(?:algorithm|class|count|enabled|endpoint|expiry|file|length|location|mode|name|path|pattern"
+    r"(?:^|[a-z._-])(?:algorithm|class|count|enabled|endpoint|error|exception|expiry|file|length|location|mode|name|path|pattern"
     r"|policy|provider|ref|reference|required|ttl|type|uri|url|version)$"
 )
 
@@ -42,7 +42,7 @@ _ABOUT_A_SECRET = re.compile(
 _ASSIGNED = re.compile(
     rf"""(?ix)
     (?P<name> (?:{NAME_PATTERN}) [\w.$-]{{0,60}} )
-    (?P<separator> (?:\\{{0,8}}["'])? \s{{0,4}} (?: = | :(?!/) | -> ) \s{{0,4}} (?:Some\()? | \s{{1,4}} (?=') )
+    (?P<separator> (?:\\{{0,8}}["'])? [ \t]{{0,4}} (?: = | :(?!/) | -> ) [ \t]{{0,4}} (?:Some\()? | [ \t]{{1,4}} (?=') )
     (?P<value>
         "(?:[^"\\\n]|\\.)*"?
       | '(?:[^'\\\n]|\\.)*'?
@@ -72,7 +72,7 @@ def _assigned(match: re.Match[str]) -> str:
     name_start = before.start() if before else start
     preceding = text[name_start - 1 : name_start]
     follows = text[match.end() : match.end() + 2]
-    if _REFERENCE.match(value) or _NO_SECRET.fullmatch(value) or not value.strip("\\\"'"):
+    if _REFERENCE.match(value) or _NO_SECRET.fullmatch(value) or not any(map(str.isalnum, value)):
         return whole
     if not is_secret_name(text[name_start : match.end("name")]):
         return whole
@@ -175,7 +175,7 @@ _SHAPES = (
 
 # The same as far as one regular expression tells, for Spark, which masks the whole match.
 TEXT_PATTERN = (
-    rf"(?i)(?:{NAME_PATTERN})[\w.$-]{{0,60}}[\"']?\s{{0,4}}(?:=|:(?!/)|->)\s{{0,4}}"
+    rf"(?i)(?:{NAME_PATTERN})[\w.$-]{{0,60}}[\"']?[ \t]{{0,4}}(?:=|:(?!/)|->)[ \t]{{0,4}}"
     r"(?!(?:string|binary|boolean|(?:tiny|small|big)?int|float|double|date|timestamp|array|map|struct|decimal)\b)"
     r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s"'&;,(){}\[\]|<>*]+)"""
     rf"|{_URL_PASSWORD.pattern}|LoginModule\s+(?:required|requisite|sufficient|optional)\s[^;\n]*".replace(

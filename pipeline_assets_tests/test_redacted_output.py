@@ -80,6 +80,22 @@ def test_python_and_its_children_are_redacted_and_nothing_is_left(tmp_path: Path
     assert errors.splitlines() == [f"errors {MASK}", f"child errors {MASK}"]
 
 
+def test_what_is_flushed_is_there(tmp_path: Path) -> None:
+    """Dagster ends what shows a compute log when it has flushed."""
+    script = """
+        flush = sys.stdout.flush
+        output.begin()
+        for number in range(200):
+            print(number, VALUE)
+            sys.stdout.flush()
+            shown = open(f"/proc/self/fd/{output._streams[0]._target}").read()
+            assert shown.endswith(f"{number} *********\\n"), (number, shown)
+        output.end()
+        assert sys.stdout.flush == flush
+    """
+    assert len(run(script, tmp_path)[0].splitlines()) == 200
+
+
 def test_no_line_is_lost_when_many_write_much(tmp_path: Path) -> None:
     script = """
         output.begin()

@@ -94,6 +94,7 @@ def test_shapes_are_masked(shape: str, before: str, secret: str, after: str) -> 
         "password authentication failed for user \"me\"",
         "commit 9fceb02d0ae598e95dc970b74767f19372d61af8, at 10:00:00@h, s3a://bucket/a@b/c",
         "no bearer authentication",
+        'while executing op "wrong_password"::\n\nCredentialError: orders: step 1',
         "passwordFile=/run/secrets/x",
         "",
     ],
