@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from pipeline_assets.audit_commands import audit, audit_config
-from pipeline_assets.config import CONNECTIONS_FILE, load_connections, load_file, load_folder
+from pipeline_assets.config import CONNECTIONS_FILE, Pipeline, load_connections, load_file, load_folder
 from pipeline_assets.config_schema import pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.plan import PipelinePlan, PlannedFolder, Role, plan_folder, plan_pipeline, select
@@ -33,18 +34,23 @@ main.add_command(audit)
 
 @main.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True, path_type=Path))
-def validate(files: tuple[Path, ...]) -> None:
+@click.option("--with-spark", is_flag=True, help="Also have Spark's parser check all SQL (starts Java, opens nothing).")
+def validate(files: tuple[Path, ...], with_spark: bool) -> None:
     """Check configs without running anything: FILES, or all of the configs folder with its connections.
 
     Prints every error as `file: JSON pointer: what is wrong`. Exit code 0 when there is none, 1 otherwise.
     """
-    errors = list(_file_errors(files)) if files else list(_folder_errors())
+    valid: list[Pipeline] = []
+    errors = list(_file_errors(files, valid)) if files else list(_folder_errors(valid))
+    if with_spark and valid:
+        with _clear_errors():
+            errors += _sql_errors(valid)
     for error in errors:
         for line in [str(issue) for issue in error.issues] or [str(error)]:
             click.echo(line, err=True)
     if errors:
         sys.exit(1)
-    click.echo(f"{len(files) or len(_planned().plans)} configs are valid")
+    click.echo(f"{len(files) or len(valid)} configs are valid")
 
 
 @main.command()
@@ -168,21 +174,36 @@ def _planned() -> PlannedFolder:
     return plan_folder(load_folder(Settings.from_environment().configs))
 
 
-def _file_errors(files: tuple[Path, ...]) -> Iterator[ConfigurationError]:
+def _sql_errors(pipelines: list[Pipeline]) -> list[ConfigurationError]:
+    from pipeline_assets.spark.session import SparkSessions
+    from pipeline_assets.sql_check import sql_issues
+
+    # Spark's parser is in the JVM: a Spark Connect server has no call for it.
+    settings = dataclasses.replace(Settings.from_environment(), spark_remote=None, spark_master="local[1]")
+    with SparkSessions(settings) as sessions:
+        issues = sql_issues(pipelines, sessions.session("validate", "validate"))
+        return [ConfigurationError.from_issues([issue]) for issue in issues]
+
+
+def _file_errors(files: tuple[Path, ...], valid: list[Pipeline]) -> Iterator[ConfigurationError]:
+    """Yield what is wrong with ``files``, and add the pipelines that are not to ``valid``."""
     for file in files:
         try:
             if file.name == CONNECTIONS_FILE:
                 load_connections(file.parent)
             else:
-                plan_pipeline(load_file(file))
+                valid.append(plan_pipeline(load_file(file)).pipeline)
         except ConfigurationError as error:
             yield error
 
 
-def _folder_errors() -> Iterator[ConfigurationError]:
+def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:
+    """Yield what is wrong in the configs folder, and add the pipelines that are not to ``valid``."""
     folder = Settings.from_environment().configs
     try:
-        yield from (broken.error for broken in plan_folder(load_folder(folder)).broken)
+        planned = plan_folder(load_folder(folder))
+        valid += [plan.pipeline for plan in planned.plans]
+        yield from (broken.error for broken in planned.broken)
         load_connections(folder)
     except ConfigurationError as error:
         yield error

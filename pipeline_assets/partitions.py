@@ -102,6 +102,10 @@ class Partitions(BaseModel):
         }
         return {key: value for key, value in given.items() if value is not None}
 
+    def first_key(self) -> str:
+        """Return the key of a partition that is sure to have the format of them all."""
+        return self.start.strftime(_KEY_FORMATS[self.type]) if self.start else self.values[0]
+
     def slice(self, key: str) -> PartitionSlice:
         """Return the slice of partition ``key``. Raises ValueError when the key does not have the type's format."""
         if self.column is None:

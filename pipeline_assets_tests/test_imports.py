@@ -17,8 +17,8 @@ PACKAGE = Path(pipeline_assets.__file__).parent
 LAYERS = (
     "redaction", "errors", "redacted_output", "cancellation", "transience", "settings", "json_documents",
     "credentials", "connections", "partitions", "spark", "steps", "config", "retries", "config_schema",
-    "stream_rules", "plan", "execution", "step_op", "streaming", "asset_metadata", "streaming_assets", "assets",
-    "vault_resource", "sensors", "resources", "definitions", "audit_commands", "cli",
+    "stream_rules", "plan", "sql_check", "execution", "step_op", "streaming", "asset_metadata", "streaming_assets",
+    "assets", "vault_resource", "sensors", "resources", "definitions", "audit_commands", "cli",
 )  # fmt: skip
 
 

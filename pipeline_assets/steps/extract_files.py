@@ -21,6 +21,7 @@ from pipeline_assets.steps.paths import (
     unknown_format,
 )
 from pipeline_assets.steps.s3_paths import is_s3
+from pipeline_assets.steps.sql_texts import SqlColumns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -32,7 +33,7 @@ class FilesExtract(ExtractMethod):
     format: FileFormat | None = None
     """Format of the files; told from the path's extension when left out (a compression's, as in `.json.gz`, may
     follow it)."""
-    schema_: str | None = Field(default=None, alias="schema")
+    schema_: SqlColumns | None = Field(default=None, alias="schema")
     """Columns as Spark DDL, e.g. `id BIGINT, day DATE`. Left out, Spark takes it from the files, which for JSON and
     CSV means reading them once."""
     options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}

@@ -23,6 +23,7 @@ from pipeline_assets.steps.kafka_records import (
     schema_of_ddl,
 )
 from pipeline_assets.steps.paths import OptionValue, check_any, check_options, option_texts
+from pipeline_assets.steps.sql_texts import SqlColumns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -97,7 +98,7 @@ class FromKafka(ExtractMethod):
     """At most this many records in each micro-batch of a streaming pipeline."""
     format: RecordFormat = "json"
     """What the records' values are: `json`, `avro`, `text` (a column `value` STRING) or `raw` (`value` BINARY)."""
-    schema_: str | None = Field(default=None, alias="schema", min_length=1)
+    schema_: SqlColumns | None = Field(default=None, alias="schema")
     """With format json: the columns as Spark DDL, e.g. `id BIGINT, event_type STRING`. Inferred when left out."""
     avro_schema: Annotated[str | dict[str, Any], AfterValidator(check_avro_schema)] | None = None
     """With format avro, and needed there: the Avro schema of the records, as a JSON object or as its text."""

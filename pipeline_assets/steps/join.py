@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
 from pipeline_assets.steps.base import StepContext, TransformMethod
-from pipeline_assets.steps.transform import ColumnName, SqlExpression, quote, refuse_duplicates, require_columns
+from pipeline_assets.steps.sql_texts import SqlExpression
+from pipeline_assets.steps.transform import ColumnName, quote, refuse_duplicates, require_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

@@ -11,6 +11,7 @@ from pipeline_assets.steps.delta_stream import MergeBatch, merge_app_id
 from pipeline_assets.steps.delta_table import DeltaMode, write_delta
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.paths import check_any, delta_dataset, open_for_spark
+from pipeline_assets.steps.sql_texts import SqlExpression
 from pipeline_assets.steps.streaming_write import stream_writer
 from pipeline_assets.steps.transform import ColumnName, require_columns
 
@@ -44,7 +45,7 @@ class ToDeltaLake(StreamingLoad):
     whose `mergeKeys` are in the table already and adds the others."""
     merge_keys: tuple[ColumnName, ...] = ()
     """Columns by which merge finds rows. A null never equals anything, so a row with a null in one is always added."""
-    replace_where: str | None = None
+    replace_where: SqlExpression | None = None
     """With overwrite: SQL condition of the rows to replace. The new rows must meet it."""
     partition_by: tuple[ColumnName, ...] = ()
     """Columns that a new table is partitioned by."""

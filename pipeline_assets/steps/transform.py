@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
 from pipeline_assets.spark.storage_levels import StorageLevelName
@@ -16,12 +16,12 @@ from pipeline_assets.steps.base import (
     StreamTraits,
     TransformMethod,
 )
-from pipeline_assets.steps.sql_names import check_is_query, keeps_state, spark_table_names
+from pipeline_assets.steps.sql_names import keeps_state, spark_table_names
+from pipeline_assets.steps.sql_texts import ColumnOrExpression, SqlExpression, SqlQuery
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-SqlExpression = Annotated[str, Field(min_length=1)]
 ColumnName = Annotated[str, Field(min_length=1)]
 
 
@@ -71,7 +71,7 @@ class AggregateData(SingleInputTransform):
 
     method = "aggregateData"
 
-    group_by: tuple[ColumnName, ...] = ()
+    group_by: tuple[ColumnOrExpression, ...] = ()
     """Columns, or SQL expressions such as `year(day) AS year`, to group by; none for one group of all rows."""
     aggregations: dict[ColumnName, SqlExpression] = Field(min_length=1)
     """By the name of the resulting column: a SQL aggregate expression, e.g. `count(distinct user_id)`."""
@@ -113,7 +113,7 @@ class SelectColumns(SingleInputTransform):
 
     method = "selectColumns"
 
-    columns: tuple[SqlExpression, ...] = Field(min_length=1)
+    columns: tuple[ColumnOrExpression, ...] = Field(min_length=1)
     """Column names or SQL expressions, e.g. `id`, `*`, `price * quantity AS total`."""
 
     def transform(self, inputs: Mapping[str, DataFrame], context: StepContext) -> DataFrame:
@@ -141,7 +141,7 @@ class Sql(TransformMethod):
 
     method = "sql"
 
-    query: Annotated[str, AfterValidator(check_is_query)]
+    query: SqlQuery
     """One SELECT (or WITH ... SELECT) in Spark SQL."""
 
     def input_names(self) -> tuple[str, ...] | None:

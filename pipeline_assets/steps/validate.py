@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import Field, model_validator
 
 from pipeline_assets.steps.base import ExpectationResult, StepContext, ValidateMethod
+from pipeline_assets.steps.sql_texts import SqlExpression
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -17,7 +18,7 @@ class Expectations(ValidateMethod):
 
     method = "expectations"
 
-    expectations: dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] = {}
+    expectations: dict[Annotated[str, Field(min_length=1)], SqlExpression] = {}
     """By name: a SQL condition that each row must meet, e.g. `amount >= 0`. A row for which it is null does not."""
     min_rows: int | None = Field(default=None, ge=0)
     """The fewest rows there may be."""
