@@ -303,7 +303,7 @@ def test_interrupted_up_leaves_nothing_behind(command_line: CommandLine, number:
         pytest.fail("".join(seen))
     assert command_line.processes() != []
     up.send_signal(number)
-    rest, _ = up.communicate(timeout=60)
+    rest, _ = up.communicate(timeout=300)
     assert up.returncode == 128 + number, rest
     assert command_line.processes() == []
     assert command_line.data() == []
@@ -317,7 +317,7 @@ def test_interrupted_up_keeps_what_an_earlier_up_started(command_line: CommandLi
     assert up.stdout is not None
     next(line for line in up.stdout if "kafka: starting" in line)
     up.send_signal(signal.SIGINT)
-    up.communicate(timeout=60)
+    up.communicate(timeout=300)
     assert _pids(command_line) == pids
     assert command_line.run("status", "vault").returncode == 0
 
@@ -442,7 +442,7 @@ def _pids(command_line: CommandLine) -> list[int]:
     return [ProcessRecord(**record).pid for part in state.values() for record in part["processes"]]
 
 
-def _wait_for(condition: Any, limit: float = 10) -> None:
+def _wait_for(condition: Any, limit: float = 120) -> None:
     deadline = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"

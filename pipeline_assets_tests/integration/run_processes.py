@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 MARK = "PIPELINE_ASSETS_TEST_RUN"
+LIMIT = 300.0  # seconds; where nothing else runs a wait takes 20, on a busy machine more than a hundred
 
 
 def processes_of(mark: str) -> list[str]:
@@ -37,7 +38,7 @@ def _marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = LIMIT) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -63,7 +64,7 @@ class JobProcess:
         """What it has printed."""
         return self._log.read_text(errors="replace")
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = LIMIT) -> None:
         """Wait until ``condition`` holds, while the job runs."""
 
         def held() -> bool:
@@ -86,10 +87,10 @@ class JobProcess:
                     killed += 1
         assert killed
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = LIMIT) -> int:
         """Wait for the end; returns the exit code. No process of it is left then."""
         code = self._process.wait(seconds)
-        wait_until(lambda: not processes_of(self.mark), 30)
+        wait_until(lambda: not processes_of(self.mark))
         return code
 
     def kill_all(self) -> None:
@@ -97,4 +98,4 @@ class JobProcess:
         for process in _marked(self.mark):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._process.wait(30)
+        self._process.wait(LIMIT)
