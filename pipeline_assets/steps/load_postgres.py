@@ -55,7 +55,8 @@ class ToPostgres(LoadMethod):
     """append adds rows; overwrite replaces all rows and keeps the table's definition, indexes and grants; upsert
     updates the rows whose `keys` are in the table already and adds the others."""
     keys: tuple[ColumnName, ...] = ()
-    """Columns by which upsert finds rows. The table needs a unique index on them; one that is created gets it."""
+    """Columns by which upsert finds rows. The table needs a unique index on them; one that is created gets it. A
+    row with a null in one of them is always added."""
     create_table: bool = True
     """Create the table when it is missing; otherwise a missing table is an error."""
     batch_size: int = Field(default=5_000, gt=0)
