@@ -214,7 +214,15 @@ class _Watched:
         for event in recent:
             if event.timestamp > self._seen:
                 self._seen = event.timestamp
-                yield self._told(json.loads(event.json))
+                try:
+                    told = self._told(json.loads(event.json))
+                except (ConnectionError, PipelineError):
+                    # Of a JVM that is gone, what was to be written is the first to know, and not of which query.
+                    failure = self.failure()
+                    if failure is None:
+                        raise
+                    raise failure from None
+                yield told
 
     def _told(self, progress: Mapping[str, Any]) -> BatchProgress:
         # The sums over the sources are not in what Spark Connect tells.
