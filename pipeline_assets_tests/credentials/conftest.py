@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import hvac
@@ -50,7 +50,7 @@ def stored(vault: VaultServer, monkeypatch: pytest.MonkeyPatch) -> hvac.Client:
 
 
 @pytest.fixture
-def database(stored: hvac.Client, postgres: PostgresServer) -> hvac.Client:
+def database(stored: hvac.Client, postgres: PostgresServer) -> Iterator[hvac.Client]:
     """Vault's database engine on the real PostgreSQL. Role ``etl`` lives for an hour, ``brief`` for 4 seconds."""
     engine = stored.secrets.database
     engine.configure(
@@ -70,4 +70,6 @@ def database(stored: hvac.Client, postgres: PostgresServer) -> hvac.Client:
         engine.create_role(
             role, "pipeline", creation_statements=create, revocation_statements=drop, default_ttl=ttl, max_ttl=most
         )
-    return stored
+    yield stored
+    # What a test has left on purpose is not another test's.
+    stored.sys.revoke_prefix("database/creds")
