@@ -11,10 +11,10 @@ from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.description import describe, markdown_table
 from pipeline_assets.spark.lineage import column_lineage
 from pipeline_assets.steps.base import (
-    ExpectationResult,
     ExtractMethod,
     LoadResult,
     TransformMethod,
+    ValidateMethod,
 )
 from pipeline_assets.steps.delta_table import DeltaWrite
 from pipeline_assets.steps.transform import Sql
@@ -71,11 +71,17 @@ def column_origins(
     if isinstance(method, ExtractMethod):
         only = sources[0] if len(sources) == 1 else None
         return {column: [dg.TableColumnDep(only, column)] for column in frame.columns} if only else {}
-    assert isinstance(method, TransformMethod)  # noqa: S101  (a step with a DataFrame is one or the other)
     names = dict(zip(step.input_names, step.inputs, strict=True))
     schemas = {name: inputs[index].schema for name, index in names.items()}
+
+    def apply(stubs: Mapping[str, "DataFrame"]) -> "DataFrame":
+        if isinstance(method, ValidateMethod):
+            return method.good_rows(stubs[step.input_names[0]], run.context)
+        assert isinstance(method, TransformMethod)  # noqa: S101  (a step with a DataFrame is one of these)
+        return method.transform(stubs, run.context)
+
     try:
-        found = column_lineage(lambda stubs: method.transform(stubs, run.context), schemas, run.context.spark)
+        found = column_lineage(apply, schemas, run.context.spark)
     finally:
         if isinstance(method, Sql):
             # It has registered the empty stand-ins under its inputs' names.
@@ -125,10 +131,9 @@ def load_metadata(run: PipelineRun, result: LoadResult) -> Metadata:
     return metadata
 
 
-def expectation_metadata(result: ExpectationResult) -> Metadata:
-    """Return how many rows did not meet an expectation."""
-    share = result.failed / result.total if result.total else 0.0
-    return {"failed_rows": result.failed, "total_rows": result.total, "failed_percent": 100.0 * share}
+def quarantine_metadata(run: PipelineRun, path: str, written: DeltaWrite) -> Metadata:
+    """Return where rows in quarantine are, and how many this run has put there."""
+    return {"dagster/uri": path, _row_count_key(run): written.rows, "table_version": written.version}
 
 
 def _row_count_key(run: PipelineRun) -> str:

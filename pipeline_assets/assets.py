@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 
@@ -13,19 +13,27 @@ from pipeline_assets.asset_metadata import (
     cache_metadata,
     column_origins,
     dataframe_metadata,
-    expectation_metadata,
     load_metadata,
+    quarantine_metadata,
     table_location,
     table_metadata,
 )
 from pipeline_assets.config import BrokenConfig
 from pipeline_assets.execution import PipelineRun
+from pipeline_assets.links import Link
 from pipeline_assets.partitions import Partitions
-from pipeline_assets.plan import Link, PipelinePlan, PlannedStep, Role
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import step_op
 from pipeline_assets.steps.base import Dataset, ValidateMethod
 from pipeline_assets.streaming_assets import streaming_asset
+from pipeline_assets.validation import raise_for_failures
+from pipeline_assets.validation_assets import (
+    check_results,
+    check_specs,
+    quarantine_key,
+    quarantine_properties,
+)
 
 IO_MANAGER_KEY = "dataframe_io_manager"
 Links = Mapping[tuple[str, int], Mapping[Dataset, tuple[Link, ...]]]
@@ -59,9 +67,10 @@ def build_pipelines(plans: Sequence[PipelinePlan], links: Links, settings: Setti
             found.schedules += factory.schedules(job)
             continue
         found.steps.update({asset_key(plan, step): (plan, step) for step in plan.steps})
-        found.assets += factory.assets()
+        assets = list(factory.assets())
+        found.assets += assets
         found.checks += factory.checks()
-        job = factory.job(asset_key(plan, step) for step in plan.steps if step.role is not Role.CHECK)
+        job = factory.job(key for asset in assets for key in asset.keys)
         found.jobs.append(job)
         found.schedules += factory.schedules(job)
     found.assets += external.values()
@@ -134,6 +143,8 @@ class _PipelineFactory:
     def assets(self) -> Iterator[dg.AssetsDefinition]:
         for step in self.plan.steps:
             match step.role:
+                case Role.VIEW | Role.TABLE if step.quarantine is not None:
+                    yield self._quarantine_asset(step)
                 case Role.VIEW | Role.TABLE:
                     yield self._dataframe_asset(step)
                 case Role.LOAD:
@@ -152,6 +163,7 @@ class _PipelineFactory:
                 **self._common(step),
             )
             for step in self.plan.steps
+            if step.role is not Role.CHECK
         ]
         keys = {step.index: self._key(step.index) for step in self.plan.steps}
         return streaming_asset(self.plan, specs, keys, self.settings)
@@ -253,37 +265,86 @@ class _PipelineFactory:
 
     def _check(self, step: PlannedStep) -> dg.AssetChecksDefinition:
         plan = self.plan
-        method = step.method
-        assert isinstance(method, ValidateMethod)  # noqa: S101  (the plan's role says so)
-        checked = self._key(step.inputs[0])
-        names = method.expectation_names()
+        checked, *references = (self._key(index) for index in step.inputs)
 
         @dg.multi_asset_check(
             name=f"{plan.name}__{step.name}",
-            specs=[
-                dg.AssetCheckSpec(
-                    _key_part(f"{step.name}_{name}"), asset=checked, blocking=method.blocking, description=text
-                )
-                for name, text in names.items()
-            ],
+            specs=check_specs(step, checked, [key for key in dict.fromkeys(references) if key != checked]),
             required_resource_keys={"spark"},
             can_subset=True,
         )
         def check(context: dg.AssetCheckExecutionContext) -> Iterable[dg.AssetCheckResult]:
             wanted = {key.name for key in context.selected_asset_check_keys}
             with _step_op(context, plan, step) as run:
-                results = run.check(run.plan.steps[step.index], _selected(context, plan))
-            for result in results:
-                name = _key_part(f"{step.name}_{result.name}")
-                if name in wanted:
-                    yield dg.AssetCheckResult(
-                        check_name=name,
-                        asset_key=checked,
-                        passed=result.passed,
-                        metadata=expectation_metadata(result),
-                    )
+                here = run.plan.steps[step.index]
+                results = run.check(here, _selected(context, plan))
+            chosen = [result for result in results if check_name(here.name, result.name) in wanted]
+            yield from check_results(here, checked, chosen)
+            if cast(ValidateMethod, here.method).reaction == "fail":
+                # What is expected has been told by now; this stops what comes after, and says why.
+                with _step_op(context, plan, step):
+                    raise_for_failures(plan, here, chosen)
 
         return check
+
+    def _quarantine_asset(self, step: PlannedStep) -> dg.AssetsDefinition:
+        """Return the asset of the rows that meet what a step expects, with that of the others."""
+        plan, key = self.plan, asset_key(self.plan, step)
+        aside = quarantine_key(key)
+        ins = self._ins(step)
+        ((name, _),) = ins.items()
+        upstream = {index: self._key(index) for index in step.inputs}
+
+        @dg.multi_asset(
+            name=f"{plan.name}__{step.name}",
+            ins=ins,
+            deps=self._deps(step),
+            outs={
+                "good": dg.AssetOut(
+                    key=key,
+                    io_manager_key=IO_MANAGER_KEY,
+                    automation_condition=self._automation_condition(),
+                    **self._common(step),
+                ),
+                "quarantine": dg.AssetOut(
+                    key=aside,
+                    io_manager_key=IO_MANAGER_KEY,
+                    automation_condition=self._automation_condition(),
+                    **quarantine_properties(plan, step, self.settings),
+                ),
+            },
+            check_specs=check_specs(step, key),
+            partitions_def=self.partitions_def,
+            required_resource_keys={"spark"},
+        )
+        def quarantine(context: dg.AssetExecutionContext, **frames: Any) -> Iterator[dg.MaterializeResult[Any]]:
+            selected = _selected(context, plan)
+            with _step_op(context, plan, step) as run:
+                here = run.plan.steps[step.index]
+                found = run.quarantine(here, frames[name], selected)
+            yield dg.MaterializeResult(
+                asset_key=aside, value=None, metadata=quarantine_metadata(run, found.path, found.written)
+            )
+            with _step_op(context, plan, step) as run:
+                inputs = {step.inputs[0]: frames[name]}
+                origins = column_origins(run, here, found.good, inputs, upstream, ())
+                metadata = {
+                    "quarantined_rows": found.written.rows,
+                    **cache_metadata(run, here),
+                    **dataframe_metadata(found.good, origins),
+                }
+                value: Any = found.good
+                if step.role is Role.TABLE:
+                    written = run.write_table(here, found.good, selected)
+                    value, metadata = None, {**table_metadata(run, here, written), **metadata}
+            yield dg.MaterializeResult(
+                asset_key=key,
+                value=value,
+                metadata=metadata,
+                check_results=list(check_results(here, key, found.results)),
+            )
+
+        return quarantine
 
     def _asset(self, step: PlannedStep, compute: Callable[..., Any], **specific: Any) -> dg.AssetsDefinition:
         """Return the asset of ``step``, with what all assets of the pipeline have in common."""
@@ -324,7 +385,8 @@ class _PipelineFactory:
             if source in linked:
                 for link in linked[source]:
                     upstream = self.plans[link.upstream]
-                    yield asset_key(upstream, upstream.steps[link.producer])
+                    key = asset_key(upstream, upstream.steps[link.producer])
+                    yield quarantine_key(key) if link.is_quarantine else key
             else:
                 yield dataset_key(source)
 
@@ -397,6 +459,7 @@ def _step_op(context: Any, plan: PipelinePlan, step: PlannedStep) -> AbstractCon
 
 
 def _selected(context: Any, plan: PipelinePlan) -> list[int]:
-    """Return the steps of ``plan`` that the run materializes."""
+    """Return the steps of ``plan`` that the run materializes, and the checks of what it materializes."""
     keys = context.job_def.asset_layer.selected_asset_keys
-    return [step.index for step in plan.steps if asset_key(plan, step) in keys]
+    shown = (step if step.role is not Role.CHECK else plan.steps[step.inputs[0]] for step in plan.steps)
+    return [step.index for step, asset in zip(plan.steps, shown, strict=True) if asset_key(plan, asset) in keys]

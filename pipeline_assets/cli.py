@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import click
 from rich.console import Console
@@ -18,8 +19,9 @@ from pipeline_assets.audit_commands import audit, audit_config
 from pipeline_assets.config import CONNECTIONS_FILE, Pipeline, load_connections, load_file, load_folder
 from pipeline_assets.config_schema import pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
-from pipeline_assets.plan import PipelinePlan, PlannedFolder, Role, plan_folder, plan_pipeline, select
+from pipeline_assets.plan import PipelinePlan, PlannedFolder, PlannedStep, Role, plan_folder, plan_pipeline, select
 from pipeline_assets.settings import Settings
+from pipeline_assets.steps.base import ValidateMethod
 
 
 @click.group()
@@ -137,9 +139,16 @@ def _tree(plan: PipelinePlan) -> Tree:
             branch.add(f"source  {source.uri}")
         for sink in step.method.sinks():
             branch.add(f"sink    {sink.uri}")
+        if step.quarantine is not None:
+            branch.add(f"aside   {plan.name}/{step.quarantine}: rows in quarantine, {_quarantine_path(plan, step)}")
         if step.role is Role.TABLE:
             branch.add(f"table   {Settings.from_environment().table_path(plan.name, step.name)}")
     return tree
+
+
+def _quarantine_path(plan: PipelinePlan, step: PlannedStep) -> str:
+    own = cast(ValidateMethod, step.method).quarantine_path
+    return own or Settings.from_environment().table_path(plan.name, step.quarantine or "")
 
 
 def _explain(plan: PipelinePlan, partition: str | None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline_assets.credentials.secrets import secrets_needed_by
 from pipeline_assets.errors import PipelineError, PipelineExecutionError
-from pipeline_assets.partitions import PARTITION_KEY_COLUMN
+from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.failures import is_spark_error, original_error, spark_failure
@@ -39,6 +40,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 PREVIEW_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """What a step with onFailure ``quarantine`` made of its input: the rows that go on, and what is in ``path``."""
+
+    good: DataFrame
+    results: tuple[ExpectationResult, ...]
+    path: str
+    written: DeltaWrite
 
 
 class PipelineRun:
@@ -140,9 +151,61 @@ class PipelineRun:
     def check(self, step: PlannedStep, selected: Iterable[int]) -> tuple[ExpectationResult, ...]:
         """Evaluate the expectations of a validate step."""
         self.check_before_data_moves(selected)
-        frame = self.dataframe(self.plan.steps[step.inputs[0]])
+        frames = {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
+        return self._evaluated(step, frames)
+
+    def _evaluated(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> tuple[ExpectationResult, ...]:
+        method = cast(ValidateMethod, step.method)
+        frame, references = _compared(step, frames)
         with self.errors_of(step, [frame]):
-            return cast(ValidateMethod, step.method).validate_frame(frame, self.context)
+            return method.validate_frame(frame, references, self.context)
+
+    def quarantine(self, step: PlannedStep, frame: DataFrame, selected: Iterable[int]) -> Quarantined:
+        """Evaluate a validate step, write the rows that do not meet it to its table, and hand the others on.
+
+        ``frame`` is computed once: it is kept for the rest of the run, unless it is kept or written already. The table
+        holds the rows of the last run, or of the last run of each partition.
+        """
+        self.check_before_data_moves(selected)
+        method = cast(ValidateMethod, step.method)
+        source = self.plan.steps[step.inputs[0]]
+        with self.errors_of(step, [frame]):
+            level = frame.storageLevel
+            if source.role is not Role.TABLE and not (level.useMemory or level.useDisk or level.useOffHeap):
+                frame = self.context.cache.cache(step.dataframe, frame)
+            results = self._evaluated(step, {source.index: frame})
+            found = any(result.failed for result in results)
+            bad = method.bad_rows(frame, self.context)
+            written = self._write_quarantine(step, bad if found else bad.limit(0))
+            good = method.good_rows(frame, self.context)
+            _ = good.schema
+        self._frames[step.index] = good
+        return Quarantined(good, results, self.quarantine_path(step), written)
+
+    def quarantine_path(self, step: PlannedStep) -> str:
+        """Return where the rows are that ``step`` puts into quarantine, as Spark can reach it."""
+        path = cast(ValidateMethod, step.method).quarantine_path
+        if path is None:
+            path = self.context.settings.table_path(self.plan.name, step.quarantine or "")
+            if not is_s3(path):
+                return path
+        (path,) = open_for_spark([path], "default", self.context)
+        return path
+
+    def _write_quarantine(self, step: PlannedStep, bad: DataFrame) -> DeltaWrite:
+        path = self.quarantine_path(step)
+        partition = self.context.partition
+        # By the partition's key alone: a row may be there for having none of the partition's values.
+        part = Partitions(type="static", values=(partition.key,)).slice(partition.key) if partition else None
+        return write_delta(
+            bad,
+            path,
+            mode="overwrite",
+            overwrite_schema=part is None,
+            merge_schema=part is not None,
+            partition=part,
+            folder=Folder.seen_from_here(path, "default", self.context.connections),
+        )
 
     def control(self, step: PlannedStep) -> None:
         """Run a step that says what stays cached."""
@@ -170,13 +233,17 @@ class PipelineRun:
         for step in (self.plan.steps[index] for index in chosen):
             if self._waits_for_a_write(step):
                 continue
+            if isinstance(step.method, ValidateMethod):
+                frame, references = _compared(step, {index: plan(self.plan.steps[index]) for index in step.inputs})
+                with self.errors_of(step, [frame]):
+                    step.method.check_schema(frame, references, self.context)
             if step.has_dataframe:
                 plan(step)
             elif step.role is Role.LOAD:
                 frame = plan(self.plan.steps[step.inputs[0]])
                 with self.errors_of(step, [frame]):
                     cast(LoadMethod, step.method).check_schema(frame, self.context)
-        # Not before: a step that is tried again after a mistake was found is not to write either.
+        # Not before: after a mistake, a step that does not depend on it would go on and write.
         self._checked = True
 
     def _waits_for_a_write(self, step: PlannedStep) -> bool:
@@ -191,6 +258,8 @@ class PipelineRun:
                 frame = method.extract_stream(self.source_context(step))
             elif isinstance(method, ExtractMethod):
                 frame = method.extract(self.context)
+            elif isinstance(method, ValidateMethod):
+                frame = method.good_rows(_compared(step, frames)[0], self.context)
             else:
                 frame = cast(TransformMethod, method).transform(_by_name(step, frames), self.context)
             # Connect analyses a plan when its schema is asked for; classic Spark has done so by now.
@@ -214,6 +283,20 @@ class PipelineRun:
         frame = self.dataframe(self.plan.steps[load.inputs[0]])
         with self.errors_of(load, [frame]):
             return cast(StreamingLoad, load.method).start_stream(frame, self.context, query_name)
+
+    def start_batches(
+        self, load: PlannedStep, source: PlannedStep, query_name: str, each: Callable[[DataFrame, int], None]
+    ) -> StreamingQuery:
+        """Start the streaming query of ``load`` so that each micro-batch of the DataFrame of ``source`` goes to
+        ``each``.
+        """
+        frame = self.dataframe(source)
+        with self.errors_of(load, [frame]):
+            return cast(StreamingLoad, load.method).start_batches(frame, self.context, query_name, each)
+
+    def given(self, step: PlannedStep, frame: DataFrame) -> None:
+        """Take ``frame`` for the DataFrame of ``step``."""
+        self._frames[step.index] = frame
 
     def _session_view(self, step: PlannedStep) -> DataFrame | None:
         if self.context.settings.spark_remote is None or step.role is not Role.VIEW:
@@ -295,6 +378,12 @@ def _shown_config(step: PlannedStep) -> dict[str, Any]:
 def _first_line(error: Exception) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return redact(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def _compared(step: PlannedStep, frames: Mapping[int, DataFrame]) -> tuple[DataFrame, dict[str, DataFrame]]:
+    """Return the DataFrame that a validate step checks, and those that it compares it with, by name."""
+    others = zip(step.input_names[1:], step.inputs[1:], strict=True)
+    return frames[step.inputs[0]], {name: frames[index] for name, index in others}
 
 
 def _by_name(step: PlannedStep, frames: Mapping[int, DataFrame]) -> dict[str, DataFrame]:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -172,7 +172,7 @@ def issues_of(
     messages: dict[tuple[str | int, ...], list[str]] = {}
     for detail in error.errors(include_url=False):
         location = _within(document, detail)
-        message = _explain(detail, location, _keys_at(model, location[:-1]))
+        message = _explain(detail, location, _keys_at(model, location[:-1], detail["loc"]))
         found = messages.setdefault(location, [])
         if message not in found:
             found.append(message)
@@ -195,6 +195,8 @@ def _within(document: Any, detail: ErrorDetails) -> tuple[str | int, ...]:
             path.append(part)
     if detail["type"] == "missing":
         path.append(detail["loc"][-1])
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found") and isinstance(node, dict):
+        path.append(detail["ctx"]["discriminator"].strip("'"))
     return tuple(path)
 
 
@@ -203,6 +205,7 @@ _EXPECTED = {
     "list_type": "an array",
     "dict_type": "an object",
     "model_type": "an object",
+    "model_attributes_type": "an object",
     "string_type": "a string",
     "int_type": "an integer",
     "int_parsing": "an integer",
@@ -220,11 +223,11 @@ def _explain(detail: ErrorDetails, location: tuple[str | int, ...], keys: tuple[
     match detail["type"]:
         case "extra_forbidden":
             return f"unknown key{did_you_mean(last, keys)} (expected one of: {', '.join(sorted(keys))})"
-        case "missing":
+        case "missing" | "union_tag_not_found":
             return "this key is required and missing"
-        case "literal_error" | "enum":
-            word = str(detail["input"])
-            choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        case "literal_error" | "enum" | "union_tag_invalid":
+            word = str(context.get("tag", detail["input"]))
+            choices = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
             return f"{_shown(word)} is not allowed{did_you_mean(word, choices)} (expected one of: {', '.join(choices)})"
         case "value_error":
             return str(context.get("error", detail["msg"]))
@@ -243,23 +246,26 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str, ...]:
-    """Return the keys that the model at ``location`` below ``model`` knows."""
+def _keys_at(model: type[BaseModel], location: tuple[str | int, ...], tags: tuple[str | int, ...]) -> tuple[str, ...]:
+    """Return the keys that the model at ``location`` below ``model`` knows; ``tags`` tell which of several it is."""
     here: type[BaseModel] = model
     for part in location:
         for name, field in here.model_fields.items():
             if part == (field.alias or name):
-                nested = _model_in(field.annotation)
-                if nested is not None:
-                    here = nested
+                nested = list(_models_in(field.annotation))
+                chosen = [found for found in nested if _tags_of(found) & set(tags)]
+                here = next(iter(chosen or nested), here)
     return tuple(field.alias or name for name, field in here.model_fields.items())
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        yield annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None
+        yield from _models_in(argument)
+
+
+def _tags_of(model: type[BaseModel]) -> set[Any]:
+    """Return what a discriminated union may know ``model`` by: the values of its literal fields."""
+    literals = (field.annotation for field in model.model_fields.values() if get_origin(field.annotation) is Literal)
+    return {value for annotation in literals for value in get_args(annotation)}

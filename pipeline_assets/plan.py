@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import cast
 
 from pipeline_assets.config import BrokenConfig, ConfigFolder, Pipeline
 from pipeline_assets.errors import (
@@ -28,7 +29,7 @@ from pipeline_assets.steps.base import (
     ValidateMethod,
 )
 from pipeline_assets.steps.extract_kafka import FromKafka
-from pipeline_assets.steps.paths import warehouse_dataset
+from pipeline_assets.steps.paths import delta_dataset, warehouse_dataset
 from pipeline_assets.steps.transform import Sql, Uncache, UncacheAll
 from pipeline_assets.stream_rules import stream_flags, stream_issues
 
@@ -71,6 +72,11 @@ class PlannedStep:
     def has_dataframe(self) -> bool:
         """Whether other steps can take a DataFrame from it."""
         return self.role in (Role.VIEW, Role.TABLE)
+
+    @property
+    def quarantine(self) -> str | None:
+        """The name of the asset with the rows that it puts into quarantine; None when it does not."""
+        return f"{self.name}_quarantine" if _quarantines(self.method) else None
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,24 @@ class PipelinePlan:
     def written_by(self, step: PlannedStep) -> tuple[Dataset, ...]:
         """Return the data outside the pipeline that ``step`` writes, its own table in the warehouse included."""
         own = (warehouse_dataset(self.name, step.name),) if step.role is Role.TABLE else ()
-        return (*step.method.sinks(), *own)
+        aside = self.quarantined_by(step)
+        return (*step.method.sinks(), *own, *((aside,) if aside else ()))
+
+    def quarantined_by(self, step: PlannedStep) -> Dataset | None:
+        """Return the table with the rows that ``step`` puts into quarantine, if it does."""
+        if step.quarantine is None:
+            return None
+        path = cast(ValidateMethod, step.method).quarantine_path
+        return delta_dataset(path) if path else warehouse_dataset(self.name, step.quarantine)
 
     def for_partition(self, key: str) -> PipelinePlan:
         """Return the plan of one partition: the same graph, with the key in the methods' config."""
         return plan_pipeline(self.pipeline.for_partition(key))
+
+
+def check_name(step: str, expectation: str) -> str:
+    """Return how the check of one expectation of a validate step is called; the expectation may have no name."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{step}_{expectation}" if expectation else step)
 
 
 def plan_pipeline(pipeline: Pipeline) -> PipelinePlan:
@@ -136,11 +155,14 @@ class _Planner:
         self.names = self._step_names()
         self.registered: dict[str, int] = {}  # DataFrame name -> the step that registers it, of the steps so far
         self.primary: int | None = None
+        self.inputs: dict[int, tuple[int, ...]] = {}  # of the steps so far
+        self.quarantined: dict[int, int] = {}  # step -> the step that puts rows of its DataFrame into quarantine
 
     def plan(self) -> PipelinePlan:
         inputs = [self._place(index, method) for index, method in enumerate(self.pipeline.methods)]
+        self._refuse_checks_alike()
         if not self.issues and self.is_streaming:
-            self.issues += stream_issues(self.pipeline, inputs)
+            self.issues += dict.fromkeys(stream_issues(self.pipeline, inputs))
             self._check_dead_letter_names()
         if self.issues:
             raise ConfigurationError.from_issues(self.issues)
@@ -150,6 +172,13 @@ class _Planner:
             for index, method in enumerate(self.pipeline.methods)
             if not isinstance(method, CacheControlMethod | ValidateMethod)
             for source in inputs[index]
+        }
+        # A check takes no DataFrame away, but what it compares with is there for that.
+        consumed |= {
+            source
+            for index, method in enumerate(self.pipeline.methods)
+            if isinstance(method, ValidateMethod)
+            for source in inputs[index][0 if method.quarantines else 1 :]
         }
         steps: list[PlannedStep] = []
         for index, method in enumerate(self.pipeline.methods):
@@ -185,7 +214,26 @@ class _Planner:
                     self._issue(("steps", index, *key), f"{name!r} names step {other} already: each name is used once")
             names.append(given or registered)
         taken = set(chosen)
-        return [name or _free_name(self.pipeline.methods[index].method, taken) for index, name in enumerate(names)]
+        found = [name or _free_name(self.pipeline.methods[index].method, taken) for index, name in enumerate(names)]
+        for index, method in enumerate(self.pipeline.methods):
+            aside = f"{found[index]}_quarantine"
+            if _quarantines(method) and aside in found:
+                other = found.index(aside)
+                self._issue(("steps", index), f"its table {aside!r} is called like step {other}: give one a 'name'")
+        return found
+
+    def _refuse_checks_alike(self) -> None:
+        taken: dict[str, tuple[int, str]] = {}
+        for index, method in enumerate(self.pipeline.methods):
+            for name in method.expectation_names() if isinstance(method, ValidateMethod) else ():
+                called = check_name(self.names[index], name)
+                other, same = taken.setdefault(called, (index, name))
+                if (other, same) != (index, name):
+                    self._issue(
+                        ("steps", index),
+                        f"its expectation {name!r} would be the check {called!r}, which {same!r} of step {other} is: "
+                        "rename one of them",
+                    )
 
     def _check_dead_letter_names(self) -> None:
         for index, method in enumerate(self.pipeline.methods):
@@ -199,7 +247,10 @@ class _Planner:
     def _place(self, index: int, method: StepMethod) -> tuple[int, ...]:
         """Resolve the inputs of a step and make what it yields known to the steps after it."""
         inputs = () if isinstance(method, ExtractMethod) else self._inputs(index, method)
-        if isinstance(method, DataFrameMethod) and not isinstance(method, CacheControlMethod):
+        self.inputs[index] = inputs
+        if _quarantines(method) and inputs:
+            self.quarantined[inputs[0]] = index
+        if isinstance(method, DataFrameMethod) or _quarantines(method):
             self.primary = index
             for name in filter(None, (_registered_name(method), self.names[index])):
                 self.registered.setdefault(name, index)
@@ -209,19 +260,63 @@ class _Planner:
         if isinstance(method, UncacheAll):
             return ()
         names = method.input_names()
-        if names is None:
-            if self.primary is None:
+        if names is None and self.primary is None:
+            self._issue(
+                ("steps", index),
+                f"a {method.type} needs a DataFrame, and no step before this one yields any: "
+                "start with an extract step",
+            )
+            return ()
+        inputs = tuple(self._look_up(index, name, _input_key(method, at)) for at, name in enumerate(names or ()))
+        if names is None and self.primary is not None:
+            inputs = (self.primary,)
+        if not isinstance(method, CacheControlMethod):
+            self._refuse_unchecked(index, names or (), inputs)
+        return (*inputs, *self._references(index, method, inputs))
+
+    def _references(self, index: int, method: StepMethod, inputs: tuple[int, ...]) -> tuple[int, ...]:
+        """Resolve the DataFrames that a check compares its own with."""
+        if not isinstance(method, ValidateMethod):
+            return ()
+        found = []
+        for name in method.reference_names():
+            key = _reference_key(method, name)
+            other = self._look_up(index, name, key)
+            if method.reaction == "fail" and inputs and other != inputs[0] and inputs[0] in self._upstream(other):
                 self._issue(
-                    ("steps", index),
-                    f"a {method.type} needs a DataFrame, and no step before this one yields any: "
-                    "start with an extract step",
+                    ("steps", index, "config", *key),
+                    f"DataFrame {name!r} is made from the one that is checked, and would wait for this check: "
+                    "use onFailure 'warn', or compare in a pipeline of its own",
                 )
-                return ()
-            return (self.primary,)
-        return tuple(self._look_up(index, name, _input_key(method, at)) for at, name in enumerate(names))
+            found.append(other)
+        return tuple(found)
+
+    def _upstream(self, index: int) -> set[int]:
+        found: set[int] = set()
+        pending = list(self.inputs.get(index, ()))
+        while pending:
+            step = pending.pop()
+            if step not in found:
+                found.add(step)
+                pending.extend(self.inputs.get(step, ()))
+        return found
+
+    def _refuse_unchecked(self, index: int, names: Sequence[str], inputs: Sequence[int]) -> None:
+        """Refuse a name that stands for all rows still, those that an earlier step puts into quarantine too."""
+        for at, (name, source) in enumerate(zip(names, inputs, strict=False)):
+            if source in self.quarantined:
+                by = self.quarantined[source]
+                self._issue(
+                    ("steps", index, "config", *_input_key(self.pipeline.methods[index], at)),
+                    f"DataFrame {name!r} has the rows, too, that step {by} puts into quarantine; the others are "
+                    f"DataFrame {self.names[by]!r}: take that one, or move this step before step {by}",
+                )
 
     @staticmethod
     def _input_names(method: StepMethod, upstream: Sequence[PlannedStep]) -> tuple[str, ...]:
+        if isinstance(method, ValidateMethod) and upstream:
+            (first,) = method.input_names() or (upstream[0].dataframe,)
+            return (first, *method.reference_names())
         return (method.input_names() if upstream else ()) or tuple(step.dataframe for step in upstream)
 
     def _look_up(self, index: int, name: str, key: Sequence[str | int]) -> int:
@@ -240,7 +335,7 @@ class _Planner:
             name: later
             for later in range(index, len(self.names))
             for name in filter(None, (_registered_name(self.pipeline.methods[later]), self.names[later]))
-            if isinstance(self.pipeline.methods[later], DataFrameMethod)
+            if isinstance(self.pipeline.methods[later], DataFrameMethod) or _quarantines(self.pipeline.methods[later])
         }
 
     def _order_message(self, index: int, name: str, later: int) -> str:
@@ -285,7 +380,7 @@ class _Planner:
             method.type,
             method.method,
             method.behavior_version,
-            method.model_dump(mode="json", exclude_defaults=True),
+            method.model_dump(mode="json", exclude_defaults=True, exclude=_ONLY_SHOWN),
             partitions.model_dump(mode="json", exclude_defaults=True) if partitions else None,
             [step.code_version for step in upstream],
         ]
@@ -293,6 +388,15 @@ class _Planner:
 
     def _issue(self, key: Sequence[str | int], message: str) -> None:
         self.issues.append(ConfigIssue(self.pipeline.file, pointer(*key), message))
+
+
+# Keys that change what is shown of the data, and not the data.
+_ONLY_SHOWN = {"sample_size", "mask_columns"}
+
+
+def _quarantines(method: StepMethod) -> bool:
+    """Whether ``method`` is a check that yields a DataFrame."""
+    return isinstance(method, ValidateMethod) and method.quarantines
 
 
 def _registered_name(method: StepMethod) -> str | None:
@@ -319,65 +423,23 @@ def _input_key(method: StepMethod, at: int) -> tuple[str | int, ...]:
     return ("inputDataFrame",)
 
 
+def _reference_key(method: ValidateMethod, name: str) -> tuple[str | int, ...]:
+    """Return the key of the config under which a check names another DataFrame."""
+    for stated, expectation in getattr(method, "expectations", {}).items():
+        if getattr(expectation, "references", None) == name:
+            return ("expectations", stated, "references")
+    return ("references",)
+
+
 def _role(method: StepMethod, *, is_leaf: bool) -> Role:
     if isinstance(method, LoadMethod):
         return Role.LOAD
-    if isinstance(method, ValidateMethod):
+    if isinstance(method, ValidateMethod) and not method.quarantines:
         return Role.CHECK
     if isinstance(method, CacheControlMethod):
         return Role.CONTROL
     wanted = method.materialized if isinstance(method, DataFrameMethod) else None
     return Role(wanted) if wanted else (Role.TABLE if is_leaf else Role.VIEW)
-
-
-@dataclass(frozen=True)
-class Link:
-    """A dataset that one pipeline writes and another reads: step ``producer`` of ``upstream``."""
-
-    upstream: str
-    producer: int
-
-
-def link_pipelines(
-    plans: Sequence[PipelinePlan],
-) -> dict[tuple[str, int], dict[Dataset, tuple[Link, ...]]]:
-    """Find, for each extract step of each pipeline, which of its sources other pipelines write.
-
-    Returns, by (pipeline, step index), the sources that have producers. A link that would close a circle between
-    pipelines is left out: such a source stays an external asset, since Dagster refuses circles.
-    """
-    producers: dict[tuple[str, tuple[str, ...]], list[Link]] = {}
-    for plan in plans:
-        for step in plan.steps:
-            for written in plan.written_by(step):
-                producers.setdefault((written.kind, written.parts), []).append(Link(plan.name, step.index))
-    upstream_of: dict[str, set[str]] = {}
-    links: dict[tuple[str, int], dict[Dataset, tuple[Link, ...]]] = {}
-    for plan in plans:
-        for step in plan.steps:
-            for source in step.method.sources():
-                writers = producers.get((source.kind, source.parts), ())
-                own = [link for link in writers if link.upstream == plan.name and link.producer < step.index]
-                others = [link for link in writers if not _reaches(link.upstream, plan.name, upstream_of)]
-                upstream_of.setdefault(plan.name, set()).update(link.upstream for link in others)
-                found = [*own, *others]
-                if found:
-                    links.setdefault((plan.name, step.index), {})[source] = tuple(found)
-    return links
-
-
-def _reaches(pipeline: str, target: str, upstream_of: Mapping[str, set[str]]) -> bool:
-    """Whether ``target`` is ``pipeline`` or upstream of it."""
-    seen: set[str] = set()
-    pending = [pipeline]
-    while pending:
-        current = pending.pop()
-        if current == target:
-            return True
-        if current not in seen:
-            seen.add(current)
-            pending.extend(upstream_of.get(current, ()))
-    return False
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def sql_issues(pipelines: Iterable[Pipeline], spark: SparkSession) -> Iterator[C
 def _problem(text: str, mark: SqlText, parser: Any) -> str | None:
     if mark.kind == "column" and _NAME.fullmatch(text):
         return None
-    parse = {"query": parser.parsePlan, "columns": parser.parseTableSchema}.get(mark.kind, parser.parseExpression)
+    parsers = {"query": parser.parsePlan, "columns": parser.parseTableSchema, "type": parser.parseDataType}
+    parse = parsers.get(mark.kind, parser.parseExpression)
     try:
         with spark_errors():
             parse(text)

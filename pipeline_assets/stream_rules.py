@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from pipeline_assets.config import Pipeline
 from pipeline_assets.errors import ConfigIssue
@@ -14,10 +15,36 @@ from pipeline_assets.steps.base import (
     OutputMode,
     StreamingLoad,
     StreamTraits,
+    TransformMethod,
+    ValidateMethod,
 )
 from pipeline_assets.steps.transform import WithWatermark
 
 Inputs = Sequence[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """The validate steps that stand before a load, ``guards``, in their order.
+
+    ``source``: the step whose DataFrame the first of them checks. From there on the load's query works on each
+    micro-batch as on a batch.
+    """
+
+    source: int
+    guards: tuple[int, ...]
+
+
+def guarded(pipeline: Pipeline, inputs: Inputs, load: int) -> Guarded | None:
+    """Return what stands before the load of that index; None when it writes whatever comes."""
+    upstream = _reach(load, lambda step: inputs[step])
+    guards = tuple(
+        index
+        for index, method in enumerate(pipeline.methods)
+        if isinstance(method, ValidateMethod)
+        and (index in upstream if method.quarantines else inputs[index][0] in upstream)
+    )
+    return Guarded(min(inputs[index][0] for index in guards), guards) if guards else None
 
 
 def stream_flags(pipeline: Pipeline, inputs: Inputs) -> list[bool]:
@@ -52,14 +79,47 @@ def stream_issues(pipeline: Pipeline, inputs: Inputs) -> Iterator[ConfigIssue]:
         found = [method.stream_problem(_traits(pipeline, inputs, flags, index))]
         if isinstance(method, DataFrameMethod):
             found.append(_dataframe_problem(method, is_stream=flags[index]))
-            if not _loads_after(pipeline, inputs, index):
-                found.append("nothing comes of it: each DataFrame of a streaming pipeline has to end in a load step")
+        has_rows = isinstance(method, DataFrameMethod) or (isinstance(method, ValidateMethod) and method.quarantines)
+        if has_rows and not _loads_after(pipeline, inputs, index):
+            found.append("nothing comes of it: each DataFrame of a streaming pipeline has to end in a load step")
         if isinstance(method, StreamingLoad) and method.checkpoint_location:
             other = checkpoints.setdefault(method.checkpoint_location.rstrip("/"), index)
             if other != index:
                 found.append(f"checkpointLocation is that of step {other}: each load needs a checkpoint of its own")
         for problem in filter(None, found):
             yield ConfigIssue(pipeline.file, pointer("steps", index), problem)
+        if isinstance(method, LoadMethod):
+            yield from _guard_issues(pipeline, inputs, flags, index)
+
+
+def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], load: int) -> Iterator[ConfigIssue]:
+    """Yield why the validate steps before a load can't check its micro-batches one by one."""
+    found = guarded(pipeline, inputs, load)
+    if found is None:
+        return
+    source, first = found.source, next(index for index in found.guards if inputs[index][0] == found.source)
+    beside = _reach(load, lambda step: () if step == source else inputs[step]) - {source}
+    if any(flags[step] and isinstance(pipeline.methods[step], ExtractMethod) for step in beside):
+        yield ConfigIssue(
+            pipeline.file,
+            pointer("steps", first),
+            f"it checks one of several streams that step {load} loads together: put it after the step that brings "
+            "them together, or load each stream by a pipeline of its own",
+        )
+    after = _reach(source, lambda step: [later for later, sources in enumerate(inputs) if step in sources])
+    for step in sorted(after & beside):
+        method = pipeline.methods[step]
+        state = (
+            method.stream_state(tuple(flags[i] for i in inputs[step])) if isinstance(method, TransformMethod) else None
+        )
+        if state is not None:
+            yield ConfigIssue(
+                pipeline.file,
+                pointer("steps", step),
+                f"it needs rows of earlier micro-batches, and after step {first} (validate) each is looked at alone: "
+                "put the validate step after this one, or load what it has checked into a table by toDeltaLake and "
+                "go on from there in another streaming pipeline",
+            )
 
 
 def _dataframe_problem(method: DataFrameMethod, *, is_stream: bool) -> str | None:

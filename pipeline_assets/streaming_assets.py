@@ -16,11 +16,15 @@ from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import told_to_dagster
 from pipeline_assets.steps.extract_kafka import FromKafka
+from pipeline_assets.stream_checks import StreamChecks, stream_check_specs
+from pipeline_assets.streaming.micro_batches import BatchChecks
 from pipeline_assets.streaming.queries import BatchProgress, StreamingPipeline
+from pipeline_assets.validation_assets import quarantine_key, quarantine_properties
 
 HOST_TAG = "pipeline_assets/host"
 PID_TAG = "pipeline_assets/pid"
 DEAD_LETTERS_CHECK = "no_dead_letters"
+_DEAD_LETTERS_TOLD = "Every record that was read has parsed; those that have not are in the dead-letter table."
 _REPORT_SECONDS = 5.0
 _MAX_PARTITIONS_SHOWN = 200
 
@@ -40,15 +44,22 @@ def streaming_asset(
         # Its outputs come as events, while it runs: when it is stopped it has materialized them all the same.
         specs=[
             spec.replace_attributes(skippable=True)
-            for spec in (*specs, *_dead_letter_specs(plan, specs, keys, settings))
+            for spec in (
+                *specs,
+                *_dead_letter_specs(plan, specs, keys, settings),
+                *_quarantine_specs(plan, keys, settings),
+            )
         ],
         check_specs=[
-            dg.AssetCheckSpec(
-                DEAD_LETTERS_CHECK,
-                asset=names[name],
-                description="Every record that was read has parsed; those that have not are in the dead-letter table.",
-            )
-            for name in letters
+            *stream_check_specs(plan, keys),
+            *(
+                dg.AssetCheckSpec(
+                    DEAD_LETTERS_CHECK,
+                    asset=names[name],
+                    description=_DEAD_LETTERS_TOLD,
+                )
+                for name in letters
+            ),
         ],
         required_resource_keys={"spark"},
         pool=plan.name,
@@ -70,6 +81,7 @@ def streaming_asset(
                 yield event
                 spark.cancellation.reassert()
             spark.cancellation.check()
+        yield from report.checks.results()
         for name in letters:
             count = report.dead_letters.get(name, 0)
             yield dg.AssetCheckResult(
@@ -111,6 +123,16 @@ def _dead_letter_specs(
         )
 
 
+def _quarantine_specs(
+    plan: PipelinePlan, keys: Mapping[int, dg.AssetKey], settings: Settings
+) -> Iterator[dg.AssetSpec]:
+    for step in plan.steps:
+        if step.quarantine is not None:
+            key = keys[step.index]
+            deps = [keys[index] for index in step.inputs]
+            yield dg.AssetSpec(quarantine_key(key), deps=deps, **quarantine_properties(plan, step, settings))
+
+
 def _is_finished(instance: dg.DagsterInstance, run_id: str) -> bool:
     run = instance.get_run_by_id(run_id)
     return run is not None and run.is_finished
@@ -143,11 +165,15 @@ class _Report:
         self._intervals: dict[int, _Interval] = {}
         self._views_told = False
         self.dead_letters: dict[str, int] = {}
+        self.checks = StreamChecks(run.plan, keys)
 
-    def take(self, progress: BatchProgress) -> Iterator[Event]:
+    def take(self, progress: BatchProgress | BatchChecks) -> Iterator[Event]:
         if not self._views_told:
             self._views_told = True
             yield from self._views()
+        if isinstance(progress, BatchChecks):
+            yield from self.checks.take(progress)
+            return
         interval = self._intervals.setdefault(progress.load.index, _Interval())
         if progress.written is not None:
             interval.rows += _rows(progress.written.metrics)
@@ -161,6 +187,7 @@ class _Report:
             yield from self._told(interval)
 
     def rest(self) -> Iterator[Event]:
+        yield from self.checks.rest()
         for interval in self._intervals.values():
             if interval.last is not None:
                 yield from self._told(interval)
@@ -176,7 +203,9 @@ class _Report:
         progress = interval.last
         assert progress is not None  # noqa: S101  (the callers look)
         key = self._keys[progress.load.index]
-        yield dg.AssetObservation(key, metadata=_progress_metadata(progress))
+        failed = self.checks.failed_since(progress.load)
+        metadata = {**_progress_metadata(progress), **({"failed_rows": failed} if failed else {})}
+        yield dg.AssetObservation(key, metadata=metadata)
         if progress.written is not None:
             yield dg.AssetMaterialization(
                 key,

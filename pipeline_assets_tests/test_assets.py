@@ -123,6 +123,40 @@ def test_a_validate_step_is_a_blocking_check_for_each_expectation(tmp_path: Path
     assert all(graph.get(key).blocking for key in keys)
 
 
+def test_a_quarantine_is_an_asset_beside_the_rows_that_go_on(tmp_path: Path) -> None:
+    step = {
+        "type": "validate",
+        "method": "notNull",
+        "name": "good",
+        "config": {"columns": ["id"], "onFailure": "quarantine"},
+    }
+    document = batch("sorted", extract_file("rows", "/in.csv"), step, transform("filterRows", condition="id > 1"))
+    reader = batch(
+        "reader", {"type": "extract", "method": "fromDeltaLake", "config": {"table": "sorted.good_quarantine"}}
+    )
+    defs = definitions(tmp_path, document, reader)
+    graph = defs.resolve_asset_graph()
+    aside = dg.AssetKey(["sorted", "good_quarantine"])
+    assert node(defs, "sorted", "good").parent_keys == {dg.AssetKey(["sorted", "rows"])}
+    assert node(defs, *aside.path).parent_keys == {dg.AssetKey(["sorted", "rows"])}
+    assert node(defs, "sorted", "filter_rows").parent_keys == {dg.AssetKey(["sorted", "good"])}
+    assert node(defs, "reader", "from_delta_lake").parent_keys == {aside}
+    (check,) = graph.get_check_keys_for_assets({dg.AssetKey(["sorted", "good"])})
+    assert (check.name, graph.get(check).blocking) == ("good", False)
+    assert aside in defs.resolve_job_def("sorted").asset_layer.selected_asset_keys
+
+
+def test_a_stream_has_checks(tmp_path: Path) -> None:
+    step = {"type": "validate", "method": "notNull", "config": {"columns": ["id"]}}
+    aside = {**step, "name": "good", "config": {"columns": ["id"], "onFailure": "quarantine"}}
+    extract, kept, load = EVENT_STREAM["steps"]
+    defs = definitions(tmp_path, {**EVENT_STREAM, "steps": [extract, step, aside, kept, load]})
+    names = {(key.asset_key.path[-1], key.name) for key in defs.resolve_asset_graph().asset_check_keys}
+    assert names == {("from_kafka", "not_null"), ("good", "good"), ("from_kafka", "no_dead_letters")}
+    assert node(defs, "event_stream", "good_quarantine").parent_keys == {dg.AssetKey(["event_stream", "from_kafka"])}
+    assert not defs.resolve_asset_graph().has(dg.AssetKey(["event_stream", "not_null"]))
+
+
 @pytest.mark.parametrize(
     ("partitions", "first", "count"),
     [

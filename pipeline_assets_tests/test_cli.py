@@ -143,3 +143,13 @@ def test_plan_says_what_it_cannot_plan(configs: Path, tmp_path: Path, arguments:
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_shows_where_rows_are_put_aside(configs: Path) -> None:
+    config = {"columns": ["id"], "onFailure": "quarantine"}
+    step = {"type": "validate", "method": "notNull", "name": "good", "config": config}
+    write_config(configs, batch("sorted", extract_file("a", "/a.csv"), step))
+    result = run("plan", "sorted")
+    assert result.exit_code == 0
+    assert "sorted/good  validate notNull  (table)" in result.stdout
+    assert "sorted/good_quarantine: rows in quarantine, " in result.stdout

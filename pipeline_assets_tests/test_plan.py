@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 
 from pipeline_assets.config import load_file, load_folder
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.plan import PipelinePlan, Role, link_pipelines, plan_folder, plan_pipeline
+from pipeline_assets.links import link_pipelines
+from pipeline_assets.plan import PipelinePlan, Role, plan_folder, plan_pipeline
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
     EVENT_STREAM,
@@ -243,3 +246,139 @@ def test_no_step_of_a_stream_is_called_like_the_dead_letters_of_another(tmp_path
     document = copy.deepcopy(EVENT_STREAM)
     document["steps"][1]["name"] = "from_kafka_dead_letters"
     assert "dead letters" in issues_of(tmp_path, document)["/steps/1"]
+
+
+def quarantine(**config: Any) -> dict[str, Any]:
+    config = {"columns": ["id"], "onFailure": "quarantine", **config}
+    return {"type": "validate", "method": "notNull", "name": "good", "config": config}
+
+
+def test_a_quarantine_step_yields_the_rows_that_go_on(tmp_path: Path) -> None:
+    document = batch("p", extract_file("rows", "/a.csv"), quarantine(), transform("filterRows", condition="id > 1"))
+    plan = planned(tmp_path, document)
+    assert [step.role for step in plan.steps] == [Role.VIEW, Role.VIEW, Role.TABLE]
+    assert plan.steps[2].inputs == (1,)
+    assert plan.steps[1].quarantine == "good_quarantine"
+    leaf = planned(tmp_path, batch("p", extract_file("rows", "/a.csv"), quarantine()))
+    assert [step.role for step in leaf.steps] == [Role.VIEW, Role.TABLE]
+    checked = batch("p", extract_file("rows", "/a.csv"), quarantine(onFailure="warn"))
+    assert [step.role for step in planned(tmp_path, checked).steps] == [Role.TABLE, Role.CHECK]
+
+
+def test_code_versions_follow_what_a_quarantine_leaves(tmp_path: Path) -> None:
+    def version(**config: Any) -> str:
+        steps = (extract_file("rows", "/a.csv"), quarantine(**config), transform("filterRows", condition="id > 1"))
+        return planned(tmp_path, batch("p", *steps)).steps[2].code_version
+
+    assert version(columns=["id", "name"]) != version()
+    assert version(onFailure="warn") != version()
+    assert version(sampleSize=3, maskColumns=["id"]) == version(), "it is only shown differently"
+
+
+def test_a_pipeline_that_reads_what_another_puts_into_quarantine(tmp_path: Path) -> None:
+    writer = batch("writer", extract_file("rows", "/a.csv"), quarantine())
+    reader = batch(
+        "reader",
+        {"type": "extract", "method": "fromDeltaLake", "config": {"table": "writer.good_quarantine"}},
+        {"type": "extract", "method": "fromDeltaLake", "config": {"table": "writer.good"}},
+    )
+    for document in (writer, reader):
+        write_config(tmp_path, document)
+    links = link_pipelines(plan_folder(load_folder(tmp_path, {})).plans)
+    assert [[link.is_quarantine for link in found] for at in (0, 1) for found in links["reader", at].values()] == [
+        [True],
+        [False],
+    ]
+
+
+def expectations(found: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "validate", "method": "expectations", "config": {"expectations": found}}
+
+
+REFERENTIAL = {"expect": "referential", "columns": ["id"], "references": "other"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "pointer", "expected"),
+    [
+        (
+            [quarantine(), transform("sql", query="SELECT * FROM rows")],
+            "/steps/2/config/query",
+            "'good': take that one",
+        ),
+        (
+            [quarantine(), transform("filterRows", condition="true", inputDataFrame="rows")],
+            "/steps/2/config/inputDataFrame",
+            "has the rows, too, that step 1 puts into quarantine",
+        ),
+        (
+            [quarantine(), transform("union", inputDataFrames=["good", "goo"])],
+            "/steps/2/config/inputDataFrames/1",
+            "'good'",
+        ),
+        (
+            [quarantine(), transform("filterRows", condition="true", registerAs="good_quarantine")],
+            "/steps/1",
+            "called like step 2",
+        ),
+        (
+            [
+                {
+                    "type": "validate",
+                    "method": "expectations",
+                    "config": {"expectations": {"a b": "true", "a.b": "true", "a_b": "true"}},
+                }
+            ],
+            "/steps/1",
+            "would be the check 'expectations_a_b'",
+        ),
+        (
+            [expectations({"a": REFERENTIAL})],
+            "/steps/1/config/expectations/a/references",
+            "no DataFrame 'other'",
+        ),
+        (
+            [
+                transform("filterRows", condition="true", registerAs="other"),
+                {
+                    "type": "validate",
+                    "method": "referential",
+                    "config": {"inputDataFrame": "rows", "columns": ["id"], "references": "other"},
+                },
+            ],
+            "/steps/2/config/references",
+            "would wait for this check",
+        ),
+        (
+            [expectations({"a": {"expect": "notNul"}})],
+            "/steps/1/config/expectations/a/expect",
+            "did you mean 'notNull'",
+        ),
+        (
+            [expectations({"a": {"columns": ["id"]}})],
+            "/steps/1/config/expectations/a/expect",
+            "required and missing",
+        ),
+        (
+            [expectations({"a": {"expect": "inSet", "column": "id", "valuse": [1]}})],
+            "/steps/1/config/expectations/a/valuse",
+            "did you mean 'values'",
+        ),
+        (
+            [expectations({"a": 5})],
+            "/steps/1/config/expectations/a",
+            "expected an object",
+        ),
+    ],
+)
+def test_checks_that_cannot_be(tmp_path: Path, steps: list[dict[str, Any]], pointer: str, expected: str) -> None:
+    issues = issues_of(tmp_path, batch("p", extract_file("rows", "/a.csv"), *steps))
+    assert pointer in issues, issues
+    assert expected in issues[pointer]
+
+
+def test_the_steps_in_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "validation.md").read_text()
+    blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    steps = [extract_file("customers", "/c.csv"), extract_file("orders", "/o.csv"), *blocks]
+    assert len(planned(tmp_path, batch("p", *steps)).steps) == 4

@@ -13,6 +13,8 @@ from pipeline_assets_tests.test_plan import issues_of, planned
 
 EVENTS = {"type": "extract", "method": "fromKafka", "config": {"topic": "events", "registerAs": "events"}}
 WATERMARK = transform("withWatermark", eventTime="at", delay="10 minutes")
+CHECK = {"type": "validate", "method": "notNull", "config": {"columns": ["id"]}}
+QUARANTINE = {**CHECK, "config": {"columns": ["n"], "onFailure": "quarantine"}}
 COUNTS = transform("aggregateData", groupBy=["window"], aggregations={"n": "count(*)"})
 
 
@@ -71,6 +73,39 @@ def test_event_stream_as_written(tmp_path: Path) -> None:
             "batch pipeline",
         ),
         (
+            (EVENTS, {**CHECK, "method": "unique"}, load()),
+            "/steps/1",
+            "unique (id is unique) is not about single rows",
+        ),
+        ((EVENTS, load(), extract_file("rows", "/rows.csv"), CHECK), "/steps/3", "its input is not a stream"),
+        ((EVENTS, CHECK, WATERMARK, COUNTS, load()), "/steps/3", "put the validate step after this one"),
+        (
+            (
+                EVENTS,
+                CHECK,
+                {"type": "extract", "method": "fromKafka", "config": {"topic": "others", "registerAs": "others"}},
+                transform("union", inputDataFrames=["events", "others"]),
+                load(),
+            ),
+            "/steps/1",
+            "one of several streams that step 4 loads",
+        ),
+        (
+            (
+                EVENTS,
+                COUNTS,
+                QUARANTINE,
+                load(outputMode="complete"),
+            ),
+            "/steps/2",
+            "outputMode 'complete'",
+        ),
+        (
+            (EVENTS, load(), {**CHECK, "config": {"columns": ["n"], "onFailure": "quarantine"}}),
+            "/steps/2",
+            "end in a load",
+        ),
+        (
             (EVENTS, {"type": "load", "method": "toS3", "config": {"path": "s3a://b/k", "format": "json"}}),
             "/steps/1",
             "toS3 does not take streams",
@@ -91,6 +126,8 @@ def test_what_no_stream_can_do(steps: tuple[dict[str, Any], ...], pointer: str, 
         (EVENTS, WATERMARK, transform("dropDuplicatesWithinWatermark", columns=["id"]), load()),
         (EVENTS, transform("repartition", numPartitions=3), load()),
         (EVENTS, load(), load(path="/other", checkpointLocation="/checkpoints/other")),
+        (EVENTS, CHECK, transform("withColumns", columns={"x": "1"}), load()),
+        (EVENTS, COUNTS, CHECK, load(outputMode="complete")),
         (
             extract_file("rows", "/rows.csv"),
             transform("cache"),

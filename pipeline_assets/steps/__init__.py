@@ -32,7 +32,19 @@ from pipeline_assets.steps.transform import (
     WithColumns,
     WithWatermark,
 )
-from pipeline_assets.steps.validate import Expectations
+from pipeline_assets.steps.validate import (
+    Expectations,
+    ValidateExpression,
+    ValidateFreshness,
+    ValidateInRange,
+    ValidateInSet,
+    ValidateMatches,
+    ValidateNotNull,
+    ValidateReferential,
+    ValidateRowCount,
+    ValidateSchema,
+    ValidateUnique,
+)
 
 ENTRY_POINT_GROUP = "pipeline_assets.steps"
 
@@ -58,6 +70,16 @@ METHODS: tuple[type[StepMethod], ...] = (
     Cache,
     Uncache,
     UncacheAll,
+    ValidateNotNull,
+    ValidateUnique,
+    ValidateInRange,
+    ValidateInSet,
+    ValidateMatches,
+    ValidateExpression,
+    ValidateRowCount,
+    ValidateFreshness,
+    ValidateReferential,
+    ValidateSchema,
     Expectations,
     ToDeltaLake,
     ToPostgres,

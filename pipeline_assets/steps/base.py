@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.cancellation import Cancellation
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 StepType = Literal["extract", "transform", "validate", "load"]
 OutputMode = Literal["append", "update", "complete"]
+Severity = Literal["error", "warn"]
+OnFailure = Literal["fail", "warn", "quarantine"]
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,42 @@ class LoadResult:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Some of the records that do not meet an expectation, as texts that may be shown; None stands for null."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | None, ...], ...]
+
+
+@dataclass(frozen=True)
 class ExpectationResult:
-    """How one expectation came out: ``failed`` of ``total`` rows do not meet it."""
+    """How one expectation came out: ``failed`` of ``total`` rows do not meet it.
+
+    ``facts``: what else was measured. ``severity`` ``warn``: a failure is told, and stops nothing.
+    """
 
     name: str
+    passed: bool
     failed: int
     total: int
+    severity: Severity = "error"
+    facts: Mapping[str, int | float | str] = field(default_factory=dict)
+    samples: Samples | None = None
 
     @property
-    def passed(self) -> bool:
-        """Whether every row meets it."""
-        return self.failed == 0
+    def percent(self) -> float:
+        """How many of 100 rows do not meet it."""
+        return 100.0 * self.failed / self.total if self.total else 0.0
+
+    def plus(self, later: ExpectationResult) -> ExpectationResult:
+        """Return how it came out for the rows of both, with the samples of the one that has failed last."""
+        return replace(
+            later,
+            passed=self.passed and later.passed,
+            failed=self.failed + later.failed,
+            total=self.total + later.total,
+            samples=later.samples or self.samples,
+        )
 
 
 @dataclass(frozen=True)
@@ -225,21 +252,67 @@ class ValidateMethod(StepMethod):
 
     input_data_frame: str | None = None
     """The DataFrame to check; the previous step's when left out."""
-    blocking: bool = True
-    """Whether steps after this one wait for it and do not run when it fails."""
+    on_failure: OnFailure | None = None
+    """What follows when rows do not meet it: `fail` (when left out), steps that take the DataFrame do not run; `warn`,
+    it is told, and they run; `quarantine`, these rows go to a Delta table, with the reasons, and the others are the
+    DataFrame that later steps take."""
+    quarantine_path: Annotated[str, Field(min_length=1)] | None = None
+    """With onFailure `quarantine`: the Delta table for the rows that do not meet it. When left out it is in the
+    warehouse, called like this step with `_quarantine` after it."""
+    sample_size: int = Field(default=5, ge=0, le=100)
+    """How many of the records that do not meet an expectation are shown, as a sample; 0 for none."""
+    mask_columns: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Columns that samples show as asterisks, such as those with personal data."""
+    blocking: bool | None = None
+    """Older word for onFailure: true is `fail`, false is `warn`."""
+
+    @model_validator(mode="after")
+    def _one_reaction(self) -> Self:
+        if self.blocking is not None and self.on_failure is not None:
+            raise ValueError("'blocking' and 'onFailure' say the same: leave 'blocking' out")
+        if self.quarantine_path is not None and not self.quarantines:
+            raise ValueError("'quarantinePath' needs onFailure 'quarantine'")
+        return self
+
+    @property
+    def reaction(self) -> OnFailure:
+        """What follows when rows do not meet it."""
+        return self.on_failure or ("warn" if self.blocking is False else "fail")
+
+    @property
+    def quarantines(self) -> bool:
+        """Whether it yields a DataFrame: the rows that meet it."""
+        return self.reaction == "quarantine"
 
     def input_names(self) -> tuple[str, ...] | None:
         return None if self.input_data_frame is None else (self.input_data_frame,)
 
-    def stream_problem(self, stream: StreamTraits) -> str | None:
-        return f"{self.method} checks tables: put it into a batch pipeline that reads what this one writes"
+    def reference_names(self) -> tuple[str, ...]:
+        """Return the DataFrames that the one to check is compared with."""
+        return ()
 
     def expectation_names(self) -> dict[str, str]:
-        """Return the expectations that ``validate_frame`` yields, by name, with what each says."""
+        """Return the expectations that ``validate_frame`` yields, by name, with what each says.
+
+        The name is empty where the step is the only one of its kind.
+        """
         raise NotImplementedError
 
-    def validate_frame(self, frame: DataFrame, context: StepContext) -> tuple[ExpectationResult, ...]:
-        """Evaluate every expectation, in one pass over the data."""
+    def check_schema(self, frame: DataFrame, references: Mapping[str, DataFrame], context: StepContext) -> None:
+        """Raise ConfigurationError when an expectation does not fit the DataFrames' schemas. Moves no data."""
+
+    def validate_frame(
+        self, frame: DataFrame, references: Mapping[str, DataFrame], context: StepContext
+    ) -> tuple[ExpectationResult, ...]:
+        """Evaluate every expectation, in one pass over the data. ``references`` are by ``reference_names``."""
+        raise NotImplementedError
+
+    def good_rows(self, frame: DataFrame, context: StepContext) -> DataFrame:
+        """Return the rows that meet what the step expects, lazily; with onFailure ``quarantine`` only."""
+        raise NotImplementedError
+
+    def bad_rows(self, frame: DataFrame, context: StepContext) -> DataFrame:
+        """Return the others, with why and in which run they were found; with onFailure ``quarantine`` only."""
         raise NotImplementedError
 
 
@@ -321,4 +394,16 @@ class StreamingLoad(LoadMethod):
 
     def start_stream(self, frame: DataFrame, context: StepContext, query_name: str) -> StreamingQuery:
         """Start the streaming query that writes ``frame``, and return it without waiting for it."""
+        raise NotImplementedError
+
+    def start_batches(
+        self, frame: DataFrame, context: StepContext, query_name: str, each: Callable[[DataFrame, int], None]
+    ) -> StreamingQuery:
+        """Start a streaming query that gives each micro-batch of ``frame`` to ``each``, with its number."""
+        from pipeline_assets.steps.streaming_write import stream_writer
+
+        return stream_writer(frame, self, context, query_name).foreachBatch(each).start()
+
+    def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, query_id: str) -> None:
+        """Write what a micro-batch has come to, the same way as the query of ``start_stream`` does."""
         raise NotImplementedError

@@ -246,11 +246,19 @@ class _Side:
 
 
 def _check_types(left: _Side, left_key: str, right: _Side, right_key: str) -> None:
-    """Refuse keys whose types Spark would convert behind one's back, or fail on at run time."""
-    from pyspark.sql.types import CharType, NullType, NumericType, StringType, VarcharType
-
     left_name, _, left_type = left.columns[left_key.casefold()]
     right_name, _, right_type = right.columns[right_key.casefold()]
+    check_comparable((left_name, left.name, left_type), (right_name, right.name, right_type))
+
+
+def check_comparable(left: tuple[str, str, DataType], right: tuple[str, str, DataType]) -> None:
+    """Refuse keys whose types Spark would convert behind one's back, or fail on at run time.
+
+    Each is a column, the DataFrame that it is in, and its type. Raises ConfigurationError.
+    """
+    from pyspark.sql.types import CharType, NullType, NumericType, StringType, VarcharType
+
+    (left_name, left_frame, left_type), (right_name, right_frame, right_type) = left, right
     for family in (NumericType, StringType | CharType | VarcharType):
         if isinstance(left_type, family) and isinstance(right_type, family):
             return
@@ -258,9 +266,9 @@ def _check_types(left: _Side, left_key: str, right: _Side, right_key: str) -> No
         return
     wanted = left_type.simpleString()
     raise ConfigurationError(
-        f"join keys have different types: {left_name!r} of {left.name!r} is {wanted}, "
-        f"{right_name!r} of {right.name!r} is {right_type.simpleString()}; cast one of them in a step before, "
-        f'e.g. withColumns {{"columns": {{"{right_name}": "CAST({right_name} AS {wanted})"}}}} on {right.name!r}'
+        f"join keys have different types: {left_name!r} of {left_frame!r} is {wanted}, "
+        f"{right_name!r} of {right_frame!r} is {right_type.simpleString()}; cast one of them in a step before, "
+        f'e.g. withColumns {{"columns": {{"{right_name}": "CAST({right_name} AS {wanted})"}}}} on {right_frame!r}'
     )
 
 

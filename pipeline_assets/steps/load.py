@@ -118,6 +118,22 @@ class ToDeltaLake(StreamingLoad):
     def transaction_app_id(self, query_id: str, checkpoint: Checkpoint) -> str | None:
         return merge_app_id(checkpoint) if self.merge_keys else query_id
 
+    def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, query_id: str) -> None:
+        (path,) = open_for_spark([self.path], self.connection, context)
+        app_id = self.transaction_app_id(query_id, self.checkpoint(context.settings, context.connections))
+        if self.merge_keys:
+            merge = MergeBatch(path, self.merge_keys, self.partition_by, self.merge_schema, str(app_id))
+            merge(frame, batch_id)
+            return
+        # What Delta's own sink for streams does.
+        mode = "overwrite" if self.output_mode == "complete" else "append"
+        writer = frame.write.format("delta").mode(mode).option("txnAppId", app_id).option("txnVersion", batch_id)
+        if self.merge_schema:
+            writer = writer.option("mergeSchema", "true")
+        if self.partition_by:
+            writer = writer.partitionBy(*self.partition_by)
+        writer.save(path)
+
     def start_stream(self, frame: DataFrame, context: StepContext, query_name: str) -> StreamingQuery:
         (path,) = open_for_spark([self.path], self.connection, context)
         writer = stream_writer(frame, self, context, query_name)

@@ -75,6 +75,10 @@ class ToKafka(StreamingLoad):
         writer = stream_writer(self._records(frame), self, context, query_name)
         return writer.format("kafka").options(**self._options(context)).start()
 
+    def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, query_id: str) -> None:
+        self._check(frame, context)
+        self._records(frame).write.format("kafka").mode("append").options(**self._options(context)).save()
+
     @property
     def _input(self) -> str:
         return self.input_data_frame or "input"

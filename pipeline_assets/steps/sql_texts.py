@@ -15,7 +15,7 @@ from pipeline_assets.steps.sql_names import check_is_query
 class SqlText:
     """Marks a type, in its Annotated, as Spark SQL of the ``kind``: ``column`` may be a column's bare name too."""
 
-    kind: Literal["expression", "column", "query", "columns"]
+    kind: Literal["expression", "column", "query", "columns", "type"]
 
 
 SqlExpression = Annotated[str, Field(min_length=1), SqlText("expression")]
@@ -23,6 +23,7 @@ ColumnOrExpression = Annotated[str, Field(min_length=1), SqlText("column")]
 SqlQuery = Annotated[str, AfterValidator(check_is_query), SqlText("query")]
 SqlColumns = Annotated[str, Field(min_length=1), SqlText("columns")]
 """Columns with their types, as Spark's DDL has them."""
+SqlType = Annotated[str, Field(min_length=1), SqlText("type")]
 
 Place = tuple[str | int, ...]
 

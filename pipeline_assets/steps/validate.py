@@ -1,25 +1,281 @@
-"""Checks of what a DataFrame must meet."""
+"""Checks of what a DataFrame must meet: one expectation as a step, or several at once."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipeline_assets.steps.base import ExpectationResult, StepContext, ValidateMethod
+from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.steps.base import ExpectationResult, Severity, StepContext, StreamTraits, ValidateMethod
+from pipeline_assets.steps.evaluation import Sampling, Stated, check_all, evaluate, failed_names
+from pipeline_assets.steps.expectations import Expectation, Expression, InRange, InSet, Matches, NotNull
 from pipeline_assets.steps.sql_texts import SqlExpression
+from pipeline_assets.steps.table_expectations import Freshness, Referential, RowCount, Schema, Unique
+from pipeline_assets.steps.transform import quote
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+REASONS_COLUMN = "quarantine_reasons"
+RUN_ID_COLUMN = "quarantine_run_id"
+TIME_COLUMN = "quarantined_at"
 
-class Expectations(ValidateMethod):
-    """Checks that rows meet SQL conditions, all of them in one pass over the data."""
+
+class ExpectationStep(ValidateMethod):
+    """What all steps that state expectations have in common."""
+
+    def stated(self) -> tuple[Stated, ...]:
+        """Return the expectations, by name, with what their failure counts."""
+        raise NotImplementedError
+
+    def expectation_names(self) -> dict[str, str]:
+        return {item.name: item.expectation.says() for item in self.stated()}
+
+    def reference_names(self) -> tuple[str, ...]:
+        found = (item.expectation.reference() for item in self.stated())
+        return tuple(dict.fromkeys(name for name in found if name is not None))
+
+    def stream_problem(self, stream: StreamTraits) -> str | None:
+        if not any(stream.inputs):
+            return "its input is not a stream: check that DataFrame in a batch pipeline"
+        for item in self.stated():
+            if not item.expectation.is_row_wise:
+                which = f"expectation {item.name!r}" if item.name else self.method
+                return (
+                    f"{which} ({item.expectation.says()}) is not about single rows, and a stream is checked one "
+                    "micro-batch at a time: check the table that the stream writes in a batch pipeline"
+                )
+        if self.quarantines and "complete" in stream.output_modes:
+            return (
+                "with outputMode 'complete' each micro-batch has all rows again, and they would be put into quarantine "
+                "again: use onFailure 'fail' or 'warn'"
+            )
+        return None
+
+    def check_schema(self, frame: DataFrame, references: Mapping[str, DataFrame], context: StepContext) -> None:
+        check_all(self.stated(), frame, references, self._sampling)
+        if self.quarantines:
+            there = {column.casefold() for column in frame.columns}
+            taken = [name for name in (REASONS_COLUMN, RUN_ID_COLUMN, TIME_COLUMN) if name in there]
+            if taken:
+                raise ConfigurationError(
+                    f"the DataFrame has a column {taken[0]!r}, which rows in quarantine get: rename it before"
+                )
+
+    def validate_frame(
+        self, frame: DataFrame, references: Mapping[str, DataFrame], context: StepContext
+    ) -> tuple[ExpectationResult, ...]:
+        return evaluate(self.stated(), frame, references, self._sampling)
+
+    def good_rows(self, frame: DataFrame, context: StepContext) -> DataFrame:
+        from pyspark.sql import functions as F  # noqa: N812
+
+        return frame.where(F.size(failed_names(self._kept_to(), frame)) == 0)
+
+    def bad_rows(self, frame: DataFrame, context: StepContext) -> DataFrame:
+        from pyspark.sql import functions as F  # noqa: N812
+
+        reasons = failed_names(self._kept_to(), frame)
+        told = {REASONS_COLUMN: reasons, RUN_ID_COLUMN: F.lit(context.run_id), TIME_COLUMN: F.current_timestamp()}
+        return frame.withColumns(told).where(F.size(quote(REASONS_COLUMN)) > 0)
+
+    def _kept_to(self) -> list[Stated]:
+        """Return what rows are put into quarantine for."""
+        return [item for item in self.stated() if item.expectation.severity != "warn"]
+
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(self.sample_size, self.mask_columns)
+
+    def _severity(self, own: Severity | None) -> Severity:
+        return own or ("error" if self.reaction == "fail" else "warn")
+
+    @model_validator(mode="after")
+    def _only_rows_in_quarantine(self) -> Self:
+        others = [item for item in self.stated() if not item.expectation.is_row_wise]
+        if self.quarantines and others:
+            which = f" {others[0].name!r}" if others[0].name else ""
+            raise ValueError(
+                f"onFailure 'quarantine' puts single rows aside, and the expectation{which} "
+                f"({others[0].expectation.says()}) is not about single rows: give it a validate step of its own, with "
+                "onFailure 'fail' or 'warn'"
+            )
+        if self.quarantines and not self._kept_to():
+            raise ValueError("every expectation has severity 'warn', so no row is put into quarantine: see 'onFailure'")
+        return self
+
+
+class SingleExpectation(ExpectationStep, Expectation):
+    """A step that is one expectation."""
+
+    def stated(self) -> tuple[Stated, ...]:
+        return (Stated("", self, self._severity(self.severity)),)
+
+
+class ValidateNotNull(SingleExpectation, NotNull):
+    """Expects values: no nulls. NaN is a value."""
+
+    method = "notNull"
+
+
+class ValidateUnique(SingleExpectation, Unique):
+    """Expects each row to have values of its own in some columns. Nulls are equal to nothing, as in SQL.
+
+    Failed rows are those that repeat another one.
+    """
+
+    method = "unique"
+
+
+class ValidateInRange(SingleExpectation, InRange):
+    """Expects values between bounds. A NaN is in no range."""
+
+    method = "inRange"
+
+
+class ValidateInSet(SingleExpectation, InSet):
+    """Expects values to be among some."""
+
+    method = "inSet"
+
+
+class ValidateMatches(SingleExpectation, Matches):
+    """Expects texts that a regular expression matches as a whole."""
+
+    method = "matches"
+
+
+class ValidateExpression(SingleExpectation, Expression):
+    """Expects rows to meet a SQL condition."""
+
+    method = "expression"
+
+
+class ValidateRowCount(SingleExpectation, RowCount):
+    """Expects a number of rows."""
+
+    method = "rowCount"
+
+
+class ValidateFreshness(SingleExpectation, Freshness):
+    """Expects recent rows: the newest time in a column is not older than so long. No rows are not recent."""
+
+    method = "freshness"
+
+
+class ValidateReferential(SingleExpectation, Referential):
+    """Expects rows to have their counterpart in another DataFrame, as a foreign key does. A null needs none."""
+
+    method = "referential"
+
+
+class ValidateSchema(SingleExpectation, Schema):
+    """Expects columns of certain types. No data are read for it.
+
+    Failed are columns, not rows.
+    """
+
+    method = "schema"
+
+
+class NotNullEntry(NotNull):
+    """`notNull` as one of several."""
+
+    expect: Literal["notNull"]
+
+
+class UniqueEntry(Unique):
+    """`unique` as one of several."""
+
+    expect: Literal["unique"]
+
+
+class InRangeEntry(InRange):
+    """`inRange` as one of several."""
+
+    expect: Literal["inRange"]
+
+
+class InSetEntry(InSet):
+    """`inSet` as one of several."""
+
+    expect: Literal["inSet"]
+
+
+class MatchesEntry(Matches):
+    """`matches` as one of several."""
+
+    expect: Literal["matches"]
+
+
+class ExpressionEntry(Expression):
+    """`expression` as one of several."""
+
+    expect: Literal["expression"]
+
+
+class RowCountEntry(RowCount):
+    """`rowCount` as one of several."""
+
+    expect: Literal["rowCount"]
+
+
+class FreshnessEntry(Freshness):
+    """`freshness` as one of several."""
+
+    expect: Literal["freshness"]
+
+
+class ReferentialEntry(Referential):
+    """`referential` as one of several."""
+
+    expect: Literal["referential"]
+
+
+class SchemaEntry(Schema):
+    """`schema` as one of several."""
+
+    expect: Literal["schema"]
+
+
+Entry = Annotated[
+    NotNullEntry
+    | UniqueEntry
+    | InRangeEntry
+    | InSetEntry
+    | MatchesEntry
+    | ExpressionEntry
+    | RowCountEntry
+    | FreshnessEntry
+    | ReferentialEntry
+    | SchemaEntry,
+    Field(discriminator="expect"),
+]
+
+
+def _form(value: Any) -> str:
+    return "condition" if isinstance(value, str) else "expectation"
+
+
+ConditionOrEntry = Annotated[
+    Annotated[SqlExpression, Tag("condition")] | Annotated[Entry, Tag("expectation")], Discriminator(_form)
+]
+
+
+class Expectations(ExpectationStep):
+    """Checks several expectations, in one pass over the data.
+
+    An expectation is a SQL condition that each row must meet, or an object: `expect` names one of the other validate
+    methods, and the further keys are its keys, e.g. `{"expect": "inRange", "column": "amount", "min": 0}`.
+    """
 
     method = "expectations"
 
-    expectations: dict[Annotated[str, Field(min_length=1)], SqlExpression] = {}
-    """By name: a SQL condition that each row must meet, e.g. `amount >= 0`. A row for which it is null does not."""
+    expectations: dict[Annotated[str, Field(min_length=1)], ConditionOrEntry] = {}
+    """By name: a SQL condition that each row must meet, e.g. `amount >= 0` (a row for which it is null does not), or
+    an object with `expect`."""
     min_rows: int | None = Field(default=None, ge=0)
     """The fewest rows there may be."""
     max_rows: int | None = Field(default=None, ge=0)
@@ -36,22 +292,13 @@ class Expectations(ValidateMethod):
             raise ValueError(f"an expectation can't be called {taken[0]!r}: that is a key of this step")
         return self
 
-    def expectation_names(self) -> dict[str, str]:
-        bounds = {"minRows": self.min_rows, "maxRows": self.max_rows}
-        return {**self.expectations, **{name: f"{name} {rows}" for name, rows in bounds.items() if rows is not None}}
-
-    def validate_frame(self, frame: DataFrame, context: StepContext) -> tuple[ExpectationResult, ...]:
-        from pyspark.sql import functions as F  # noqa: N812
-
-        failures = [
-            F.count_if(~F.coalesce(F.expr(condition), F.lit(False))).alias(f"failed_{position}")
-            for position, condition in enumerate(self.expectations.values())
-        ]
-        (row,) = frame.agg(F.count(F.lit(1)).alias("total"), *failures).collect()
-        total, *failed = map(int, row)
-        results = [ExpectationResult(name, count, total) for name, count in zip(self.expectations, failed, strict=True)]
+    def stated(self) -> tuple[Stated, ...]:
+        found: dict[str, Expectation] = {
+            name: Expression(condition=given) if isinstance(given, str) else given
+            for name, given in self.expectations.items()
+        }
         if self.min_rows is not None:
-            results.append(ExpectationResult("minRows", max(0, self.min_rows - total), total))
+            found["minRows"] = RowCount(min=self.min_rows)
         if self.max_rows is not None:
-            results.append(ExpectationResult("maxRows", max(0, total - self.max_rows), total))
-        return tuple(results)
+            found["maxRows"] = RowCount(max=self.max_rows)
+        return tuple(Stated(name, given, self._severity(given.severity)) for name, given in found.items())

@@ -10,19 +10,27 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pipeline_assets.errors import PipelineError, PipelineExecutionError, RetryableError, StreamingQueryError
+from pipeline_assets.errors import (
+    DataValidationError,
+    PipelineError,
+    PipelineExecutionError,
+    RetryableError,
+    StreamingQueryError,
+)
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.spark.failures import is_spark_error, spark_failure
 from pipeline_assets.spark.stream_support import check_stream_support
-from pipeline_assets.steps.base import StreamingLoad
+from pipeline_assets.steps.base import StreamingLoad, ValidateMethod
 from pipeline_assets.steps.delta_log import Commit, find_transaction
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.load import ToDeltaLake
 from pipeline_assets.steps.paths import open_for_spark
+from pipeline_assets.stream_rules import Guarded, guarded
 from pipeline_assets.streaming.checkpoint_binding import bind
 from pipeline_assets.streaming.checkpoint_lease import CheckpointLease
 from pipeline_assets.streaming.dead_letters import DeadLetters, dead_letters_of
+from pipeline_assets.streaming.micro_batches import BatchChecks, MicroBatches, refuse_connect
 from pipeline_assets.transience import marked, transience_of
 
 if TYPE_CHECKING:
@@ -69,12 +77,13 @@ class StreamingPipeline:
         self._grace_seconds = grace_seconds
         self._queries: list[_Watched] = []
 
-    def watch(self) -> Iterator[BatchProgress]:
-        """Start every query, yield their progress, and end when all have ended or a stop is asked for.
+    def watch(self) -> Iterator[BatchProgress | BatchChecks]:
+        """Start every query, yield their progress and how their micro-batches were checked, and end when all have ended
+        or a stop is asked for.
 
         On every way out, errors included, all queries have been stopped, after the batch in flight where the grace
-        period allows it. Raises ConfigurationError before any query starts for what can't run, and
-        StreamingQueryError when a query fails.
+        period allows it. Raises ConfigurationError before any query starts for what can't run, DataValidationError
+        when a micro-batch does not meet a validate step, and StreamingQueryError when a query fails otherwise.
         """
         with ExitStack() as leases:
             self._take_checkpoints(leases)
@@ -83,12 +92,12 @@ class StreamingPipeline:
                 self._start()
                 while not self._cancellation.stop.is_set() and any(query.is_active for query in self._queries):
                     yield from self._news()
-                    self._raise_failure()
+                    yield from self._until_failure()
                     self._check_leases()
                     self._cancellation.stop.wait(_POLL_SECONDS)
             finally:
                 self._stop_all()
-            self._raise_failure()
+            yield from self._until_failure()
             yield from self._news()
 
     def _take_checkpoints(self, leases: ExitStack) -> None:
@@ -119,6 +128,13 @@ class StreamingPipeline:
             with self.run.errors_of(load, [frame]):
                 method.check_schema(frame, self.run.context)
                 check_stream_support(frame, method.output_mode or "append")
+            if self._guarded(load) is not None:
+                refuse_connect(self.run, load)
+        for step in plan.steps:
+            if isinstance(step.method, ValidateMethod):
+                frame = self.run.dataframe(plan.steps[step.inputs[0]])
+                with self.run.errors_of(step, [frame]):
+                    step.method.check_schema(frame, {}, self.run.context)
         self._dead_letters: dict[int, list[DeadLetters]] = {}
         for load, dead_letters in dead_letters_of(self.run):
             found = dead_letters.make_up()
@@ -127,17 +143,33 @@ class StreamingPipeline:
             self._dead_letters.setdefault(load.index, []).append(dead_letters)
 
     def _start(self) -> None:
-        for load in self.run.plan.stream_loads():
-            query = self.run.start_stream(load, f"{self.run.plan.name}/{load.name}")
-            self._queries.append(_Watched(self.run, load, query, self._dead_letters.get(load.index, [])))
+        plan = self.run.plan
+        told: set[int] = set()
+        for load in plan.stream_loads():
+            name, letters = f"{plan.name}/{load.name}", self._dead_letters.get(load.index, [])
+            found = self._guarded(load)
+            if found is None:
+                watched = _Watched(self.run, load, self.run.start_stream(load, name), letters)
+            else:
+                batches = MicroBatches(self.run, load, found, frozenset(set(found.guards) - told))
+                told |= set(found.guards)
+                query = self.run.start_batches(load, plan.steps[found.source], name, batches)
+                watched = _Watched(self.run, load, query, letters, batches)
+            self._queries.append(watched)
 
-    def _news(self) -> Iterator[BatchProgress]:
+    def _guarded(self, load: PlannedStep) -> Guarded | None:
+        plan = self.run.plan
+        return guarded(plan.pipeline, [step.inputs for step in plan.steps], load.index)
+
+    def _news(self) -> Iterator[BatchProgress | BatchChecks]:
         for query in self._queries:
             yield from query.news()
 
-    def _raise_failure(self) -> None:
+    def _until_failure(self) -> Iterator[BatchProgress | BatchChecks]:
+        """Raise why a query has failed, if one has, after what is there to tell."""
         for query in self._queries:
             if (failure := query.failure()) is not None:
+                yield from self._news()
                 raise failure
 
     def _stop_all(self) -> None:
@@ -159,8 +191,14 @@ class _Watched:
     """A started query of one load."""
 
     def __init__(
-        self, run: PipelineRun, load: PlannedStep, query: StreamingQuery, dead_letters: list[DeadLetters]
+        self,
+        run: PipelineRun,
+        load: PlannedStep,
+        query: StreamingQuery,
+        dead_letters: list[DeadLetters],
+        batches: MicroBatches | None = None,
     ) -> None:
+        self._batches = batches
         self._run = run
         self._load = load
         self._query = query
@@ -205,8 +243,10 @@ class _Watched:
                 self._failure = self._explained(error)
             return otherwise
 
-    def news(self) -> Iterator[BatchProgress]:
-        """Yield the progress that has not been told yet, with the dead letters of its batch written."""
+    def news(self) -> Iterator[BatchProgress | BatchChecks]:
+        """Yield what has not been told yet: checks, and progress with the dead letters of its batch written."""
+        if self._batches is not None:
+            yield from self._batches.news()
         last = self._last_progress()
         if last is None or last.timestamp == self._seen:
             return
@@ -264,8 +304,13 @@ class _Watched:
 
     def _explained(self, error: Exception) -> PipelineError:
         """Return what ended the query, with what helps to find it again in logs and tables."""
-        if isinstance(error, ConnectionError):
-            cause: PipelineError = RetryableError("Spark's JVM is gone", kind="lostExecutor", details=str(error))
+        refused = self._batches.failure if self._batches is not None else None
+        if isinstance(refused, DataValidationError):
+            return refused
+        if refused is not None:
+            cause: PipelineError = refused
+        elif isinstance(error, ConnectionError):
+            cause = RetryableError("Spark's JVM is gone", kind="lostExecutor", details=str(error))
         else:
             cause = spark_failure(error)
         facts = [

@@ -1,41 +1,317 @@
-"""Expectations, counted by hand."""
+"""Expectations: each kind counted by hand and, on real data, by DuckDB and pandas; the passes over the data counted."""
 
 from __future__ import annotations
 
-from typing import Any
+import datetime as dt
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
+import duckdb
+import pandas as pd
 import pytest
 
-from pipeline_assets.steps.base import ExpectationResult, StepContext
-from pipeline_assets.steps.validate import Expectations
-from pipeline_assets_tests.steps.frames import frame_of
+from devstack.demo_data import cdnow_customers, cdnow_purchases, flight_logs
+from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
+from pipeline_assets.steps.base import ExpectationResult, Samples, StepContext, ValidateMethod
+from pipeline_assets.steps.validate import (
+    Expectations,
+    ValidateExpression,
+    ValidateFreshness,
+    ValidateInRange,
+    ValidateInSet,
+    ValidateMatches,
+    ValidateNotNull,
+    ValidateReferential,
+    ValidateRowCount,
+    ValidateSchema,
+    ValidateUnique,
+)
+from pipeline_assets_tests.steps.frames import frame_of, rows_of
 
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+NAN, INF = float("nan"), float("inf")
 ROWS = [(1, 5), (2, -1), (3, None), (None, 7)]
+SCHEMA = "id INT, amount INT"
 
 
-def test_each_expectation_counts_its_failures(context: StepContext) -> None:
-    frame = frame_of(context.spark, "id INT, amount INT", ROWS)
-    method = Expectations(
-        expectations={"has id": "id IS NOT NULL", "positive": "amount > 0", "any": "true -- always"},
-        min_rows=5,
-        max_rows=5,
+def only(step: ValidateMethod, frame: DataFrame, context: StepContext, **references: DataFrame) -> ExpectationResult:
+    """Return the result of a step with one expectation, after the look at the schema that comes before."""
+    step.check_schema(frame, references, context)
+    (result,) = step.validate_frame(frame, references, context)
+    return result
+
+
+def failed(step: ValidateMethod, frame: DataFrame, context: StepContext, **references: DataFrame) -> tuple[bool, int]:
+    result = only(step, frame, context, **references)
+    return result.passed, result.failed
+
+
+def test_several_expectations_of_both_forms(context: StepContext) -> None:
+    frame = frame_of(context.spark, SCHEMA, ROWS)
+    method = Expectations.model_validate(
+        {
+            "expectations": {
+                "has id": "id IS NOT NULL",
+                "positive": {"expect": "inRange", "column": "amount", "min": 1, "severity": "warn"},
+                "any": "true -- always",
+                "one id each": {"expect": "unique", "columns": ["id"]},
+                "columns": {"expect": "schema", "columns": {"id": "int", "amount": "INTEGER"}},
+            },
+            "minRows": 5,
+            "maxRows": 5,
+        }
     )
-    assert method.validate_frame(frame, context) == (
-        ExpectationResult("has id", 1, 4),
-        ExpectationResult("positive", 2, 4),
-        ExpectationResult("any", 0, 4),
-        ExpectationResult("minRows", 1, 4),
-        ExpectationResult("maxRows", 0, 4),
-    )
-    assert Expectations(max_rows=3).validate_frame(frame, context) == (ExpectationResult("maxRows", 1, 4),)
+    method.check_schema(frame, {}, context)
+    results = {result.name: result for result in method.validate_frame(frame, {}, context)}
+    assert {name: (found.passed, found.failed, found.total) for name, found in results.items()} == {
+        "has id": (False, 1, 4),
+        "positive": (False, 2, 4),
+        "any": (True, 0, 4),
+        "one id each": (True, 0, 4),
+        "columns": (True, 0, 2),
+        "minRows": (False, 1, 4),
+        "maxRows": (True, 0, 4),
+    }
+    assert results["positive"].severity == "warn"
+    assert results["has id"].severity == "error"
+    assert results["positive"].percent == 50.0
+    assert results["positive"].samples == Samples(("id", "amount"), (("2", "-1"), ("3", None)))
+    assert results["any"].samples is None
+    assert set(method.expectation_names()) == set(results)
+
+
+ALL_KINDS: dict[str, Any] = {
+    "condition": "v > 0",
+    "set": {"expect": "notNull", "columns": ["v"]},
+    "in range": {"expect": "inRange", "column": "v", "min": 0},
+    "in set": {"expect": "inSet", "column": "v", "values": [1, 2]},
+    "like": {"expect": "matches", "column": "t", "pattern": "a+"},
+    "in words": {"expect": "expression", "condition": "v = w"},
+    "alone": {"expect": "unique", "columns": ["v"]},
+    "known": {"expect": "referential", "columns": ["v"], "references": "other"},
+}
 
 
 def test_no_rows(context: StepContext) -> None:
-    frame = frame_of(context.spark, "id INT", [])
-    method = Expectations(expectations={"has id": "id IS NOT NULL"}, min_rows=0)
-    results = method.validate_frame(frame, context)
-    assert all(result.passed for result in results)
-    assert [result.total for result in results] == [0, 0]
+    frame = frame_of(context.spark, "v INT, w INT, t STRING, at TIMESTAMP", [])
+    step = Expectations.model_validate({"expectations": ALL_KINDS, "minRows": 0})
+    others = {"other": frame}
+    step.check_schema(frame, others, context)
+    results = step.validate_frame(frame, others, context)
+    assert len(results) == len(ALL_KINDS) + 1
+    assert [(found.passed, found.failed, found.total, found.percent) for found in results] == [(True, 0, 0, 0.0)] * 9
+    assert failed(ValidateRowCount(min=1), frame, context) == (False, 1)
+    assert failed(ValidateFreshness(column="at", max_age="1 day"), frame, context) == (False, 0)
+
+
+def test_not_null(context: StepContext) -> None:
+    frame = frame_of(
+        context.spark, "a DOUBLE, b STRUCT<`c.d`: INT>", [(1.0, (1,)), (NAN, (2,)), (None, None), (4.0, (None,))]
+    )
+    assert failed(ValidateNotNull(columns=("a",)), frame, context) == (False, 1)
+    assert failed(ValidateNotNull(columns=("A", "b.C.D")), frame, context) == (False, 2)
+
+
+def test_unique(context: StepContext) -> None:
+    rows = [(1, "x", NAN), (1, "x", NAN), (1, "y", 0.0), (None, "x", -0.0), (None, "x", None), (1, "x", 5.0)]
+    frame = frame_of(context.spark, "a INT, b STRING, c DOUBLE", rows)
+    result = only(ValidateUnique(columns=("a", "b")), frame, context)
+    assert (result.passed, result.failed, result.total) == (False, 2, 6)
+    assert result.samples == Samples(("a", "b", "number of rows"), (("1", "x", "3"),))
+    hidden = only(ValidateUnique(columns=("a", "b"), mask_columns=("b",)), frame, context)
+    assert hidden.samples == Samples(("a", "b", "number of rows"), (("1", "*********", "3"),))
+    assert failed(ValidateUnique(columns=("c",)), frame, context) == (False, 2)
+
+
+@pytest.mark.parametrize(
+    ("schema", "values", "config", "count"),
+    [
+        ("DOUBLE", [0.0, 1.0, 1.5, NAN, INF, None], {"min": 0, "max": 1}, 4),
+        ("DOUBLE", [0.0, 1.0, NAN, None], {"min": 0, "max": 1, "exclusive": True}, 4),
+        ("DOUBLE", [NAN, INF, None], {"min": 0, "allowNull": True}, 1),
+        ("FLOAT", [0.1, 0.2], {"min": 0.1, "max": 0.1}, 1),
+        ("INT", [0, 1, 2], {"min": 0.5}, 1),
+        ("BIGINT", [2**53, 2**53 + 1], {"max": 2**53}, 1),
+        ("INT", [0, 1, 2], {"min": "1", "max": "1.5"}, 2),
+        ("DECIMAL(20,2)", [Decimal("0.10"), Decimal("0.11"), None], {"max": 0.1}, 2),
+        ("DECIMAL(38,0)", [Decimal(10**37), Decimal(1)], {"max": str(10**37 - 1)}, 1),
+        ("STRING", ["a", "b", "c"], {"min": "b", "max": "b"}, 2),
+        ("DATE", [dt.date(2024, 1, 31), dt.date(2024, 2, 1)], {"max": "2024-01-31"}, 1),
+        ("TIMESTAMP", [dt.datetime(2024, 1, 1, tzinfo=dt.UTC)], {"min": "2024-01-01T00:00:00.000001+00:00"}, 1),
+        ("TIMESTAMP", [dt.datetime(2024, 1, 1, tzinfo=dt.UTC)], {"min": "2024-01-01T01:00:00+01:00"}, 0),
+        ("TIMESTAMP_NTZ", [dt.datetime(2024, 1, 1)], {"min": "2024-01-01", "exclusive": True}, 1),
+    ],
+)
+def test_in_range(schema: str, values: list[Any], config: dict[str, Any], count: int, context: StepContext) -> None:
+    frame = frame_of(context.spark, f"`the value` {schema}", [(value,) for value in values])
+    step = ValidateInRange.model_validate({"column": "the value", **config})
+    assert failed(step, frame, context) == (count == 0, count)
+
+
+@pytest.mark.parametrize(
+    ("schema", "values", "config", "count"),
+    [
+        ("STRING", ["1", "true", "x", None], {"values": ["1", 2, "x"]}, 2),
+        ("STRING", ["x", None], {"values": ["x"], "allowNull": True}, 0),
+        ("INT", [1, 2, None], {"values": ["1", 3]}, 2),
+        ("BOOLEAN", [True, False], {"values": [True]}, 1),
+        ("DOUBLE", [0.1, NAN], {"values": [0.1]}, 1),
+        ("DECIMAL(5,2)", [Decimal("0.10"), Decimal("0.2")], {"values": [0.1, 7]}, 1),
+        ("DATE", [dt.date(2024, 1, 1), dt.date(2024, 1, 2)], {"values": ["2024-01-02"]}, 1),
+    ],
+)
+def test_in_set(schema: str, values: list[Any], config: dict[str, Any], count: int, context: StepContext) -> None:
+    frame = frame_of(context.spark, f"v {schema}", [(value,) for value in values])
+    step = ValidateInSet.model_validate({"column": "v", **config})
+    assert failed(step, frame, context) == (count == 0, count)
+
+
+def test_matches_means_the_whole_text(context: StepContext) -> None:
+    texts = ["AB1", "AB12 ", "xAB1", "AB1\n", "", None]
+    frame = frame_of(context.spark, "`a.b` STRING, n INT", [(text, 10) for text in texts])
+    assert failed(ValidateMatches(column="a.b", pattern="[A-Z]{2}[0-9]+|"), frame, context) == (False, 4)
+    assert failed(ValidateMatches(column="a.b", pattern="(?i)ab1", allow_null=True), frame, context) == (False, 4)
+    assert failed(ValidateMatches(column="n", pattern="1\\d"), frame, context) == (True, 0)
+
+
+def test_expression(context: StepContext) -> None:
+    frame = frame_of(context.spark, SCHEMA, ROWS)
+    assert failed(ValidateExpression(condition="amount > 0 OR id = 2"), frame, context) == (False, 1)
+
+
+def test_row_count(context: StepContext) -> None:
+    frame = frame_of(context.spark, SCHEMA, ROWS)
+    assert failed(ValidateRowCount(min=4, max=4), frame, context) == (True, 0)
+    assert failed(ValidateRowCount(min=6), frame, context) == (False, 2)
+    assert failed(ValidateRowCount(max=3), frame, context) == (False, 1)
+
+
+def test_freshness(context: StepContext) -> None:
+    now = dt.datetime.now(dt.UTC)
+    rows = [(now - dt.timedelta(hours=hours), (now - dt.timedelta(hours=hours)).date()) for hours in (5, 100)]
+    frame = frame_of(context.spark, "at TIMESTAMP, day DATE", [*rows, (None, None)])
+    assert failed(ValidateFreshness(column="at", max_age="1 day"), frame, context) == (True, 0)
+    stale = only(ValidateFreshness(column="at", max_age="4 hours"), frame, context)
+    assert (stale.passed, stale.failed) == (False, 3)
+    assert 5 * 3600 <= float(stale.facts["age_seconds"]) < 6 * 3600
+    assert failed(ValidateFreshness(column="day", max_age="3 days"), frame, context) == (True, 0)
+    assert failed(ValidateFreshness(column="at", max_age="1 day"), frame.where("at IS NULL"), context) == (False, 1)
+
+
+def test_referential(context: StepContext) -> None:
+    frame = frame_of(context.spark, "id INT, parent BIGINT, kind STRING", [(1, None, "a"), (2, 1, "a"), (3, 9, "b")])
+    step = ValidateReferential(columns=("parent",), references="rows", referenced_columns=("id",))
+    result = only(step, frame, context, rows=frame)
+    assert (result.failed, result.total) == (1, 3)
+    assert result.samples == Samples(("id", "parent", "kind"), (("3", "9", "b"),))
+    pairs = ValidateReferential(columns=("id", "kind"), references="known")
+    twice = frame_of(context.spark, "id INT, kind STRING", [(1, "a"), (1, "a"), (2, "b"), (None, None)])
+    assert only(pairs, frame, context, known=twice).failed == 2
+    assert only(pairs, frame, context, known=twice).total == 3, "no row is counted twice"
+
+
+def test_schema(context: StepContext) -> None:
+    frame = frame_of(context.spark, "id BIGINT, `a b` DECIMAL(10,2), tags ARRAY<STRING>", [])
+    right = {"ID": "bigint", "a b": "DECIMAL(10,2)", "tags": "ARRAY<STRING>"}
+    assert failed(ValidateSchema(columns=right, allow_others=False), frame, context) == (True, 0)
+    wrong = ValidateSchema(columns={"id": "INT", "name": "STRING", "tags": "ARRAY<STRING>"}, allow_others=False)
+    result = only(wrong, frame, context)
+    assert (result.passed, result.failed, result.total) == (False, 3, 3)
+    assert result.samples is not None
+    assert result.samples.rows == (("id", "int", "bigint"), ("name", "string", None), ("a b", None, "decimal(10,2)"))
+
+
+class TestSamples:
+    def test_are_limited(self, context: StepContext) -> None:
+        frame = context.spark.range(0, 1000, 1, 4).selectExpr("id", "id % 2 = 0 AS ok")
+        for size in (0, 3, 100):
+            result = only(ValidateExpression(condition="ok", sample_size=size), frame, context)
+            assert result.failed == 500
+            rows = result.samples.rows if result.samples else ()
+            assert len(rows) == size
+            assert all(text == "false" and int(str(number)) % 2 == 1 for number, text in rows)
+
+    def test_hide_what_is_not_to_be_seen(self, context: StepContext) -> None:
+        row = (1, "a@b.example", "hunter2", "url=postgres://u:hunter3@h/d", (("Main", "hunter4"),), b"\x00\xff", None)
+        schema = (
+            "id INT, email STRING, api_key STRING, note STRING, place ARRAY<STRUCT<street: STRING, password: STRING>>, "
+            "raw BINARY, nothing VOID"
+        )
+        frame = frame_of(context.spark, schema, [row])
+        result = only(ValidateExpression(condition="false", mask_columns=("EMAIL", "id")), frame, context)
+        assert result.samples is not None
+        shown = dict(zip(result.samples.columns, result.samples.rows[0], strict=True))
+        assert shown["email"] == shown["id"] == shown["api_key"] == "*********"
+        assert "hunter" not in str(result)
+        assert "Main" in str(shown["place"])
+        assert (shown["raw"], shown["nothing"]) == ("0x00FF", None)
+        nested = ValidateExpression(condition="false", mask_columns=("s.x",))
+        inside = frame_of(context.spark, "s STRUCT<x: STRING, y: INT>", [(("secret", 1),)])
+        found = only(nested, inside, context).samples
+        assert found == Samples(("s",), (("*********",),)), "all of a struct that has something to hide"
+
+
+def test_columns_of_one_name(context: StepContext) -> None:
+    """As a join may yield them."""
+    one = frame_of(context.spark, "id INT, v INT", [(1, 1)])
+    frame = one.join(one.selectExpr("id", "v AS w"), one["id"] == one["id"])
+    result = only(ValidateExpression(condition="v > 1"), frame, context)
+    assert result.samples == Samples(("v", "w"), (("1", "1"),))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (ValidateNotNull(columns=("idd",)), "no column 'idd', did you mean 'id'"),
+        (ValidateNotNull(columns=("s.cty",)), "did you mean 's.city'"),
+        (ValidateUnique(columns=("amuont",)), "did you mean 'amount'"),
+        (ValidateInRange(column="x", min=1), "no column 'x'"),
+        (ValidateInSet(column="x", values=("a",)), "no column 'x'"),
+        (ValidateMatches(column="x", pattern="a"), "no column 'x'"),
+        (ValidateFreshness(column="x", max_age="1 day"), "no column 'x'"),
+        (ValidateFreshness(column="id", max_age="1 day"), "needs a date or a timestamp"),
+        (ValidateExpression(condition="amuont > 1"), "did you mean 'amount'"),
+        (ValidateExpression(condition="amount"), "expected a condition"),
+        (ValidateExpression(condition="count(*) > 1"), ""),
+        (ValidateExpression(condition="amount >"), "Syntax error"),
+        (ValidateInRange(column="id", min="many"), "'many' can't be compared with column 'id', which is int"),
+        (ValidateInRange(column="at", max=5), "5 can't be compared with column 'at'"),
+        (ValidateInRange(column="at", max="yesterday"), "ISO text"),
+        (ValidateInSet(column="id", values=(True,)), "True can't be compared"),
+        (ValidateInSet(column="s", values=("a",)), "'a' can't be compared"),
+        (ValidateMatches(column="at", pattern="(["), "no regular expression"),
+        (ValidateSchema(columns={"id": "BIGIT"}), "none of Spark SQL"),
+        (ValidateSchema(columns={"id": "INT, x INT"}), "none of Spark SQL"),
+        (
+            ValidateReferential(columns=("id",), references="other", referenced_columns=("idd",)),
+            "'other' has no column",
+        ),
+        (ValidateReferential(columns=("id",), references="other", referenced_columns=("at",)), "different types"),
+        (ValidateRowCount(min=1, mask_columns=("amont",)), "did you mean 'amount'"),
+    ],
+)
+def test_what_does_not_fit_is_found_without_the_data(step: ValidateMethod, message: str, context: StepContext) -> None:
+    frame = frame_of(context.spark, "id INT, amount INT, at TIMESTAMP, s STRUCT<city: STRING>", [])
+    named = Expectations.model_validate(
+        {
+            "expectations": {"this one": {"expect": step.method, **_own(step)}},
+            "maskColumns": list(step.mask_columns),
+        }
+    )
+    for tried in (step, named):
+        with pytest.raises(ConfigurationError) as caught:
+            tried.check_schema(frame, {"other": frame}, context)
+        assert message in str(caught.value)
+        assert tried is step or step.mask_columns or "expectation 'this one': " in caught.value.message
+    if message.startswith("no column"):
+        assert isinstance(caught.value, DataFrameResolutionError)
+
+
+def _own(step: ValidateMethod) -> dict[str, Any]:
+    of_steps = ValidateMethod.model_fields.keys()
+    return step.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=set(of_steps))
 
 
 @pytest.mark.parametrize(
@@ -45,8 +321,188 @@ def test_no_rows(context: StepContext) -> None:
         ({"minRows": 3, "maxRows": "2"}, "minRows .3. is greater than maxRows .2."),
         ({"expectations": {"minRows": "true"}}, "can't be called 'minRows'"),
         ({"minRows": -1}, "greater than or equal to 0"),
+        ({"minRows": 1, "blocking": True, "onFailure": "warn"}, "say the same"),
+        ({"minRows": 1, "quarantinePath": "/x"}, "needs onFailure 'quarantine'"),
+        ({"minRows": 1, "onFailure": "quarantine"}, "expectation 'minRows' .* is not about single rows"),
+        (
+            {
+                "expectations": {"a": {"expect": "notNull", "columns": ["a"], "severity": "warn"}},
+                "onFailure": "quarantine",
+            },
+            "every expectation has severity 'warn'",
+        ),
+        ({"expectations": {"a": {"expect": "inRange", "column": "a"}}}, "there is no range"),
+        ({"expectations": {"a": {"expect": "rowCount"}}}, "there is no bound"),
+        ({"expectations": {"a": {"expect": "freshness", "column": "a", "maxAge": "soon"}}}, "pattern"),
+        ({"minRows": 1, "sampleSize": 101}, "less than or equal to 100"),
     ],
 )
 def test_invalid_config(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Expectations.model_validate(config)
+
+
+@pytest.mark.parametrize("step", [ValidateUnique, ValidateReferential])
+def test_quarantine_is_for_single_rows(step: type[ValidateMethod]) -> None:
+    config = {"columns": ["a"], "onFailure": "quarantine"}
+    with pytest.raises(ValueError, match="is not about single rows: give it a validate step of its own"):
+        step.model_validate(config | ({"references": "b"} if step is ValidateReferential else {}))
+
+
+def test_good_and_bad_rows(context: StepContext) -> None:
+    frame = frame_of(context.spark, SCHEMA, ROWS)
+    step = Expectations.model_validate(
+        {
+            "expectations": {
+                "known": "id IS NOT NULL",
+                "amount is not null": {"expect": "notNull", "columns": ["amount"]},
+                "small": {"expect": "inRange", "column": "amount", "max": 3, "severity": "warn"},
+            },
+            "onFailure": "quarantine",
+        }
+    )
+    assert rows_of(step.good_rows(frame, context)) == [(1, 5), (2, -1)]
+    bad = step.bad_rows(frame, context).collect()
+    assert {(row.id, row.amount, tuple(row.quarantine_reasons), row.quarantine_run_id) for row in bad} == {
+        (3, None, ("amount is not null",), "run"),
+        (None, 7, ("known: id IS NOT NULL",), "run"),
+    }
+    assert all(row.quarantined_at is not None for row in bad)
+    with pytest.raises(ConfigurationError, match="'quarantine_reasons'"):
+        step.check_schema(frame.selectExpr("*", "1 AS Quarantine_Reasons"), {}, context)
+
+
+class TestRealData:
+    """The same questions put to DuckDB."""
+
+    @pytest.fixture(scope="class")
+    def flights(self) -> pd.DataFrame:
+        return flight_logs(31)
+
+    def test_flights(self, flights: pd.DataFrame, context: StepContext) -> None:
+        frame = context.spark.createDataFrame(
+            flights.astype(object).where(flights.notna(), None),
+            "date STRING, region STRING, user_id STRING, flight INT",
+        )  # type: ignore[type-var]
+        step = Expectations.model_validate(
+            {
+                "expectations": {
+                    "tail number": {"expect": "notNull", "columns": ["user_id"]},
+                    "like a tail number": {"expect": "matches", "column": "user_id", "pattern": "N[0-9]{3}[A-Z]{2}"},
+                    "big airport": {"expect": "inSet", "column": "region", "values": ["JFK", "EWR"]},
+                    "number": {"expect": "inRange", "column": "flight", "min": 100, "max": 2000},
+                    "sql": "flight % 7 <> 0 OR region = 'LGA'",
+                    "once a day": {"expect": "unique", "columns": ["date", "flight", "user_id"]},
+                },
+                "minRows": 1,
+            }
+        )
+        results = {result.name: result for result in step.validate_frame(frame, {}, context)}
+        (expected,) = duckdb.sql(
+            """SELECT count(*) FILTER (user_id IS NULL) AS a,
+                      count(*) FILTER (NOT coalesce(regexp_full_match(user_id, 'N[0-9]{3}[A-Z]{2}'), false)) AS b,
+                      count(*) FILTER (NOT coalesce(region IN ('JFK', 'EWR'), false)) AS c,
+                      count(*) FILTER (NOT coalesce(flight BETWEEN 100 AND 2000, false)) AS d,
+                      count(*) FILTER (NOT coalesce(flight % 7 <> 0 OR region = 'LGA', false)) AS e,
+                      count(*) FILTER (user_id IS NOT NULL) - (SELECT count(*) FROM
+                        (SELECT DISTINCT date, flight, user_id FROM flights WHERE user_id IS NOT NULL)) AS f
+               FROM flights"""
+        ).fetchall()
+        *counts, rows = (result.failed for result in results.values())
+        assert tuple(counts) == expected
+        assert min(expected[:5]) > 0, "the data have something of each"
+        assert rows == 0
+        assert {result.total for result in results.values()} == {len(flights)}
+
+    def test_cdnow(self, context: StepContext) -> None:
+        purchases = cdnow_purchases()
+        customers = cdnow_customers(purchases)[::2]
+        frame = context.spark.createDataFrame(
+            purchases, "customer_id BIGINT, order_date DATE, quantity INT, amount DOUBLE"
+        )
+        known = context.spark.createDataFrame(customers, "id BIGINT, first_order_date DATE")
+        step = Expectations.model_validate(
+            {
+                "expectations": {
+                    "known": {
+                        "expect": "referential",
+                        "columns": ["customer_id"],
+                        "references": "customers",
+                        "referencedColumns": ["id"],
+                    },
+                    "one a day": {"expect": "unique", "columns": ["customer_id", "order_date"]},
+                    "in 1997": {"expect": "inRange", "column": "order_date", "min": "1997-01-01", "max": "1997-12-31"},
+                    "paid": {"expect": "inRange", "column": "amount", "min": 0, "exclusive": True},
+                    "fresh": {"expect": "freshness", "column": "order_date", "maxAge": "365 days"},
+                }
+            }
+        )
+        step.check_schema(frame, {"customers": known}, context)
+        results = step.validate_frame(frame, {"customers": known}, context)
+        day = pd.to_datetime(purchases["order_date"])
+        assert [result.failed for result in results] == [
+            int((~purchases["customer_id"].isin(customers["id"])).sum()),
+            int(purchases.duplicated(["customer_id", "order_date"]).sum()),
+            int((day.dt.year != 1997).sum()),
+            int((purchases["amount"] <= 0).sum()),
+            len(purchases),
+        ]
+        assert all(result.failed for result in results)
+        assert results[4].facts["newest"] == str(purchases["order_date"].max())
+
+
+class TestPasses:
+    """How often the data are computed: each row that is counts itself."""
+
+    @pytest.fixture
+    def counted(self, context: StepContext) -> tuple[Any, DataFrame]:
+        from pyspark.sql import functions as F  # noqa: N812
+
+        rows = context.spark.sparkContext.accumulator(0)
+
+        def seen(number: int) -> int:
+            rows.add(1)
+            return number
+
+        seen_udf = F.udf(seen, "bigint", useArrow=False).asNondeterministic()
+        frame = context.spark.range(0, 200, 1, 2)
+        return rows, frame.select(seen_udf("id").alias("v"), F.lit(1).alias("w"), F.lit("b").alias("t"))
+
+    def config(self, *, duplicates: bool) -> dict[str, Any]:
+        more = {"by one": {"expect": "unique", "columns": ["w"]}} if duplicates else {}
+        return {"expectations": {**ALL_KINDS, **more}, "minRows": 1}
+
+    def executions(self, context: StepContext) -> int:
+        return int(context.spark._jsparkSession.sharedState().statusStore().executionsCount())  # type: ignore[attr-defined]
+
+    def test_one_for_all(self, counted: tuple[Any, DataFrame], context: StepContext) -> None:
+        rows, frame = counted
+        other = context.spark.range(100).selectExpr("id AS v")
+        step = Expectations.model_validate(self.config(duplicates=False))
+        step.check_schema(frame, {"other": other}, context)
+        assert rows.value == 0, "the look at the schema moves no data"
+        before = self.executions(context)
+        results = {result.name: result for result in step.validate_frame(frame, {"other": other}, context)}
+        assert rows.value == 200
+        assert self.executions(context) - before == 1
+        assert (results["known"].failed, results["like"].failed) == (100, 200)
+        assert results["known"].samples is not None
+
+    def test_another_for_samples_of_rows_that_are_not_unique(
+        self, counted: tuple[Any, DataFrame], context: StepContext
+    ) -> None:
+        _, frame = counted
+        config = self.config(duplicates=True)
+        other = {"other": context.spark.range(100).selectExpr("id AS v")}
+        before = self.executions(context)
+        Expectations.model_validate({**config, "sampleSize": 0}).validate_frame(frame, other, context)
+        assert self.executions(context) - before == 1
+        results = Expectations.model_validate(config).validate_frame(frame, other, context)
+        assert self.executions(context) - before == 3
+        assert {result.name: result.failed for result in results}["by one"] == 199
+
+    def test_none_for_the_schema(self, counted: tuple[Any, DataFrame], context: StepContext) -> None:
+        rows, frame = counted
+        before = self.executions(context)
+        assert failed(ValidateSchema(columns={"v": "BIGINT"}), frame, context) == (True, 0)
+        assert (rows.value, self.executions(context)) == (0, before)

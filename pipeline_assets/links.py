@@ -1,0 +1,64 @@
+"""Which data outside a pipeline another one writes, so that lineage crosses pipelines. Pure: no Spark, no Dagster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.steps.base import Dataset
+
+
+@dataclass(frozen=True)
+class Link:
+    """A dataset that one pipeline writes and another reads: step ``producer`` of ``upstream``.
+
+    ``is_quarantine``: whether it is what the step puts into quarantine.
+    """
+
+    upstream: str
+    producer: int
+    is_quarantine: bool = False
+
+
+def link_pipelines(
+    plans: Sequence[PipelinePlan],
+) -> dict[tuple[str, int], dict[Dataset, tuple[Link, ...]]]:
+    """Find, for each extract step of each pipeline, which of its sources other pipelines write.
+
+    Returns, by (pipeline, step index), the sources that have producers. A link that would close a circle between
+    pipelines is left out: such a source stays an external asset, since Dagster refuses circles.
+    """
+    producers: dict[tuple[str, tuple[str, ...]], list[Link]] = {}
+    for plan in plans:
+        for step in plan.steps:
+            for written in plan.written_by(step):
+                link = Link(plan.name, step.index, is_quarantine=written == plan.quarantined_by(step))
+                producers.setdefault((written.kind, written.parts), []).append(link)
+    upstream_of: dict[str, set[str]] = {}
+    links: dict[tuple[str, int], dict[Dataset, tuple[Link, ...]]] = {}
+    for plan in plans:
+        for step in plan.steps:
+            for source in step.method.sources():
+                writers = producers.get((source.kind, source.parts), ())
+                own = [link for link in writers if link.upstream == plan.name and link.producer < step.index]
+                others = [link for link in writers if not _reaches(link.upstream, plan.name, upstream_of)]
+                upstream_of.setdefault(plan.name, set()).update(link.upstream for link in others)
+                found = [*own, *others]
+                if found:
+                    links.setdefault((plan.name, step.index), {})[source] = tuple(found)
+    return links
+
+
+def _reaches(pipeline: str, target: str, upstream_of: Mapping[str, set[str]]) -> bool:
+    """Whether ``target`` is ``pipeline`` or upstream of it."""
+    seen: set[str] = set()
+    pending = [pipeline]
+    while pending:
+        current = pending.pop()
+        if current == target:
+            return True
+        if current not in seen:
+            seen.add(current)
+            pending.extend(upstream_of.get(current, ()))
+    return False

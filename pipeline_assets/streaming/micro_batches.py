@@ -1,0 +1,136 @@
+"""What a load's query does with each micro-batch when validate steps stand before it.
+
+The query's own plan ends at the DataFrame that the first of these steps checks. Each micro-batch of it is kept, checked
+in one pass, and goes on by the later steps as a batch: rows for quarantine into their table, the others into the
+target, each by one Delta commit that carries the query's id and the batch's number, so that a batch that is repeated
+after a crash is not written twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
+
+from pipeline_assets.errors import ConfigurationError, DataValidationError, PipelineError
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.plan import PlannedStep
+from pipeline_assets.steps.base import ExpectationResult, StreamingLoad, ValidateMethod
+from pipeline_assets.steps.delta_log import find_transaction
+from pipeline_assets.steps.delta_stream import append_once
+from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.stream_rules import Guarded
+from pipeline_assets.validation import raise_for_failures
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchChecks:
+    """How one validate step came out for one micro-batch of a load; ``quarantined`` rows were put aside."""
+
+    load: PlannedStep
+    step: PlannedStep
+    batch_id: int
+    results: tuple[ExpectationResult, ...]
+    quarantined: int = 0
+
+
+class MicroBatches:
+    """For ``foreachBatch`` of the query of ``load``.
+
+    ``told``: the validate steps that this query tells about. Where several loads come after one of them, the first
+    load's query does, and writes the rows for quarantine; the others leave these rows out.
+    """
+
+    def __init__(self, run: PipelineRun, load: PlannedStep, guarded: Guarded, told: frozenset[int]) -> None:
+        self.failure: PipelineError | None = None
+        """Why the last micro-batch was not written, when it was not."""
+        self._run = run
+        self._load = load
+        self._source = run.plan.steps[guarded.source]
+        self._guards = [run.plan.steps[index] for index in guarded.guards]
+        self._told = told
+        self._news: queue.SimpleQueue[BatchChecks] = queue.SimpleQueue()
+
+    def news(self) -> Iterator[BatchChecks]:
+        """Yield what has been checked since the last call."""
+        while not self._news.empty():
+            yield self._news.get()
+
+    def __call__(self, frame: DataFrame, batch_id: int) -> None:
+        """Check the micro-batch and write it.
+
+        Raises DataValidationError, and has written nothing, when it does not meet a step with onFailure ``fail``.
+        """
+        # A micro-batch lives in a session of its own: what is joined with it has to be read there.
+        context = dataclasses.replace(self._run.context, spark=frame.sparkSession)
+        batch = PipelineRun(self._run.plan, context)
+        batch.given(self._source, frame)
+        frame.persist()
+        try:
+            self.failure = None
+            self._write(batch, batch_id)
+        except PipelineError as error:
+            # Through Spark it would come back as a text.
+            self.failure = error
+            raise
+        finally:
+            frame.unpersist()
+
+    def _write(self, batch: PipelineRun, batch_id: int) -> None:
+        found = {guard.index: batch.check(guard, ()) for guard in self._guards if self._checks(guard)}
+        checks = [
+            BatchChecks(self._load, guard, batch_id, found[guard.index])
+            for guard in self._guards
+            if guard.index in found
+        ]
+        try:
+            for guard in self._guards:
+                if cast(ValidateMethod, guard.method).reaction == "fail":
+                    raise_for_failures(batch.plan, guard, found[guard.index])
+        except DataValidationError:
+            self._tell(checks)
+            raise
+        checkpoint = self._run.checkpoint(self._load)
+        query_id = checkpoint.query_id() or ""
+        told = [self._put_aside(batch, check, query_id) for check in checks]
+        method = cast(StreamingLoad, self._load.method)
+        rows = batch.dataframe(batch.plan.steps[self._load.inputs[0]])
+        with batch.errors_of(self._load, [rows]):
+            method.write_batch(rows, batch.context, batch_id, query_id)
+        self._tell(told)
+
+    def _checks(self, guard: PlannedStep) -> bool:
+        return guard.index in self._told or cast(ValidateMethod, guard.method).reaction == "fail"
+
+    def _tell(self, checks: list[BatchChecks]) -> None:
+        for check in checks:
+            if check.step.index in self._told:
+                self._news.put(check)
+
+    def _put_aside(self, batch: PipelineRun, check: BatchChecks, query_id: str) -> BatchChecks:
+        method = cast(ValidateMethod, check.step.method)
+        if not method.quarantines or not any(result.failed for result in check.results):
+            return check
+        app_id = f"{query_id}:{check.step.name}"
+        path = batch.quarantine_path(check.step)
+        with batch.errors_of(check.step):
+            source = batch.dataframe(batch.plan.steps[check.step.inputs[0]])
+            append_once(method.bad_rows(source, batch.context), path, app_id, check.batch_id)
+        folder = Folder.seen_from_here(path, "default", batch.context.connections)
+        commit = find_transaction(folder, app_id, check.batch_id) if folder is not None else None
+        rows = int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
+        return dataclasses.replace(check, quarantined=rows)
+
+
+def refuse_connect(run: PipelineRun, load: PlannedStep) -> None:
+    """Raise ConfigurationError where Spark runs ``foreachBatch`` in a process that knows nothing of this one."""
+    if run.context.settings.spark_remote is not None:
+        raise ConfigurationError(
+            "validate steps in a streaming pipeline need Spark embedded or on a cluster (SPARK_MASTER): over Spark "
+            "Connect, check the table that the stream writes in a batch pipeline",
+            location=run.plan.location(load),
+        )

@@ -1,0 +1,76 @@
+"""Validate steps as Dagster asset checks, and what is put into quarantine as an asset."""
+
+# No postponed annotations here: Dagster inspects those of the functions that it turns into assets.
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import dagster as dg
+
+from pipeline_assets.asset_metadata import Metadata, table_location
+from pipeline_assets.plan import PipelinePlan, PlannedStep, check_name
+from pipeline_assets.settings import Settings
+from pipeline_assets.spark.description import markdown_table
+from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
+
+
+def quarantine_key(checked: dg.AssetKey) -> dg.AssetKey:
+    """Return the key of the table with the rows that the step of that key puts into quarantine."""
+    return dg.AssetKey([*checked.path[:-1], f"{checked.path[-1]}_quarantine"])
+
+
+def check_specs(
+    step: PlannedStep, asset: dg.AssetKey, references: Iterable[dg.AssetKey] = ()
+) -> list[dg.AssetCheckSpec]:
+    """Return the asset checks of a validate step: one for each expectation, on ``asset``."""
+    method = step.method
+    assert isinstance(method, ValidateMethod)  # noqa: S101  (the plan's role says so)
+    return [
+        dg.AssetCheckSpec(
+            check_name(step.name, name),
+            asset=asset,
+            blocking=method.reaction == "fail" and not step.is_stream,
+            description=says,
+            additional_deps=list(references),
+        )
+        for name, says in method.expectation_names().items()
+    ]
+
+
+def check_results(
+    step: PlannedStep, asset: dg.AssetKey, results: Iterable[ExpectationResult]
+) -> Iterator[dg.AssetCheckResult]:
+    """Yield the results of a validate step as Dagster takes them."""
+    for result in results:
+        yield dg.AssetCheckResult(
+            check_name=check_name(step.name, result.name),
+            asset_key=asset,
+            passed=result.passed,
+            severity=dg.AssetCheckSeverity.WARN if result.severity == "warn" else dg.AssetCheckSeverity.ERROR,
+            metadata=expectation_metadata(result),
+        )
+
+
+def expectation_metadata(result: ExpectationResult) -> Metadata:
+    """Return how many rows did not meet an expectation, what else was measured, and some of these rows."""
+    metadata: Metadata = {
+        "failed_rows": result.failed,
+        "total_rows": result.total,
+        "failed_percent": result.percent,
+        **result.facts,
+    }
+    if result.samples is not None:
+        metadata["failed_sample"] = dg.MetadataValue.md(markdown_table(result.samples.columns, result.samples.rows))
+    return metadata
+
+
+def quarantine_properties(plan: PipelinePlan, step: PlannedStep, settings: Settings) -> dict[str, Any]:
+    """Return what Dagster is told about the asset of the rows that ``step`` puts into quarantine."""
+    assert isinstance(step.method, ValidateMethod)  # noqa: S101  (the caller has looked)
+    name, own = step.quarantine or "", step.method.quarantine_path
+    place = {"dagster/uri": own} if own else table_location(settings.table_path(plan.name, name), plan.name, name)
+    return {
+        "group_name": plan.name,
+        "description": f"Rows that do not meet what {step.name} expects, with the reasons, the run and the time.",
+        "kinds": {"spark", "deltalake"},
+        "metadata": place,
+    }

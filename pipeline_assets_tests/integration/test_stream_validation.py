@@ -1,0 +1,225 @@
+"""Validate steps in streams on the real broker: each record in the table or in quarantine, once.
+
+What is expected is computed from the producer's own list.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from devstack.kafka import KafkaServer
+from pipeline_assets_tests.config_documents import transform
+from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of
+from pipeline_assets_tests.integration.location import Location, failure_text
+from pipeline_assets_tests.integration.run_processes import JobProcess
+from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
+from pipeline_assets_tests.integration.topics import Event, Topic, events
+
+
+@pytest.fixture
+def topic(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Topic]:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    made = Topic(kafka).make()
+    yield made
+    made.delete()
+
+
+def validate(method: str, name: str, **config: Any) -> dict[str, Any]:
+    return {"type": "validate", "method": method, "name": name, "config": config}
+
+
+GOOD = validate("inRange", "good", column="amount", max=20, onFailure="quarantine")
+
+
+def is_good(event: Event) -> bool:
+    return float(event["amount"]) <= 20
+
+
+def ids(table: Path) -> Counter[int]:
+    return Counter(map(int, rows_of(table)["id"])) if delta_files(table) else Counter()
+
+
+def of(some: list[Event], *, good: bool) -> Counter[int]:
+    return Counter(event["id"] for event in some if is_good(event) is good)
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+    """Return the last evaluation of each check."""
+    return {found.check_name: found for found in result.get_asset_check_evaluations()}
+
+
+def repeat_last_batch(location: Location) -> None:
+    """As after a kill between Delta's commit and Spark's note that the batch is done."""
+    commits = root(location, "checkpoints/out") / "commits"
+    newest = max((path for path in commits.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    newest.unlink()
+    newest.with_name(f".{newest.name}.crc").unlink()
+
+
+def test_each_record_is_loaded_or_put_aside_once(location: Location, topic: Topic) -> None:
+    users = location.folder / "users.csv"
+    users.write_text("user_id,name\n" + "".join(f"u{number},name {number}\n" for number in range(7)))
+    location.write(
+        stream(
+            {"type": "extract", "method": "fromFile", "config": {"path": f"file://{users}", "registerAs": "users"}},
+            from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=40),
+            GOOD,
+            transform("joinDataFrames", inputDataFrames=["good", "users"], keys=["user_id"], registerAs="named"),
+            transform("sql", query="SELECT *, upper(name) AS loud FROM named"),
+            to_delta(),
+            transform("filterRows", condition="amount < 10", registerAs="small"),
+            to_delta("second"),
+        )
+    )
+    aside, sent = location.table("stream", "good_quarantine"), events(0, 100)
+    topic.send([*sent, "broken"])
+    result = location.run("stream")
+    assert ids(root(location, "out")) == of(sent, good=True)
+    assert set(rows_of(root(location, "out"))["loud"]) == {f"NAME {number}" for number in range(7)}
+    assert ids(aside) == of(sent, good=False)
+    found = rows_of(aside)
+    assert {tuple(reasons) for reasons in found["quarantine_reasons"]} == {("amount is <= 20",)}
+    assert set(found["quarantine_run_id"]) == {result.run_id}
+    check = checks(result)["good"]
+    assert (check.passed, check.asset_key) == (False, dg.AssetKey(["stream", "good"]))
+    assert check.metadata["failed_rows"].value == sum(of(sent, good=False).values())
+    assert check.metadata["total_rows"].value == 100
+    assert "failed_sample" in check.metadata
+    put_aside = location.metadata("stream", "good_quarantine")
+    assert put_aside["quarantined_rows_of_run"] == sum(of(sent, good=False).values())
+    assert len(rows_of(location.table("stream", "events_dead_letters"))) == 1
+    shown = [
+        event.event_specific_data.asset_observation.metadata
+        for event in result.all_events
+        if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION
+    ]
+    told = sum(metadata["failed_rows"].value["good"] for metadata in shown if "failed_rows" in metadata)
+    assert told == sum(of(sent, good=False).values())
+
+    repeat_last_batch(location)
+    location.run("stream")
+    more = events(60, 90)
+    topic.send(more)
+    location.run("stream")
+    sent += more
+    assert ids(root(location, "out")) == of(sent, good=True)
+    assert ids(aside) == of(sent, good=False)
+    assert ids(root(location, "second")) == Counter(event["id"] for event in sent if event["amount"] < 10)
+
+
+@pytest.mark.parametrize("load", ["toDeltaLake", "toKafka"])
+def test_a_failure_stops_the_query_before_anything_is_loaded(
+    load: str, location: Location, topic: Topic, kafka: KafkaServer
+) -> None:
+    target = to_delta()
+    if load == "toKafka":
+        other = Topic(kafka).make()
+        config = {"topic": other.name, "checkpointLocation": "/checkpoints/out", "trigger": "availableNow"}
+        target = {"type": "load", "method": "toKafka", "name": "out", "config": config}
+    rule = validate("expectations", "known", expectations={"id": "id < 15", "amount": "amount >= 0"})
+    location.write(stream(from_kafka(topic, schema=SCHEMA), rule, target))
+    topic.send(events(0, 10))
+    location.run("stream")
+    topic.send(events(10, 10))
+    result = location.run("stream", fail=True)
+    text = failure_text(result)
+    assert "stream: step 1 (validate expectations)" in text
+    assert "the data do not meet what is expected: id: id < 15 (5 of 10 do not, 50 %)" in text
+    assert "id=15, event_type=cart" in text
+    found = checks(result)
+    assert (found["known_id"].passed, found["known_amount"].passed) == (False, True)
+    assert found["known_id"].metadata["failed_rows"].value == 5
+
+    def loaded() -> Counter[int]:
+        return ids(root(location, "out")) if load == "toDeltaLake" else Counter(consumed(kafka, other.name))
+
+    assert loaded() == Counter(range(10)), "nothing of the micro-batch is loaded"
+    rule["config"]["expectations"]["id"] = "id < 1000"
+    location.write(stream(from_kafka(topic, schema=SCHEMA), rule, target))
+    location.run("stream")
+    assert loaded() == Counter(range(20))
+
+
+def consumed(kafka: KafkaServer, topic: str) -> list[int]:
+    """Return the ids of all records of a topic."""
+    from confluent_kafka import Consumer, TopicPartition
+
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": "test", "log_level": 0})
+    try:
+        found: list[int] = []
+        for number in range(2):
+            _, end = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=30)
+            consumer.assign([TopicPartition(topic, number, 0)])
+            for _ in range(end):
+                message = consumer.poll(30)
+                assert message is not None
+                assert not message.error()
+                found.append(int(json.loads(message.value() or b"")["id"]))
+        return found
+    finally:
+        consumer.close()
+
+
+def test_a_warning_is_told(location: Location, topic: Topic) -> None:
+    rule = validate("notNull", "named", columns=["user_id"], onFailure="warn")
+    location.write(stream(from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=20), rule, to_delta()))
+    nameless = {"id": 50, "event_type": "view", "user_id": None, "amount": 1.0}
+    topic.send([*events(0, 50), nameless, nameless | {"id": 51}])
+    check = checks(location.run("stream"))["named"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (check.metadata["failed_rows"].value, check.metadata["total_rows"].value) == (2, 52)
+    assert ids(root(location, "out")) == Counter(range(52))
+
+
+def test_update_mode(location: Location, topic: Topic) -> None:
+    """The groups that are sound are merged; those that are not are put aside."""
+    counts = transform("aggregateData", groupBy=["user_id"], aggregations={"n": "count(*)"})
+    few = validate("inRange", "few", column="n", max=10, onFailure="quarantine")
+    merged = to_delta(outputMode="update", mergeKeys=["user_id"])
+    location.write(stream(from_kafka(topic, schema=SCHEMA), counts, few, merged))
+    for first in (0, 70):
+        topic.send(events(first, 70))
+        location.run("stream")
+        repeat_last_batch(location)
+        location.run("stream")
+    found = rows_of(root(location, "out"))
+    assert dict(zip(found["user_id"], found["n"], strict=True)) == {f"u{number}": 10 for number in range(7)}
+    aside = rows_of(location.table("stream", "few_quarantine"))
+    assert Counter(zip(aside["user_id"], aside["n"], strict=True)) == Counter((f"u{number}", 20) for number in range(7))
+
+
+def test_killed_in_the_middle(location: Location, topic: Topic, tmp_path: Path) -> None:
+    def document(trigger: str, most: int) -> dict[str, Any]:
+        read = from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=most)
+        return stream(
+            read,
+            validate("expression", "good", condition="id % 3 > 0", onFailure="quarantine"),
+            to_delta(trigger=trigger),
+        )
+
+    location.write(document("100 milliseconds", 20))
+    sent = events(0, 600)
+    topic.send(sent)
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    environment = {**location.environment, "DAGSTER_HOME": str(home), "SPARK_MASTER": "local[2]"}
+    run = JobProcess("stream", environment, tmp_path / "run.log")
+    try:
+        run.wait_until(lambda: sum(ids(root(location, "out")).values()) >= 25, 300)
+        run.signal(signal.SIGKILL)
+        assert run.end() == -signal.SIGKILL
+    finally:
+        run.kill_all()
+    assert sum(ids(root(location, "out")).values()) < 400
+    location.write(document("availableNow", 1000))
+    location.run("stream")
+    assert ids(root(location, "out")) == Counter(number for number in range(600) if number % 3)
+    assert ids(location.table("stream", "good_quarantine")) == Counter(range(0, 600, 3))
