@@ -70,7 +70,7 @@ def test_each_record_is_loaded_or_put_aside_once(location: Location, topic: Topi
     location.write(
         stream(
             {"type": "extract", "method": "fromFile", "config": {"path": f"file://{users}", "registerAs": "users"}},
-            from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=40),
+            from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=60),
             GOOD,
             transform("joinDataFrames", inputDataFrames=["good", "users"], keys=["user_id"], registerAs="named"),
             transform("sql", query="SELECT *, upper(name) AS loud FROM named"),
