@@ -13,6 +13,7 @@ from pipeline_assets.errors import (
     DataFrameResolutionError,
     PipelineError,
     PipelineExecutionError,
+    RetryableError,
 )
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.failures import spark_errors
@@ -174,7 +175,7 @@ def test_a_database_that_does_not_answer(any_spark: SparkSession) -> None:
 
     port = free_port()
     error = failure(lambda: jdbc(any_spark, "127.0.0.1", port, user="u", password="hunter2", dbtable="t"))
-    assert type(error) is PipelineExecutionError
+    assert type(error) is RetryableError
     assert f"Connection to 127.0.0.1:{port} refused" in error.message
     assert "hunter2" not in str(error)
 
