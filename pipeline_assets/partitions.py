@@ -61,7 +61,8 @@ class Partitions(BaseModel):
 
     ``type``: hourly, daily, weekly, monthly (from ``start``, an ISO date or datetime) or static (``values``).
     ``column``: a column of the written tables that tells a row's partition. Without it, tables get a string column
-    ``partition_key``. Time-based partitions with a column take the rows from the window's start to before its end.
+    ``partition_key``. Time-based partitions with a column take the rows from the window's start to before its end:
+    dates and local times (TIMESTAMP_NTZ) as ``timezone`` has them, a TIMESTAMP in UTC.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
