@@ -108,11 +108,11 @@ class ConfigurationError(PipelineError):
     def from_issues(cls, issues: Iterable[ConfigIssue]) -> ConfigurationError:
         """Build one error that shows every issue of a config at once."""
         found = tuple(issues)
-        files = ", ".join(sorted({issue.file for issue in found}))
-        error = cls(
-            f"{len(found)} error{'s' if len(found) != 1 else ''} in {files}",
-            details="\n".join(f"  {issue}" for issue in found),
-        )
+        if len(found) == 1:
+            error = cls(str(found[0]))
+        else:
+            files = ", ".join(sorted({issue.file for issue in found}))
+            error = cls(f"{len(found)} errors in {files}", details="\n".join(f"  {issue}" for issue in found))
         error.issues = found
         return error
 

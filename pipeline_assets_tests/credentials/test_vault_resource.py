@@ -162,14 +162,14 @@ def test_the_policy_refuses_before_spark_starts(
     monkeypatch.setenv("PIPELINE_ASSETS_SECRETS_POLICY", "vault-only")
     job = build_definitions(settings).resolve_job_def("refused")
     conf = {"spark.hadoop.fs.s3a.secret.key": CANARY}
-    with pytest.raises(ConfigurationError, match=r"spark_conf of the Spark resource: /spark.hadoop.fs.s3a.secret.key"):
+    with pytest.raises(dg.Failure, match=r"spark_conf of the Spark resource: /spark.hadoop.fs.s3a.secret.key"):
         job.execute_in_process(instance=instance, resources={"spark": SparkResource(spark_conf=conf)})
     write_config(
         settings.configs,
         {"postgres": {"default": {"host": "h", "database": "d", "user": "u", "password": "env:PGPASSWORD"}}},
         "connections.json",
     )
-    with pytest.raises(ConfigurationError, match="/postgres/default/password: refers to the environment"):
+    with pytest.raises(dg.Failure, match="/postgres/default/password: refers to the environment"):
         job.execute_in_process(instance=instance)
 
 
