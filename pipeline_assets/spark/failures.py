@@ -72,9 +72,19 @@ class Cause:
 
 def is_spark_error(error: BaseException) -> bool:
     """Whether ``error`` was raised by PySpark, Py4J or Spark Connect's client."""
+    return _is_of_spark(_behind(error))
+
+
+def _is_of_spark(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in ("pyspark", "py4j", "grpc") or any(
         base.__module__.startswith("pyspark.errors") for base in type(error).__mro__
     )
+
+
+def _behind(error: BaseException) -> BaseException:
+    """Return ``error``, or Py4J's own where PySpark's clean-up ran into a JVM that is gone and says that alone."""
+    inner = error.__context__
+    return inner if isinstance(error, ConnectionError) and inner is not None and _is_of_spark(inner) else error
 
 
 @contextmanager
@@ -97,6 +107,7 @@ def spark_failure(error: BaseException, *, dataframe: str | None = None, columns
     all else a PipelineExecutionError, or a RetryableError where the same may go well later. The message is one line;
     causes and plans follow in the details, without JVM traces. Secrets are masked.
     """
+    error = _behind(error)
     causes = causes_of(error)
     transience = spark_transience(error, causes)
     # A streaming query wraps what ended it, and its own text is the whole plan.
