@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -89,6 +90,9 @@ class OriginalError(Exception):
     """
 
 
+_LONG_WORD = re.compile(r"(\S{100})\S{200,}(\S{20})")
+
+
 @dataclass(frozen=True)
 class ConfigIssue:
     """One thing that is wrong in a config: ``pointer`` is a JSON Pointer (RFC 6901) into the file."""
@@ -96,6 +100,10 @@ class ConfigIssue:
     file: str
     pointer: str
     message: str
+
+    def __post_init__(self) -> None:
+        # A message quotes what is wrong, and that may be a whole file in one word.
+        object.__setattr__(self, "message", _LONG_WORD.sub(lambda word: f"{word[1]}...{word[2]}", self.message))
 
     def __str__(self) -> str:
         return f"{self.file}: {self.pointer or '/'}: {self.message}"

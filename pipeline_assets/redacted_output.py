@@ -291,9 +291,14 @@ def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         return record
     record.args = None
     if record.exc_info and record.exc_info[0] is not None:
-        # Formatters use the text that is there.
+        # Formatters use the text that is there; those of PySpark, which write JSON, ask the exception itself.
         record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
+        record.exc_info = (_LoggedError, _LoggedError(record.exc_text), None)
     return record
+
+
+class _LoggedError(Exception):
+    """What a log record tells of an exception, with secrets masked, in the exception's place."""
 
 
 @contextmanager

@@ -18,6 +18,10 @@ def _load(method: str, **config: Any) -> dict[str, Any]:
     return {"type": "load", "method": method, "config": config}
 
 
+def _validate(method: str, **config: Any) -> dict[str, Any]:
+    return {"type": "validate", "method": method, "config": config}
+
+
 EVERY_TRANSFORM = batch(
     "every-transform",
     extract_file("rows", "/in/${DAY:-today}/*.json", schema="id BIGINT, day DATE", options={"multiLine": True}),
@@ -35,6 +39,16 @@ EVERY_TRANSFORM = batch(
         "method": "expectations",
         "config": {"expectations": {"positive": "id > 0"}, "minRows": 1, "blocking": False},
     },
+    _validate("notNull", columns=["id"], severity="warn"),
+    _validate("unique", columns=["id"]),
+    _validate("inRange", column="id", min=0, max=10),
+    _validate("inSet", column="day", values=["2024-01-01"]),
+    _validate("matches", column="day", pattern="^2024"),
+    _validate("expression", condition="id > 0", onFailure="warn"),
+    _validate("rowCount", min=1),
+    _validate("freshness", column="day", maxAge="30 days"),
+    _validate("referential", columns=["id"], references="rows"),
+    _validate("schema", columns={"id": "BIGINT"}),
     _load("toPostgres", table="shop.target", mode="upsert", keys=["id"], batchSize=500),
     _load("toS3", path="s3a://data/out", format="parquet", partitionBy=["day"]),
     _load("toKafka", topic="out", keyColumn="id"),

@@ -177,11 +177,13 @@ def _documents(planted: Planted, leak: str) -> Iterator[dict[str, Any]]:
         extract("fromS3", "missing_path", path="s3a://data/nowhere.json"),
         extract("fromKafka", "missing_topic", topic="no-such-topic"),
         extract("fromKafka", "denied_topic", topic="no-such-topic", connection="sasl"),
-        {
-            **transform("filterRows", inputDataFrame="rows", condition=f"raise_error('{_spark(known['s3'])}') IS NULL"),
-            "name": "raises",
-        },
         extract("leak", "leak", secret=leak, uiDump=str(planted.evidence / "spark-ui")),
+    )
+    # By itself: where a step is wrong, none writes.
+    yield batch(
+        "raises",
+        extract_file("rows", "/rows.json"),
+        transform("filterRows", condition=f"raise_error('{_spark(known['s3'])}') IS NULL"),
     )
     yield batch("leaks", extract("leak", "leak", secret=leak))
     for name, kafka in (("stream", "option"), ("denied-stream", "sasl")):
@@ -229,6 +231,7 @@ def evidence(planted: Planted, kafka: KafkaServer) -> Planted:
         stream = JobProcess("stream", environment, output / "stream.log")
         try:
             _execute("failures", environment, output / "failures.log", "-c", str(run_config))
+            _execute("raises", environment, output / "raises.log")
             written = planted.folder / "root" / "stream" / "_delta_log"
             stream.wait_until(lambda: list(written.glob("*.json")))
             stream.kill_jvm()
@@ -337,10 +340,10 @@ def test_every_failure_has_happened_and_is_told(evidence: Planted) -> None:
         "path s3a://data/nowhere.json does not exist",
         "there is no Kafka topic 'no-such-topic'",
         "no Kafka broker at",
-        "failures: step 14 (transform filterRows)",
         "could not use",
     ):
         assert words in output, words
+    assert "raises: step 1 (transform filterRows)" in (evidence.evidence / "raises.log").read_text()
     assert "JVM is gone" in (evidence.evidence / "stream.log").read_text()
     answers = (evidence.evidence / "answers.json").read_text()
     assert "denied-stream: step 0 (extract fromKafka): no Kafka broker at" in answers
