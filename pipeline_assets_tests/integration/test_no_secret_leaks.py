@@ -179,11 +179,12 @@ def _documents(planted: Planted, leak: str) -> Iterator[dict[str, Any]]:
         extract("fromKafka", "denied_topic", topic="no-such-topic", connection="sasl"),
         extract("leak", "leak", secret=leak, uiDump=str(planted.evidence / "spark-ui")),
     )
-    # By itself: where a step is wrong, none writes.
+    # By itself: where a step is wrong, none writes. What it raises is known to be secret by the step before.
     yield batch(
         "raises",
+        extract("fromPostgres", "connects", query="SELECT rolname::text AS name FROM pg_roles WHERE false"),
         extract_file("rows", "/rows.json"),
-        transform("filterRows", condition=f"raise_error('{_spark(known['s3'])}') IS NULL"),
+        transform("filterRows", condition=f"raise_error('{_spark(known['postgres'])}') IS NULL"),
     )
     yield batch("leaks", extract("leak", "leak", secret=leak))
     for name, kafka in (("stream", "option"), ("denied-stream", "sasl")):
@@ -343,7 +344,7 @@ def test_every_failure_has_happened_and_is_told(evidence: Planted) -> None:
         "could not use",
     ):
         assert words in output, words
-    assert "raises: step 1 (transform filterRows)" in (evidence.evidence / "raises.log").read_text()
+    assert "raises: step 2 (transform filterRows)" in (evidence.evidence / "raises.log").read_text()
     assert "JVM is gone" in (evidence.evidence / "stream.log").read_text()
     answers = (evidence.evidence / "answers.json").read_text()
     assert "denied-stream: step 0 (extract fromKafka): no Kafka broker at" in answers
