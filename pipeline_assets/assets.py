@@ -22,6 +22,7 @@ from pipeline_assets.config import BrokenConfig
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.links import Link
 from pipeline_assets.partitions import Partitions
+from pipeline_assets.pipeline_job import PipelineJob
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import step_op
@@ -73,7 +74,7 @@ def build_pipelines(plans: Sequence[PipelinePlan], links: Links, settings: Setti
         job = factory.job(key for asset in assets for key in asset.keys)
         found.jobs.append(job)
         found.schedules += factory.schedules(job)
-    found.assets += external.values()
+    found.assets += (dg.AssetsDefinition(specs=[spec]) for spec in external.values())
     return found
 
 
@@ -172,7 +173,7 @@ class _PipelineFactory:
         return (self._check(step) for step in self.plan.steps if step.role is Role.CHECK)
 
     def job(self, keys: Iterable[dg.AssetKey]) -> Any:
-        return dg.define_asset_job(
+        return PipelineJob(
             self.plan.name,
             selection=dg.AssetSelection.assets(*keys),
             description=self.config.description,

@@ -18,8 +18,8 @@ LAYERS = (
     "redaction", "errors", "redacted_output", "cancellation", "transience", "settings", "json_documents",
     "credentials", "connections", "partitions", "spark", "steps", "config", "retries", "config_schema",
     "stream_rules", "plan", "links", "sql_check", "validation", "execution", "step_op", "streaming",
-    "asset_metadata", "validation_assets", "stream_checks", "streaming_assets", "assets", "vault_resource",
-    "sensors", "resources", "definitions", "audit_commands", "cli",
+    "asset_metadata", "validation_assets", "stream_checks", "streaming_assets", "pipeline_job", "assets",
+    "vault_resource", "sensors", "resources", "definitions", "audit_commands", "cli",
 )  # fmt: skip
 
 
