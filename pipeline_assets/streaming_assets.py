@@ -70,7 +70,8 @@ def streaming_asset(
         spark = context.resources.spark
         # Its sensor starts a stream again that failed.
         with told_to_dagster(context.get_step_execution_context(), spark.cancellation):
-            run: PipelineRun = spark.pipeline_run(plan, context.run.run_id)
+            with spark.cancellation.guard():
+                run: PipelineRun = spark.pipeline_run(plan, context.run.run_id)
             pipeline = StreamingPipeline(run, lambda run_id: _is_finished(instance, run_id), spark.stream_grace_seconds)
             report = _Report(run, keys, letters, names)
             for progress in pipeline.watch():

@@ -83,11 +83,13 @@ class StreamingPipeline:
 
         On every way out, errors included, all queries have been stopped, after the batch in flight where the grace
         period allows it. Raises ConfigurationError before any query starts for what can't run, DataValidationError
-        when a micro-batch does not meet a validate step, and StreamingQueryError when a query fails otherwise.
+        when a micro-batch does not meet a validate step, StreamingQueryError when a query fails otherwise, and
+        PipelineCancelledError for a stop before any query runs.
         """
         with ExitStack() as leases:
-            self._take_checkpoints(leases)
-            self._prepare()
+            with self._cancellation.guard():
+                self._take_checkpoints(leases)
+                self._prepare()
             try:
                 self._start()
                 while not self._cancellation.stop.is_set() and any(query.is_active for query in self._queries):
