@@ -110,6 +110,23 @@ def test_lineage_crosses_pipelines(tmp_path: Path) -> None:
     assert node(defs, "of_leaf", "from_delta_lake").parent_keys == {dg.AssetKey(["reader", "from_delta_lake"])}
 
 
+def test_a_job_is_resolved_without_the_other_pipelines(tmp_path: Path) -> None:
+    delta = {"type": "load", "method": "toDeltaLake", "config": {"path": "/lake/b"}}
+    writer = batch("writer", extract_file("rows", "/in.csv"), delta)
+    reader = batch(
+        "reader",
+        {"type": "extract", "method": "fromDeltaLake", "config": {"path": "/lake/b", "registerAs": "rows"}},
+        {"type": "validate", "method": "notNull", "config": {"columns": ["id"]}},
+    )
+    other = batch("other", extract_file("rows", "/other.csv"))
+    job = definitions(tmp_path, writer, reader, other).resolve_job_def("reader")
+    looked_at = job.asset_layer.asset_graph.source_asset_graph.get_all_asset_keys()
+    # The writer's own input is known by its key alone.
+    assert {key.to_user_string() for key in looked_at} == {"writer/rows", "writer/to_delta_lake", "reader/rows"}
+    assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == {"reader/rows"}
+    assert {key.name for key in job.asset_layer.asset_graph.asset_check_keys} == {"not_null"}
+
+
 def test_a_validate_step_is_a_blocking_check_for_each_expectation(tmp_path: Path) -> None:
     expectations = {"expectations": {"has_id": "id IS NOT NULL", "positive": "amount > 0"}}
     document = batch(
