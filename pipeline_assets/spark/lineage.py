@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.spark.plan_tree import PlanNode, explain_text, parse_tree
 
@@ -89,9 +89,7 @@ def column_lineage(
     the real ones back.
     """
     names = list(inputs)
-    stand_ins = {
-        name: spark.createDataFrame([], inputs[name]).alias(f"{_MARKER}{index}") for index, name in enumerate(names)
-    }
+    stand_ins = {name: _empty(spark, inputs[name]).alias(f"{_MARKER}{index}") for index, name in enumerate(names)}
     frame = transform(stand_ins)
     try:
         root = _analyzed_plan(explain_text(frame, "extended"))
@@ -109,6 +107,18 @@ def column_lineage(
         by_name.setdefault(column, []).append(attribute.origins if same else None)
     united = {column: _united(origins) for column, origins in by_name.items()}
     return {column: tuple(sorted(origins)) for column, origins in united.items() if origins is not None} or None
+
+
+def _empty(spark: SparkSession, schema: StructType) -> DataFrame:
+    from pyspark.sql import SparkSession as ClassicSession
+    from pyspark.sql.classic.dataframe import DataFrame as ClassicDataFrame
+
+    if not isinstance(spark, ClassicSession):
+        return spark.createDataFrame([], schema)
+    # What createDataFrame comes to, without its import of pandas and PyArrow.
+    session: Any = spark._jsparkSession
+    rows = spark.sparkContext._jsc.emptyRDD().rdd()
+    return ClassicDataFrame(session.applySchemaToPythonRDD(rows, schema.json()), spark)
 
 
 def _analyzed_plan(text: str) -> PlanNode:

@@ -22,6 +22,7 @@ from pipeline_assets.errors import PipelineExecutionError
 from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import resolve_jars
+from pipeline_assets.spark.numpy_converters import defer_numpy
 from pipeline_assets.transience import execution_error, transience_of
 
 if TYPE_CHECKING:
@@ -242,6 +243,7 @@ class _Start:
 
     def _run(self) -> None:
         try:
+            defer_numpy()
             root: SparkSession = self._resource.spark_session
             local = str(root.sparkContext.master).startswith("local")
             if local and "PYSPARK_PYTHON" not in os.environ:

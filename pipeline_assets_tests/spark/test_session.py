@@ -46,6 +46,26 @@ def views(spark: SparkSession) -> set[str]:
     return {table.name for table in spark.catalog.listTables() if table.isTemporary}
 
 
+def test_a_session_does_without_pandas_and_still_takes_numpy_values() -> None:
+    script = """
+        import sys
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark.session import SparkSessions
+
+        with SparkSessions(Settings(spark_master="local[1]")) as sessions:
+            spark = sessions.session("run", "pipeline")
+            spark.range(3).createOrReplaceTempView("numbers")
+            assert [row.id for row in spark.sql("SELECT id FROM numbers WHERE id > 1").collect()] == [2]
+            print([name for name in ("numpy", "pandas", "pyarrow") if name in sys.modules])
+
+            import numpy
+            from pyspark.sql.functions import lit
+
+            print(list(spark.range(1).select(lit(numpy.int64(3)), lit(numpy.array([1.5, 2.5]))).first()))
+    """
+    assert in_fresh_process(script).splitlines()[-2:] == ["[]", "[3, [1.5, 2.5]]"]
+
+
 def test_the_conf_names_the_jars_delta_and_a_loopback_address() -> None:
     conf = session_conf(Settings(spark_master="local[2]"))
     names = [Path(jar).name for jar in conf["spark.jars"].split(",")]
