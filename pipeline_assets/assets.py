@@ -283,8 +283,8 @@ class _PipelineFactory:
             yield from check_results(here, checked, chosen)
             if cast(ValidateMethod, here.method).reaction == "fail":
                 # What is expected has been told by now; this stops what comes after, and says why.
-                with _step_op(context, plan, step):
-                    raise_for_failures(plan, here, chosen)
+                with _step_op(context, plan, step) as run, run.errors_of(here):
+                    raise_for_failures(here, chosen)
 
         return check
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pipeline_assets.errors import DataValidationError
-from pipeline_assets.plan import PipelinePlan, PlannedStep
+from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
 
 
-def raise_for_failures(plan: PipelinePlan, step: PlannedStep, results: Iterable[ExpectationResult]) -> None:
+def raise_for_failures(step: PlannedStep, results: Iterable[ExpectationResult]) -> None:
     """Raise DataValidationError when an expectation of severity ``error`` is not met, with samples of the rows."""
     failed = [result for result in results if not result.passed and result.severity == "error"]
     if failed:
-        raise _failed_validation(step, failed).located(plan.location(step))
+        raise _failed_validation(step, failed)
 
 
 def _failed_validation(step: PlannedStep, failed: list[ExpectationResult]) -> DataValidationError:

@@ -90,7 +90,8 @@ class MicroBatches:
         try:
             for guard in self._guards:
                 if cast(ValidateMethod, guard.method).reaction == "fail":
-                    raise_for_failures(batch.plan, guard, found[guard.index])
+                    with batch.errors_of(guard):
+                        raise_for_failures(guard, found[guard.index])
         except DataValidationError:
             self._tell(checks)
             raise

@@ -84,6 +84,9 @@ def test_a_failure_stops_what_comes_after_and_shows_a_sample(location: Location,
     assert "checked: step 1 (validate inRange): the data do not meet what is expected: amount is >= 0 (1 of 4" in text
     assert "id=2, amount=-1, email=*********" in text
     assert "mail: email LIKE '%@%' (1 of 4" in text
+    failures = [event.step_failure_data.user_failure_data for event in run.all_events if event.is_step_failure]
+    configs = [str(failure.metadata["config"].value) for failure in failures if failure is not None]
+    assert any('"min": 0' in config and '"email"' in config for config in configs), configs
     assert not out(location).exists(), "nothing is loaded"
 
 
