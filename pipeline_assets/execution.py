@@ -29,7 +29,7 @@ from pipeline_assets.steps.base import (
 )
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.delta_log import Preview, first_rows
-from pipeline_assets.steps.delta_table import DeltaWrite, write_delta
+from pipeline_assets.steps.delta_table import DeltaWrite, is_missing_table, write_delta
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
@@ -308,20 +308,20 @@ class PipelineRun:
         return None
 
     def _read_table(self, step: PlannedStep) -> DataFrame:
-        from pyspark.errors import AnalysisException
-
         path = self._reachable_table_path(step)
         reader = self.context.spark.read.format("delta")
         if step.index in self._versions:
             reader = reader.option("versionAsOf", self._versions[step.index])
-        try:
-            frame = reader.load(path)
-            _ = frame.schema
-        except AnalysisException:
-            raise PipelineExecutionError(
-                f"there is no Delta table at {path} yet: materialize {self.plan.name}/{step.name} first",
-                location=self.plan.location(step),
-            ) from None
+        with self.errors_of(step):
+            try:
+                frame = reader.load(path)
+                _ = frame.schema
+            except Exception as error:
+                if not is_missing_table(error):
+                    raise
+                raise PipelineExecutionError(
+                    f"there is no Delta table at {path} yet: materialize {self.plan.name}/{step.name} first"
+                ) from None
         partition = self.context.partition
         if partition is None:
             return frame

@@ -96,14 +96,19 @@ def write_delta(
 
 def table_columns(spark: SparkSession, path: str) -> list[str] | None:
     """Return the columns of the Delta table at ``path``, or None when there is no table."""
-    from pyspark.errors import AnalysisException
-
     try:
         return spark.read.format("delta").load(path).columns
-    except AnalysisException as error:
-        if error.getCondition() in _MISSING:
+    except Exception as error:
+        if is_missing_table(error):
             return None
         raise
+
+
+def is_missing_table(error: Exception) -> bool:
+    """Whether Spark says by ``error`` that there is no Delta table where one was to be read."""
+    from pyspark.errors import AnalysisException
+
+    return isinstance(error, AnalysisException) and error.getCondition() in _MISSING
 
 
 def _in_slice(
