@@ -100,8 +100,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
             # Not before: Dagster has redirected the output to the compute log by now, and the JVM is yet to start.
             self._output.begin()
             partitions = plan.pipeline.config.partitions
-            if partition_key is not None and partitions is not None:
-                plan = plan.for_partition(partition_key)
+            if partitions is not None:
+                plan = plan.for_partition(_given(partition_key, plan))
             # Before Spark is started: the policy on secrets refuses what it has to here.
             connections = self._loaded_connections()
             self._runs[key] = PipelineRun(
@@ -172,3 +172,13 @@ def dataframe_io_manager(
         return DataFrameIOManager(steps)
 
     return build
+
+
+def _given(partition_key: str | None, plan: PipelinePlan) -> str:
+    """Return the run's partition. Raises ConfigurationError without one: the run would take the place of them all."""
+    if partition_key is None:
+        raise ConfigurationError(
+            f"pipeline {plan.name} is partitioned, and this run is for none of its partitions: launch it for one "
+            f"(`dg launch --job {plan.name} --partition KEY`), or as a backfill in Dagster's UI"
+        )
+    return partition_key
