@@ -21,7 +21,7 @@ from pipeline_assets.steps.paths import (
     unknown_format,
 )
 from pipeline_assets.steps.s3_paths import is_s3
-from pipeline_assets.steps.sql_texts import SqlColumns
+from pipeline_assets.steps.sql_texts import SqlColumns, no_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -76,13 +76,14 @@ class FilesExtract(ExtractMethod):
         paths = open_for_spark(self.all_paths(), connection, context)
         format_ = self.file_format()
         reader = context.spark.read.format(format_).options(**self._reader_options(format_))
-        if self.schema_ is not None:
-            reader = reader.schema(self.schema_)
         try:
+            if self.schema_ is not None:
+                reader = reader.schema(self.schema_)
             frame = reader.load(list(paths))
             columns = frame.columns  # Connect looks for the files only now
             # Where Spark did not need a file to know the columns, there may be none.
-            empty = (self.schema_ is not None or format_ == "text" or not columns) and not frame.inputFiles()
+            known_before = self.schema_ is not None or format_ == "text"
+            empty = not columns or (known_before and not frame.inputFiles())
         except AnalysisException as error:
             raise self._explain(error, paths, format_) from None
         if empty:
@@ -98,6 +99,10 @@ class FilesExtract(ExtractMethod):
         return option_texts({**defaults, **self.options})
 
     def _explain(self, error: Any, paths: tuple[str, ...], format_: FileFormat) -> ConfigurationError:
+        from pyspark.errors import ParseException
+
+        if self.schema_ is not None and isinstance(error, ParseException):
+            return no_columns(self.schema_, error)
         match error.getCondition():
             case "PATH_NOT_FOUND":
                 missing = (error.getMessageParameters() or {}).get("path") or ", ".join(paths)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.steps.sql_texts import no_columns
 from pipeline_assets.steps.transform import quote
 
 if TYPE_CHECKING:
@@ -270,11 +271,7 @@ def schema_of_ddl(spark: SparkSession, ddl: str) -> StructType:
     try:
         found = spark.range(1).select(F.from_json(F.lit(""), ddl)).schema.fields[0].dataType
     except (AnalysisException, ParseException) as error:
-        told = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise ConfigurationError(
-            f"'schema' is no list of columns: {ddl!r}: expected DDL such as 'id BIGINT, event_type STRING'",
-            details=told,
-        ) from None
+        raise no_columns(ddl, error) from None
     if not isinstance(found, StructType) or not found.fields:
         raise ConfigurationError(
             f"'schema' names no columns: {ddl!r}: expected DDL such as 'id BIGINT, event_type STRING'"

@@ -113,6 +113,20 @@ def test_nothing_there(
         FromFile.model_validate(config).extract(context)
 
 
+@pytest.mark.parametrize("format_", ["csv", "json"])
+def test_a_file_without_a_byte(format_: str, context: StepContext, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=f"holds no {format_} files with any data"):
+        FromFile(path=f"{tmp_path}/empty", format=format_).extract(context)
+
+
+def test_a_schema_that_is_none(context: StepContext, tmp_path: Path) -> None:
+    write_files(tmp_path)
+    method = FromFile.model_validate({"path": f"{tmp_path}/plain.csv", "schema": "id INTT"})
+    with pytest.raises(ConfigurationError, match="'schema' is no list of columns: 'id INTT'"):
+        method.extract(context)
+
+
 def test_empty_folder_of_text(context: StepContext, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="holds no text files"):
         FromFile(path=str(tmp_path), format="text").extract(context)
