@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from devstack.cache import cache_folder
+from devstack.cache import being_made, cache_folder
 from devstack.java import java_program, package_folder
 from devstack.processes import PartRun
 
@@ -21,10 +21,15 @@ def jars_folder(run: PartRun, coordinates: Sequence[str]) -> Path:
     """A folder with the JARs of ``group:artifact:version`` coordinates and all that they depend on."""
     key = hashlib.sha256("\n".join(coordinates).encode()).hexdigest()[:12]
     target = cache_folder() / "jars" / f"{run.part}-{key}"
-    if target.is_dir():
-        return target
-    run.say("downloading its JARs, once")
-    target.parent.mkdir(exist_ok=True)
+    if not target.is_dir():
+        with being_made(target):
+            if not target.is_dir():
+                run.say("downloading its JARs, once")
+                _resolve(run, coordinates, target)
+    return target
+
+
+def _resolve(run: PartRun, coordinates: Sequence[str], target: Path) -> None:
     # A work folder of its own: Ivy's cache bears one user at a time, and nobody must find half a download.
     work = Path(tempfile.mkdtemp(prefix="resolving-", dir=target.parent))
     try:
@@ -42,11 +47,9 @@ def jars_folder(run: PartRun, coordinates: Sequence[str]) -> Path:
             environment=dict(os.environ),  # it fetches: proxies and the like are set there
             limit=_LIMIT,
         )  # fmt: skip
-        if not target.is_dir():  # another process may have been faster
-            (work / "jars").rename(target)
+        (work / "jars").rename(target)
     finally:
         shutil.rmtree(work)
-    return target
 
 
 def _ivy_file(coordinates: Sequence[str]) -> str:

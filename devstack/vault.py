@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from devstack.cache import cache_folder
+from devstack.cache import being_made, cache_folder
 from devstack.ports import LOOPBACK, free_port
 from devstack.processes import PartRun, server_environment
 
@@ -138,10 +138,15 @@ def _built_program() -> Path:
 
 def _build(run: PartRun) -> Path:
     program = _built_program()
-    if program.exists():
-        return program
-    run.say("building it from source, once; takes a minute or two")
-    program.parent.mkdir(exist_ok=True)
+    if not program.exists():
+        with being_made(program):
+            if not program.exists():
+                run.say("building it from source, once; takes a minute or two")
+                _compile(run, program)
+    return program
+
+
+def _compile(run: PartRun, program: Path) -> None:
     work = Path(tempfile.mkdtemp(prefix="building-", dir=program.parent))
     try:
         run.run_to_end(
@@ -154,4 +159,3 @@ def _build(run: PartRun) -> Path:
         (work / "vault-server").replace(program)
     finally:
         shutil.rmtree(work)
-    return program
