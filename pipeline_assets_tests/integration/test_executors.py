@@ -16,6 +16,8 @@ from pipeline_assets_tests.integration.conftest import CONNECTIONS
 from pipeline_assets_tests.integration.delta_tables import rows_of, same_rows
 from pipeline_assets_tests.integration.run_processes import MARK, processes_of
 
+REPOSITORY = CONNECTIONS.parents[1]
+
 
 @pytest.fixture(params=["local", "connect", "cluster"])
 def spark_address(request: pytest.FixtureRequest) -> dict[str, str]:
@@ -50,19 +52,20 @@ def test_a_job_from_the_command_line(
         "PIPELINE_ASSETS_WAREHOUSE": str(warehouse),
         "PIPELINE_ASSETS_EXECUTOR": executor,
     }
+    dagster, dg = Path(sys.executable).parent / "dagster", Path(sys.executable).parent / "dg"
+    commands = {"customer_360": [dagster, "job", "execute", "-m", "pipeline_assets.definitions", "-j", "customer_360"]}
     # The second pipeline has more steps than need a process each here; the first covers that.
-    jobs = ["customer_360"] if executor == "multiprocess" else ["customer_360", "optimized_aggregation"]
-    for job in jobs:
-        command = [str(Path(sys.executable).parent / "dagster"), "job", "execute"]
-        command += ["-m", "pipeline_assets.definitions", "-j", job]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if executor == "in_process":
+        commands["optimized_aggregation"] = [dg, "launch", "--job", "optimized_aggregation"]
+    for command in commands.values():
+        done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert processes_of(mark) == []
 
     purchases = cdnow_purchases()
     expected = cdnow_customers(purchases).merge(purchases, left_on="id", right_on="customer_id")
     same_rows(rows_of(warehouse / "customer_360" / "join_data_frames"), expected)
-    if "optimized_aggregation" in jobs:
+    if "optimized_aggregation" in commands:
         grouped = flight_logs(31).groupby(["date", "region"], as_index=False)
         counted = grouped.agg(total_events=("flight", "size"), unique_users=("user_id", "nunique"))
         found = rows_of(warehouse / "optimized_aggregation" / "coalesce")
