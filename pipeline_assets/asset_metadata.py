@@ -99,6 +99,34 @@ def cache_metadata(run: PipelineRun, step: PlannedStep) -> Metadata:
     return {"storage_level": levels[step.dataframe]} if step.dataframe in levels else {}
 
 
+def work_metadata(run: PipelineRun, step: PlannedStep, told: Mapping[str, int | str] | None = None) -> Metadata:
+    """Return what Spark's jobs have done for ``step``, as numbers that Dagster plots; see ``JobMetrics``.
+
+    ``told``: what the target itself says of the write, in Delta's names; it knows better what it got.
+    """
+    written = (told or {}).get("numOutputBytes")
+    target: Metadata = {} if written is None else {"bytes_written": int(written)}
+    work = run.work(step)
+    if work is None or work.jobs == 0:
+        return target
+    return {
+        "spark_seconds": work.seconds,
+        "spark_task_seconds": work.task_seconds,
+        "spark_jobs": work.jobs,
+        "spark_stages": work.stages,
+        "spark_tasks": work.tasks,
+        "rows_read": work.rows_read,
+        "bytes_read": work.bytes_read,
+        "bytes_written": work.bytes_written,
+        "shuffle_read_bytes": work.shuffle_read_bytes,
+        "shuffle_write_bytes": work.shuffle_write_bytes,
+        "memory_spilled_bytes": work.memory_spilled_bytes,
+        "disk_spilled_bytes": work.disk_spilled_bytes,
+        "peak_memory_bytes": work.peak_memory_bytes,
+        **target,
+    }
+
+
 def table_metadata(run: PipelineRun, step: PlannedStep, written: DeltaWrite) -> Metadata:
     """Return where a table is, what was written to it, and a preview of what it holds now."""
     metadata: Metadata = {}
@@ -110,6 +138,7 @@ def table_metadata(run: PipelineRun, step: PlannedStep, written: DeltaWrite) -> 
         _row_count_key(run): written.rows,
         "table_version": written.version,
         "files_written": written.files,
+        **work_metadata(run, step, written.metrics),
     }
     return metadata
 
@@ -119,7 +148,7 @@ def table_location(path: str, pipeline: str, asset: str) -> Metadata:
     return {"dagster/uri": path, "dagster/table_name": f"{pipeline}.{asset}"}
 
 
-def load_metadata(run: PipelineRun, result: LoadResult) -> Metadata:
+def load_metadata(run: PipelineRun, step: PlannedStep, result: LoadResult) -> Metadata:
     """Return where a load wrote, and how much."""
     metadata: Metadata = {"dagster/uri": redact(result.uri), **redact_data(dict(result.metrics))}
     if result.table_name is not None:
@@ -128,7 +157,7 @@ def load_metadata(run: PipelineRun, result: LoadResult) -> Metadata:
         metadata["table_version"] = result.version
     if result.rows is not None:
         metadata[_row_count_key(run)] = result.rows
-    return metadata
+    return {**metadata, **work_metadata(run, step, result.metrics)}
 
 
 def quarantine_metadata(run: PipelineRun, path: str, written: DeltaWrite) -> Metadata:

@@ -17,6 +17,7 @@ from pipeline_assets.asset_metadata import (
     quarantine_metadata,
     table_location,
     table_metadata,
+    work_metadata,
 )
 from pipeline_assets.config import BrokenConfig
 from pipeline_assets.execution import PipelineRun
@@ -228,7 +229,7 @@ class _PipelineFactory:
                 origins = column_origins(run, here, frame, inputs, upstream, sources)
                 metadata = {**cache_metadata(run, here), **dataframe_metadata(frame, origins)}
                 if step.role is Role.VIEW:
-                    return dg.MaterializeResult(value=frame, metadata=metadata)
+                    return dg.MaterializeResult(value=frame, metadata={**work_metadata(run, here), **metadata})
                 written = run.write_table(here, frame, _selected(context, plan))
                 return dg.MaterializeResult(value=None, metadata={**table_metadata(run, here, written), **metadata})
 
@@ -242,7 +243,9 @@ class _PipelineFactory:
             with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
                 result = run.load(here, frames[name], _selected(context, plan))
-                return dg.MaterializeResult(metadata={**load_metadata(run, result), **dataframe_metadata(frames[name])})
+                return dg.MaterializeResult(
+                    metadata={**load_metadata(run, here, result), **dataframe_metadata(frames[name])}
+                )
 
         return self._asset(step, load, ins=self._ins(step), deps=self._deps(step))
 
@@ -329,15 +332,17 @@ class _PipelineFactory:
             with _step_op(context, plan, step) as run:
                 inputs = {step.inputs[0]: frames[name]}
                 origins = column_origins(run, here, found.good, inputs, upstream, ())
+                value: Any = found.good
+                about_write = work_metadata(run, here)
+                if step.role is Role.TABLE:
+                    written = run.write_table(here, found.good, selected)
+                    value, about_write = None, table_metadata(run, here, written)
                 metadata = {
                     "quarantined_rows": found.written.rows,
+                    **about_write,
                     **cache_metadata(run, here),
                     **dataframe_metadata(found.good, origins),
                 }
-                value: Any = found.good
-                if step.role is Role.TABLE:
-                    written = run.write_table(here, found.good, selected)
-                    value, metadata = None, {**table_metadata(run, here, written), **metadata}
             yield dg.MaterializeResult(
                 asset_key=key,
                 value=value,

@@ -15,6 +15,7 @@ from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.failures import is_spark_error, original_error, spark_failure
+from pipeline_assets.spark.job_metrics import JobMetrics, watched_jobs
 from pipeline_assets.steps.base import (
     DataFrameMethod,
     ExpectationResult,
@@ -65,6 +66,7 @@ class PipelineRun:
         self.context = context
         self._frames: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
+        self._work: dict[int, JobMetrics] = {}
         self._checked = False
 
     def dataframe(self, step: PlannedStep) -> DataFrame:
@@ -99,6 +101,10 @@ class PipelineRun:
         with self.errors_of(step):
             frame.createOrReplaceTempView(step.dataframe)
 
+    def work(self, step: PlannedStep) -> JobMetrics | None:
+        """Return what Spark's jobs have done for ``step`` so far; None where Spark does not tell."""
+        return self._work.get(step.index)
+
     def table_path(self, step: PlannedStep) -> str:
         """Return where the table of ``step`` is."""
         return self.context.settings.table_path(self.plan.name, step.name)
@@ -126,7 +132,7 @@ class PipelineRun:
     def write_table(self, step: PlannedStep, frame: DataFrame, selected: Iterable[int]) -> DeltaWrite:
         """Write ``frame`` as the table of ``step``: whole, or just the run's partition. All or nothing."""
         self.check_before_data_moves(selected)
-        with self.errors_of(step):
+        with self.errors_of(step), self._working(step):
             path = self._reachable_table_path(step)
             written = write_delta(
                 frame,
@@ -145,7 +151,7 @@ class PipelineRun:
     def load(self, step: PlannedStep, frame: DataFrame, selected: Iterable[int]) -> LoadResult:
         """Run a load step."""
         self.check_before_data_moves(selected)
-        with self.errors_of(step, [frame]):
+        with self.errors_of(step, [frame]), self._working(step):
             return cast(LoadMethod, step.method).load(frame, self.context)
 
     def check(self, step: PlannedStep, selected: Iterable[int]) -> tuple[ExpectationResult, ...]:
@@ -157,7 +163,7 @@ class PipelineRun:
     def _evaluated(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> tuple[ExpectationResult, ...]:
         method = cast(ValidateMethod, step.method)
         frame, references = _compared(step, frames)
-        with self.errors_of(step, [frame]):
+        with self.errors_of(step, [frame]), self._working(step):
             return method.validate_frame(frame, references, self.context)
 
     def quarantine(self, step: PlannedStep, frame: DataFrame, selected: Iterable[int]) -> Quarantined:
@@ -176,7 +182,8 @@ class PipelineRun:
             results = self._evaluated(step, {source.index: frame})
             found = any(result.failed for result in results)
             bad = method.bad_rows(frame, self.context)
-            written = self._write_quarantine(step, bad if found else bad.limit(0))
+            with self._working(step):
+                written = self._write_quarantine(step, bad if found else bad.limit(0))
             good = method.good_rows(frame, self.context)
             _ = good.schema
         self._frames[step.index] = good
@@ -257,7 +264,8 @@ class PipelineRun:
             if isinstance(method, ExtractMethod) and step.is_stream:
                 frame = method.extract_stream(self.source_context(step))
             elif isinstance(method, ExtractMethod):
-                frame = method.extract(self.context)
+                with self._working(step):  # what it reads to learn the columns
+                    frame = method.extract(self.context)
             elif isinstance(method, ValidateMethod):
                 frame = method.good_rows(_compared(step, frames)[0], self.context)
             else:
@@ -327,6 +335,18 @@ class PipelineRun:
             return frame
         frame = frame.where(partition.predicate)
         return frame if partition.column else frame.drop(PARTITION_KEY_COLUMN)
+
+    @contextmanager
+    def _working(self, step: PlannedStep) -> Iterator[None]:
+        """Add what Spark's jobs do inside to the work of ``step``."""
+        if self.plan.pipeline.config.mode == "streaming":
+            # A stream tells of itself by its progress, and a micro-batch is not to wait for the jobs' events.
+            yield
+            return
+        with watched_jobs(self.context.spark) as watched:
+            yield
+        if watched.metrics is not None:
+            self._work[step.index] = self._work.get(step.index, JobMetrics()).plus(watched.metrics)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

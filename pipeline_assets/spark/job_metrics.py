@@ -1,0 +1,142 @@
+"""What Spark's jobs have done: read from the driver's status store after them, with no job of its own."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_log = logging.getLogger(__name__)
+
+_LISTENERS_MILLISECONDS = 10_000
+# How Delta names the jobs by which it reads its own log.
+_DELTA_DESCRIPTION = "Delta: "
+_DELTA_NAME = "DatabricksLogging.scala"
+
+
+@dataclass(frozen=True)
+class JobMetrics:
+    """Sums over Spark's jobs, by Spark's own task metrics.
+
+    ``seconds``: how long at least one of them ran. ``rows_read`` and ``bytes_read`` are those of sources and caches,
+    without Delta's reading of its own log; ``peak_memory_bytes`` is the largest execution memory of a stage's tasks.
+
+    Source: https://spark.apache.org/docs/latest/monitoring.html#executor-task-metrics
+    """
+
+    jobs: int = 0
+    stages: int = 0
+    tasks: int = 0
+    seconds: float = 0.0
+    task_seconds: float = 0.0
+    rows_read: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    shuffle_read_bytes: int = 0
+    shuffle_write_bytes: int = 0
+    memory_spilled_bytes: int = 0
+    disk_spilled_bytes: int = 0
+    peak_memory_bytes: int = 0
+
+    def plus(self, other: JobMetrics) -> JobMetrics:
+        """Return the metrics of both, of which the second ran after the first."""
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        sums["peak_memory_bytes"] = max(self.peak_memory_bytes, other.peak_memory_bytes)
+        return JobMetrics(**sums)
+
+
+class WatchedJobs:
+    """The jobs of one stretch of work; what they did is known once it is over."""
+
+    metrics: JobMetrics | None = None
+    """None until they have ended well, and over Connect, where the driver's status store is out of reach."""
+
+
+@contextmanager
+def watched_jobs(spark: SparkSession) -> Iterator[WatchedJobs]:
+    """Watch the jobs that this thread has Spark run inside; the metrics are there when that has not failed."""
+    from pyspark.sql import SparkSession as ClassicSession
+
+    watched = WatchedJobs()
+    if not isinstance(spark, ClassicSession):
+        yield watched
+        return
+    context = spark.sparkContext
+    tag = f"pipeline-assets-work-{uuid.uuid4()}"
+    context.addJobTag(tag)
+    try:
+        yield watched
+    finally:
+        with suppress(Exception):  # Spark may be gone
+            context.removeJobTag(tag)
+    watched.metrics = _metrics(context, tag)
+
+
+def _metrics(context: Any, tag: str) -> JobMetrics | None:
+    from py4j.protocol import Py4JError
+
+    try:
+        return _sums(context, tag)
+    except Py4JError as error:
+        # The work is done: what only tells of it may not fail the run.
+        _log.warning("no metrics of Spark's jobs: %s", str(error).partition("\n")[0])
+        return None
+
+
+def _sums(context: Any, tag: str) -> JobMetrics:
+    core = context._jsc.sc()
+    # The store hears of the end of a job by an event, which may come after the action's return.
+    core.listenerBus().waitUntilEmpty(_LISTENERS_MILLISECONDS)
+    store = core.statusStore()
+    jobs = [store.job(number) for number in core.statusTracker().getJobIdsForTag(tag)]
+    own: set[int] = set()
+    deltas: set[int] = set()
+    for job in jobs:
+        stages = job.stageIds()
+        numbers = (stages.apply(index) for index in range(stages.size()))
+        (deltas if _is_deltas_own(job) else own).update(numbers)
+    found = [(number in own, store.lastStageAttempt(number)) for number in sorted(own | deltas)]
+    ran = [(is_own, stage) for is_own, stage in found if stage.status().name() != "SKIPPED"]
+    return JobMetrics(
+        jobs=len(jobs),
+        stages=len(ran),
+        tasks=sum(stage.numCompleteTasks() for _, stage in ran),
+        seconds=_seconds_covered(_interval(job) for job in jobs),
+        task_seconds=sum(stage.executorRunTime() for _, stage in ran) / 1000,
+        rows_read=sum(stage.inputRecords() for is_own, stage in ran if is_own),
+        bytes_read=sum(stage.inputBytes() for is_own, stage in ran if is_own),
+        bytes_written=sum(stage.outputBytes() for _, stage in ran),
+        shuffle_read_bytes=sum(stage.shuffleReadBytes() for _, stage in ran),
+        shuffle_write_bytes=sum(stage.shuffleWriteBytes() for _, stage in ran),
+        memory_spilled_bytes=sum(stage.memoryBytesSpilled() for _, stage in ran),
+        disk_spilled_bytes=sum(stage.diskBytesSpilled() for _, stage in ran),
+        peak_memory_bytes=max((stage.peakExecutionMemory() for _, stage in ran), default=0),
+    )
+
+
+def _is_deltas_own(job: Any) -> bool:
+    description = job.description()
+    told = description.get() if description.isDefined() else ""
+    return told.startswith(_DELTA_DESCRIPTION) or _DELTA_NAME in job.name()
+
+
+def _interval(job: Any) -> tuple[int, int]:
+    start, end = job.submissionTime(), job.completionTime()
+    if not start.isDefined() or not end.isDefined():
+        return 0, 0
+    return start.get().getTime(), end.get().getTime()
+
+
+def _seconds_covered(intervals: Iterable[tuple[int, int]]) -> float:
+    """Return how long at least one of the intervals, in milliseconds, lasts."""
+    total = until = 0
+    for start, end in sorted(intervals):
+        total += max(0, end - max(start, until))
+        until = max(until, end)
+    return total / 1000
