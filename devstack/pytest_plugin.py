@@ -7,7 +7,7 @@ Loaded by ``pytest_plugins = ["devstack.pytest_plugin"]`` in a conftest. A conft
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
@@ -19,6 +19,7 @@ from devstack.kafka import Kafka, KafkaBroker, KafkaServer
 from devstack.parts import Part, Server
 from devstack.postgres import Postgres, PostgresServer
 from devstack.processes import PartRun
+from devstack.prometheus import Prometheus, PrometheusServer, Pushgateway, PushgatewayServer
 from devstack.s3 import S3, S3Server
 from devstack.spark_servers import SparkCluster, SparkConnect, SparkConnectServer, SparkStandalone
 from devstack.stack import Stack
@@ -76,6 +77,23 @@ def own_kafka(devstack: Stack, tmp_path: Path) -> Iterator[KafkaBroker]:
 @pytest.fixture(scope="session")
 def vault(devstack: Stack) -> Iterator[VaultServer]:
     yield from _running(devstack, Vault(), VaultServer)
+
+
+@pytest.fixture(scope="session")
+def pushgateway(devstack: Stack) -> Iterator[PushgatewayServer]:
+    yield from _running(devstack, Pushgateway(), PushgatewayServer)
+
+
+@pytest.fixture
+def prometheus_of(devstack: Stack, tmp_path: Path) -> Iterator[Callable[[str], PrometheusServer]]:
+    """Starts a Prometheus of the test's own, which scrapes the ``host:port`` that it is given."""
+    run = PartRun("prometheus", data=tmp_path / "prometheus", logs=tmp_path / "prometheus-logs")
+    run.data.mkdir()
+    run.logs.mkdir()
+    try:
+        yield lambda target: Prometheus(targets=[target]).start(run)
+    finally:
+        run.stop()
 
 
 @pytest.fixture

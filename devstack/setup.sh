@@ -50,8 +50,16 @@ step "Python packages into .venv (locked)"
 step "Spark's JARs"
 .venv/bin/python -c 'from pipeline_assets.spark.jars import resolve_jars; print(f"{len(resolve_jars())} JARs are in place")'
 
-if [ "${1:-}" = --test ] && ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
+[ "${1:-}" = --test ] || exit 0
+
+if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
   if root_on_debian; then apt_install chromium
   else step "a browser for the end-to-end test"; .venv/bin/playwright install chromium
   fi
 fi
+for program in prometheus prometheus-pushgateway; do
+  command -v "$program" >/dev/null && continue
+  if root_on_debian; then apt_install "$program"
+  else stop "$program is needed by the tests: install it (Debian: $program) and put it on the PATH"
+  fi
+done

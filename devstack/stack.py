@@ -27,6 +27,7 @@ from devstack.kafka import Kafka, KafkaServer
 from devstack.parts import Part, Server
 from devstack.postgres import Postgres, PostgresServer
 from devstack.processes import PartRun, ProcessRecord, remove_paths, stop_processes, unrecorded_processes
+from devstack.prometheus import Prometheus, PrometheusServer, Pushgateway, PushgatewayServer
 from devstack.s3 import S3, S3Server
 from devstack.spark_servers import SparkCluster, SparkConnect, SparkConnectServer, SparkStandalone
 from devstack.vault import Vault, VaultServer
@@ -39,6 +40,8 @@ PARTS: Mapping[str, Callable[[], Part]] = {
     "vault": Vault,
     "spark-connect": SparkConnect,
     "spark-cluster": SparkStandalone,
+    "prometheus": Prometheus,
+    "pushgateway": Pushgateway,
 }
 DEFAULT_PARTS = ("postgres", "s3", "kafka", "vault")
 
@@ -49,6 +52,8 @@ _SERVERS: Mapping[str, Callable[..., Server]] = {
     "vault": VaultServer,
     "spark-connect": SparkConnectServer,
     "spark-cluster": SparkCluster,
+    "prometheus": PrometheusServer,
+    "pushgateway": PushgatewayServer,
 }
 
 Report = Callable[[str, str], None]

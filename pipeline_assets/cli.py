@@ -1,4 +1,4 @@
-"""The command line: ``pipeline-assets validate | schema | plan | list | audit-config | audit``."""
+"""The command line: ``pipeline-assets validate | schema | plan | list | audit-config | audit | metrics``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pipeline_assets.audit_commands import audit, audit_config
 from pipeline_assets.config import CONNECTIONS_FILE, Pipeline, load_connections, load_file, load_folder
 from pipeline_assets.config_schema import pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
+from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.plan import PipelinePlan, PlannedFolder, PlannedStep, Role, plan_folder, plan_pipeline, select
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import ValidateMethod
@@ -32,6 +33,7 @@ def main() -> None:
 
 main.add_command(audit_config)
 main.add_command(audit)
+main.add_command(metrics)
 
 
 @main.command()

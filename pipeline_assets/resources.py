@@ -15,6 +15,7 @@ from pipeline_assets.connections import Connections
 from pipeline_assets.credentials.policy import SecretsPolicy, option_issues
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.execution import PipelineRun
+from pipeline_assets.metrics.publishing import RunPublisher
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.redacted_output import RedactedOutput, redacted_logs
 from pipeline_assets.settings import Settings
@@ -47,6 +48,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
     _cancellation: Cancellation = PrivateAttr(default_factory=Cancellation)
     _output: RedactedOutput = PrivateAttr(default_factory=RedactedOutput)
     _context: dg.InitResourceContext = PrivateAttr()
+    _publisher: RunPublisher | None = PrivateAttr(default=None)
 
     def __init__(self, **data: Any) -> None:
         """Take the fields, by name. (Dagster does not take a resource as the default of a field.)"""
@@ -62,10 +64,13 @@ class SparkResource(dg.ConfigurableResource[Any]):
         self._cancellation = Cancellation()
         self._output = RedactedOutput()
         self._context = context
-        if context.instance is not None and context.run is not None:
-            file_stops_as_canceled(context.instance, context.run.run_id)
         # Each is done, the last first, whatever goes wrong in another: the output ends after the JVM that writes to it.
         with ExitStack() as ending:
+            if context.instance is not None and context.run is not None:
+                file_stops_as_canceled(context.instance, context.run.run_id)
+                self._publisher = RunPublisher(self._settings, context.run)
+                context.instance.add_event_listener(context.run.run_id, self._publisher.take)
+                ending.callback(self._publisher.end)
             ending.callback(self._output.end)
             # In the multiprocess executor other processes of the run still need the server's session, and the
             # credentials that the DataFrames in it are read with.
@@ -99,6 +104,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
         if key not in self._runs:
             # Not before: Dagster has redirected the output to the compute log by now, and the JVM is yet to start.
             self._output.begin()
+            if self._publisher is not None and plan.pipeline.config.mode == "streaming":
+                self._publisher.listen()
             partitions = plan.pipeline.config.partitions
             if partitions is not None:
                 plan = plan.for_partition(_given(partition_key, plan))

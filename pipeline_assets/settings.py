@@ -14,7 +14,9 @@ class Settings:
 
     ``path_prefix`` is put before absolute paths that have no scheme, so that ``/data/purchases`` can live in a
     sandbox. ``spark_remote`` is a Spark Connect address (``sc://host:port``) and wins over ``spark_master``.
-    ``audit_file`` is where each access to a secret is noted.
+    ``audit_file`` is where each access to a secret is noted, ``metrics`` the folder where runs record theirs.
+    ``metrics_listen`` is the ``host:port`` where a running stream answers Prometheus, ``pushgateway`` the URL of the
+    Pushgateway that batch runs push to.
     """
 
     configs: Path = Path("configs")
@@ -24,10 +26,15 @@ class Settings:
     spark_master: str | None = None
     executor: str = "in_process"
     audit_file: Path | None = None
+    metrics: Path | None = None
+    metrics_listen: str | None = None
+    pushgateway: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Read PIPELINE_ASSETS_CONFIGS, _WAREHOUSE, _PATH_PREFIX, _EXECUTOR, _AUDIT_FILE, and SPARK_REMOTE, _MASTER."""
+        """Read PIPELINE_ASSETS_CONFIGS, _WAREHOUSE, _PATH_PREFIX, _EXECUTOR, _AUDIT_FILE, _METRICS, _METRICS_LISTEN,
+        _PUSHGATEWAY, and SPARK_REMOTE, SPARK_MASTER.
+        """
         env = os.environ if environment is None else environment
         return cls(
             configs=Path(env.get("PIPELINE_ASSETS_CONFIGS") or "configs"),
@@ -37,6 +44,9 @@ class Settings:
             spark_master=env.get("SPARK_MASTER") or None,
             executor=env.get("PIPELINE_ASSETS_EXECUTOR") or "in_process",
             audit_file=Path(env["PIPELINE_ASSETS_AUDIT_FILE"]) if env.get("PIPELINE_ASSETS_AUDIT_FILE") else None,
+            metrics=Path(env["PIPELINE_ASSETS_METRICS"]) if env.get("PIPELINE_ASSETS_METRICS") else None,
+            metrics_listen=env.get("PIPELINE_ASSETS_METRICS_LISTEN") or None,
+            pushgateway=env.get("PIPELINE_ASSETS_PUSHGATEWAY") or None,
         )
 
     def resolve(self, path: str) -> str:

@@ -1,0 +1,1 @@
+"""What runs tell of themselves in numbers: recorded as JSON lines, and exposed to Prometheus."""

@@ -1,0 +1,90 @@
+"""The records that Dagster's events of a run hold: all that is recorded is also seen in Dagster's UI."""
+
+# No postponed annotations here, as in all modules that define what Dagster runs.
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+from dagster._core.execution.plan.objects import ErrorSource
+
+from pipeline_assets.metrics.records import MetricsRecord, Status
+
+_ROWS_WRITTEN = ("dagster/row_count", "dagster/partition_row_count")
+_ENDS: Mapping[dg.DagsterEventType, Status] = {
+    dg.DagsterEventType.STEP_SUCCESS: "succeeded",
+    dg.DagsterEventType.STEP_FAILURE: "failed",
+    dg.DagsterEventType.STEP_UP_FOR_RETRY: "retried",
+}
+
+
+class RunEvents:
+    """Turns one run's events, as they come, into records."""
+
+    def __init__(self, run_id: str, partition: str | None) -> None:
+        self._run_id = run_id
+        self._partition = partition
+        self._started: dict[str, float] = {}
+        self._attempts: dict[str, int] = {}
+
+    def records_of(self, entry: dg.EventLogEntry) -> Iterator[MetricsRecord]:
+        """Yield the records that the event holds."""
+        event = entry.dagster_event
+        if event is None or event.step_key is None:
+            return
+        match event.event_type:
+            case dg.DagsterEventType.STEP_START | dg.DagsterEventType.STEP_RESTARTED:
+                self._started[event.step_key] = entry.timestamp
+                self._attempts[event.step_key] = self._attempts.get(event.step_key, 0) + 1
+            case end if end in _ENDS:
+                yield self._end(entry, event, _ENDS[end])
+            case dg.DagsterEventType.ASSET_MATERIALIZATION:
+                told = event.step_materialization_data.materialization
+                yield self._numbers("asset", entry, event.step_key, told.asset_key, told.metadata)
+            case dg.DagsterEventType.ASSET_OBSERVATION:
+                seen = event.asset_observation_data.asset_observation
+                if any(isinstance(value.value, int | float) for value in seen.metadata.values()):
+                    yield self._numbers("progress", entry, event.step_key, seen.asset_key, seen.metadata)
+            case dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                yield self._check(entry, event.step_key, event.asset_check_evaluation_data)
+
+    def _end(self, entry: dg.EventLogEntry, event: Any, status: Status) -> MetricsRecord:
+        key = event.step_key
+        error = None
+        if status == "failed":
+            failure = event.step_failure_data
+            if failure.error_source is ErrorSource.INTERRUPT:
+                status = "canceled"
+            told = failure.user_failure_data.metadata if failure.user_failure_data else {}
+            error = str(told["error"].value) if "error" in told else None
+        seconds = max(0.0, entry.timestamp - self._started.get(key, entry.timestamp))
+        pipeline, _, step = key.partition("__")
+        return MetricsRecord(
+            "step", entry.timestamp, self._run_id, pipeline, step, partition=self._partition,
+            attempt=self._attempts.get(key, 1), status=status, error=error, numbers={"seconds": round(seconds, 3)},
+        )  # fmt: skip
+
+    def _numbers(
+        self, kind: Any, entry: dg.EventLogEntry, step_key: str, asset: Any, metadata: Mapping[str, Any]
+    ) -> MetricsRecord:
+        numbers = {}
+        for name, value in metadata.items():
+            if isinstance(value.value, int | float) and not isinstance(value.value, bool):
+                numbers["rows_written" if name in _ROWS_WRITTEN else name] = value.value
+        pipeline, step = _names(asset)
+        return MetricsRecord(
+            kind, entry.timestamp, self._run_id, pipeline, step, asset=asset.to_user_string(),
+            partition=self._partition, attempt=self._attempts.get(step_key, 1), numbers=numbers,
+        )  # fmt: skip
+
+    def _check(self, entry: dg.EventLogEntry, step_key: str, told: Any) -> MetricsRecord:
+        numbers = {name: told.metadata[name].value for name in ("failed_rows", "total_rows") if name in told.metadata}
+        pipeline, step = _names(told.asset_key)
+        return MetricsRecord(
+            "check", entry.timestamp, self._run_id, pipeline, step, asset=told.asset_key.to_user_string(),
+            check=told.check_name, partition=self._partition, attempt=self._attempts.get(step_key, 1),
+            status="succeeded" if told.passed else "failed", numbers=numbers,
+        )  # fmt: skip
+
+
+def _names(asset: dg.AssetKey) -> tuple[str, str]:
+    return asset.path[0], asset.path[-1]

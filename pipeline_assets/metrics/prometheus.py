@@ -1,0 +1,123 @@
+"""The runs' metrics as Prometheus has them.
+
+Names and units: https://prometheus.io/docs/practices/naming/. Labels are names from the configs alone: there are as
+many series as there are steps and checks, and no more with each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
+from prometheus_client.registry import Collector
+
+from pipeline_assets.metrics.records import MetricsRecord
+from pipeline_assets.metrics.run_files import RunFilesReader
+
+# They would double the series, for a text format that no one asks for.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+_STEP = ("pipeline", "step")
+_PREFIX = "pipeline_assets"
+# From a view's planning to a load of hours.
+_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
+
+_SUMS = {
+    "rows_read": ("step_read_rows", "Rows that Spark has read from sources and caches."),
+    "rows_written": ("step_written_rows", "Rows that were written to the target."),
+    "bytes_read": ("step_read_bytes", "Bytes that Spark has read from sources and caches."),
+    "bytes_written": ("step_written_bytes", "Bytes that were written to the target."),
+    "files_written": ("step_written_files", "Files that were written to the target."),
+    "shuffle_read_bytes": ("step_shuffle_read_bytes", "Bytes read from shuffles."),
+    "shuffle_write_bytes": ("step_shuffle_write_bytes", "Bytes written to shuffles."),
+    "memory_spilled_bytes": ("step_memory_spilled_bytes", "Bytes in memory of what was spilled to disk."),
+    "disk_spilled_bytes": ("step_disk_spilled_bytes", "Bytes on disk of what was spilled."),
+    "spark_seconds": ("step_spark_seconds", "Time in which at least one of the step's Spark jobs ran."),
+    "spark_task_seconds": ("step_spark_task_seconds", "Time that Spark's executors spent in the step's tasks."),
+    "spark_tasks": ("step_spark_tasks", "Tasks of the step that Spark has completed."),
+    "quarantined_rows": ("step_quarantined_rows", "Rows that were put into quarantine."),
+    "dead_letters": ("step_dead_letter_records", "Records that could not be parsed."),
+}
+_LATEST = {
+    "peak_memory_bytes": ("step_peak_memory_bytes", "Largest execution memory of a stage's tasks, last time."),
+    "cached_memory_bytes": ("step_cached_memory_bytes", "Memory that cached DataFrames take, last time."),
+    "cached_disk_bytes": ("step_cached_disk_bytes", "Disk that cached DataFrames take, last time."),
+}
+_PROGRESS = {
+    "lag": ("stream_lag_records", "Records that the topic has and the stream has not read."),
+    "input_rows_per_second": ("stream_input_rows_per_second", "Rows that arrive, of the last micro-batch."),
+    "processed_rows_per_second": ("stream_processed_rows_per_second", "Rows processed, of the last micro-batch."),
+    "batch_duration_ms": ("stream_batch_duration_seconds", "How long the last micro-batch took."),
+}
+
+
+class RunMetrics:
+    """Prometheus' metrics, made up from records in their order."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._sums = {name: self._counter(*told) for name, told in _SUMS.items()}
+        self._latest = {name: self._gauge(*told) for name, told in (_LATEST | _PROGRESS).items()}
+        self._attempts = Counter(
+            f"{_PREFIX}_step_attempts", "Attempts of steps that have ended.", (*_STEP, "status"), registry=self.registry
+        )
+        self._duration = Histogram(
+            f"{_PREFIX}_step_duration_seconds", "How long attempts took.", _STEP, buckets=_SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
+        self._succeeded = self._gauge("step_last_success_timestamp_seconds", "When the step last succeeded.")
+        self._failed = self._gauge("step_last_failure_timestamp_seconds", "When the step last failed.")
+        self._progressed = self._gauge("stream_last_progress_timestamp_seconds", "When the stream last told of itself.")
+        checked = (*_STEP, "check")
+        self._checked = Counter(
+            f"{_PREFIX}_check_evaluations", "Evaluations of checks.", (*checked, "status"), registry=self.registry
+        )
+        self._met = self._gauge("check_passed", "1 when the check passed last time, 0 when not.", checked)
+        self._bad = self._gauge("check_failed_rows", "Rows that did not meet the check, last time.", checked)
+
+    def _counter(self, name: str, told: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", told, _STEP, registry=self.registry)
+
+    def _gauge(self, name: str, told: str, labels: Iterable[str] = _STEP) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", told, labels, registry=self.registry)
+
+    def take(self, record: MetricsRecord) -> None:
+        """Add what ``record`` says."""
+        labels = (record.pipeline, record.step)
+        match record.kind:
+            case "step":
+                self._attempts.labels(*labels, record.status).inc()
+                self._duration.labels(*labels).observe(record.numbers.get("seconds", 0.0))
+                if record.status == "succeeded":
+                    self._succeeded.labels(*labels).set(record.time)
+                elif record.status == "failed":
+                    self._failed.labels(*labels).set(record.time)
+            case "check":
+                self._checked.labels(*labels, record.check, record.status).inc()
+                self._met.labels(*labels, record.check).set(record.status == "succeeded")
+                self._bad.labels(*labels, record.check).set(record.numbers.get("failed_rows", 0))
+            case "asset" | "progress":
+                self._take_numbers(record, labels)
+                if record.kind == "progress":
+                    self._progressed.labels(*labels).set(record.time)
+
+    def _take_numbers(self, record: MetricsRecord, labels: tuple[str, str]) -> None:
+        for name, number in record.numbers.items():
+            if name in self._sums and record.kind == "asset":
+                self._sums[name].labels(*labels).inc(max(0, number))
+            elif name in self._latest:
+                self._latest[name].labels(*labels).set(number / 1000 if name.endswith("_ms") else number)
+
+
+class RecordedMetrics(Collector):
+    """What all runs have recorded in a folder, brought up to date whenever Prometheus asks."""
+
+    def __init__(self, reader: RunFilesReader) -> None:
+        self._reader = reader
+        self._metrics = RunMetrics()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics as they are now."""
+        for record in self._reader.new_records():
+            self._metrics.take(record)
+        yield from self._metrics.registry.collect()

@@ -1,0 +1,77 @@
+"""Where one run's metrics go while it runs: to its file, to an endpoint for Prometheus, to a Pushgateway."""
+
+# No postponed annotations here, as in all modules that define what Dagster runs.
+import logging
+from typing import Any
+
+import dagster as dg
+
+from pipeline_assets.metrics.dagster_events import RunEvents
+from pipeline_assets.metrics.run_files import RunFile
+from pipeline_assets.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_PUSH_SECONDS = 5.0
+_JOB = "pipeline_assets"
+
+
+class RunPublisher:
+    """Publishes what a run's events tell. Nothing that goes wrong here fails the run: it is logged once."""
+
+    def __init__(self, settings: Settings, run: dg.DagsterRun) -> None:
+        self._settings = settings
+        self._job = run.job_name
+        self._events = RunEvents(run.run_id, run.tags.get("dagster/partition"))
+        self._file = RunFile(settings.metrics, run.run_id) if settings.metrics else None
+        # Not imported before it is asked for: a run without Prometheus has nothing to pay for it.
+        self._metrics: Any = _run_metrics() if settings.metrics_listen or settings.pushgateway else None
+        self._server: Any = None
+
+    def take(self, entry: dg.EventLogEntry) -> None:
+        """Publish what the event holds."""
+        for record in self._events.records_of(entry):
+            if self._metrics is not None:
+                self._metrics.take(record)
+            if self._file is not None:
+                try:
+                    self._file.append(record)
+                except OSError as error:
+                    _log.warning("the metrics of this run can't be recorded: %s", error)
+                    self._file = None
+
+    def listen(self) -> None:
+        """Answer Prometheus until the run ends, where the settings say so."""
+        if self._settings.metrics_listen is None or self._server is not None:
+            return
+        from prometheus_client import start_http_server
+
+        host, _, port = self._settings.metrics_listen.rpartition(":")
+        try:
+            self._server, _ = start_http_server(int(port), host or "127.0.0.1", self._metrics.registry)
+        except (OSError, ValueError) as error:
+            _log.warning("no metrics at PIPELINE_ASSETS_METRICS_LISTEN=%s: %s", self._settings.metrics_listen, error)
+
+    def end(self) -> None:
+        """Push what there is, and stop answering."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+        if self._settings.pushgateway is not None:
+            self._push(self._settings.pushgateway)
+
+    def _push(self, gateway: str) -> None:
+        from prometheus_client import push_to_gateway
+
+        try:
+            push_to_gateway(
+                gateway, _JOB, self._metrics.registry, grouping_key={"dagster_job": self._job}, timeout=_PUSH_SECONDS
+            )
+        except OSError as error:
+            _log.warning("the metrics of this run could not be pushed to %s: %s", gateway, error)
+
+
+def _run_metrics() -> Any:
+    from pipeline_assets.metrics.prometheus import RunMetrics
+
+    return RunMetrics()

@@ -1,0 +1,72 @@
+"""The folder of the runs' metrics: a file of JSON lines for each run, and no more of them than are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline_assets.metrics.records import MetricsRecord
+
+# A run of a few steps has a few kilobytes; a stream has one or two lines in ten seconds, 20 MB in a month.
+_FILE_BYTES = 16 * 1024 * 1024
+_FILES_KEPT = 1000
+
+
+class RunFile:
+    """Where one run's lines go. Several processes of the run may append to it at the same time."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self._folder = folder
+        self._run_id = run_id
+        self._path = folder / f"{run_id}.jsonl"
+        self._next = 1
+
+    def append(self, record: MetricsRecord) -> None:
+        """Write a line. Raises OSError when that can't be."""
+        while self._path.exists() and self._path.stat().st_size > _FILE_BYTES:
+            self._path = self._folder / f"{self._run_id}.{self._next}.jsonl"
+            self._next += 1
+        if not self._path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _remove_oldest(self._folder)
+        # One write of less than a page at the file's end is whole, whoever else writes.
+        with open(self._path, "ab", buffering=0) as file:
+            file.write(record.line().encode())
+
+
+def _remove_oldest(folder: Path) -> None:
+    files = sorted(folder.glob("*.jsonl"), key=_changed)
+    for file in files[: max(0, len(files) - _FILES_KEPT + 1)]:
+        file.unlink(missing_ok=True)
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # another run has removed it
+        return 0.0
+
+
+class RunFilesReader:
+    """Reads what runs have written to ``folder``, each line once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[str, int] = {}
+
+    def new_records(self) -> Iterator[MetricsRecord]:
+        """Yield the records that were written since the last call, run by run in the order of their last lines."""
+        for path in sorted(self._folder.glob("*.jsonl"), key=_changed):
+            try:
+                with path.open("rb") as file:
+                    file.seek(self._read.get(path.name, 0))
+                    text = file.read()
+            except FileNotFoundError:  # a run has removed it
+                continue
+            # A line without an end is still being written.
+            whole = text[: text.rfind(b"\n") + 1]
+            self._read[path.name] = self._read.get(path.name, 0) + len(whole)
+            for line in whole.decode(errors="replace").splitlines():
+                record = MetricsRecord.parse(line)
+                if record is not None:
+                    yield record

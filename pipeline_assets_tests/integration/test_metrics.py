@@ -1,0 +1,187 @@
+"""What runs record of themselves, against the data and the files that there are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from devstack.kafka import KafkaServer
+from devstack.ports import free_port
+from devstack.prometheus import PushgatewayServer
+from pipeline_assets.metrics.records import MetricsRecord
+from pipeline_assets.metrics.run_files import RunFilesReader
+from pipeline_assets_tests.config_documents import batch, extract_file, transform
+from pipeline_assets_tests.integration.delta_tables import delta_files
+from pipeline_assets_tests.integration.location import Location
+from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
+from pipeline_assets_tests.integration.topics import Topic, events
+
+ROWS = pd.DataFrame({"id": range(5000), "kind": [number % 7 for number in range(5000)]})
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFilesReader:
+    """Reads what runs of the location record from now on."""
+    monkeypatch.setenv("PIPELINE_ASSETS_METRICS", str(tmp_path / "metrics"))
+    return RunFilesReader(tmp_path / "metrics")
+
+
+def counted(location: Location, *more: dict[str, Any]) -> dict[str, Any]:
+    """Return a pipeline that counts the rows of a file by kind."""
+    file = location.folder / "rows.parquet"
+    ROWS.to_parquet(file, index=False)
+    return batch(
+        "counted",
+        extract_file("rows", f"file://{file}"),
+        transform("aggregateData", groupBy=["kind"], aggregations={"n": "count(*)"}, registerAs="kinds"),
+        *more,
+    )
+
+
+def by_kind(reader: RunFilesReader) -> dict[tuple[str, str], MetricsRecord]:
+    return {(found.kind, found.step): found for found in reader.new_records()}
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    """Return the samples that Prometheus would take from ``text``, by name and step."""
+    families = text_string_to_metric_families(text)
+    return {(found.name, found.labels["step"]): found.value for each in families for found in each.samples
+            if "step" in found.labels}  # fmt: skip
+
+
+def test_what_a_table_took_and_gave(location: Location, recorded: RunFilesReader) -> None:
+    location.write(counted(location))
+    run = location.run("counted")
+    found = by_kind(recorded)
+    table = found["asset", "kinds"]
+    files = delta_files(location.table("counted", "kinds"))
+    assert (table.run_id, table.asset, table.attempt) == (run.run_id, "counted/kinds", 1)
+    assert table.numbers["rows_read"] == len(ROWS)
+    assert table.numbers["rows_written"] == ROWS["kind"].nunique()
+    assert table.numbers["bytes_written"] == sum(os.path.getsize(file) for file in files)
+    assert table.numbers["files_written"] == len(files)
+    assert table.numbers["shuffle_write_bytes"] == table.numbers["shuffle_read_bytes"] > 0
+    assert 0 < table.numbers["spark_seconds"] <= found["step", "kinds"].numbers["seconds"]
+    assert {key: record.status for key, record in found.items() if record.kind == "step"} == {
+        ("step", "rows"): "succeeded",
+        ("step", "kinds"): "succeeded",
+    }
+    shown = location.metadata("counted", "kinds")
+    assert {name: shown[name] for name in ("rows_read", "bytes_written", "spark_seconds")} == {
+        name: table.numbers[name] for name in ("rows_read", "bytes_written", "spark_seconds")
+    }
+
+
+def test_delta_reading_its_own_log_is_no_row_of_a_source(location: Location, recorded: RunFilesReader) -> None:
+    location.write(counted(location))
+    for _ in range(3):
+        location.run("counted")
+    assert by_kind(recorded)["asset", "kinds"].numbers["rows_read"] == len(ROWS)
+
+
+def test_a_check_that_fails_and_the_step_that_fails_by_it(location: Location, recorded: RunFilesReader) -> None:
+    expectations = {"type": "validate", "method": "expectations", "config": {"expectations": {"few": "n < 715"}}}
+    location.write(counted(location, expectations))
+    location.run("counted", fail=True)
+    found = by_kind(recorded)
+    failed = int((ROWS.groupby("kind").size() >= 715).sum())
+    assert 0 < failed < ROWS["kind"].nunique()
+    check = found["check", "kinds"]
+    assert (check.check, check.status, check.numbers["failed_rows"]) == ("expectations_few", "failed", failed)
+    step = found["step", "expectations"]
+    assert (step.status, step.error) == ("failed", "DataValidationError")
+
+
+def test_a_partition_is_named(location: Location, recorded: RunFilesReader) -> None:
+    location.write({**counted(location), "partitions": {"type": "static", "values": ["a", "b"]}})
+    location.run("counted", partition="b")
+    assert {found.partition for found in recorded.new_records()} == {"b"}
+
+
+def test_a_folder_that_cannot_be_written_fails_no_run(
+    location: Location, recorded: RunFilesReader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "metrics").write_text("a file")
+    location.write(counted(location))
+    location.run("counted")
+    assert caplog.text.count("the metrics of this run can't be recorded") == 1
+
+
+def test_a_batch_run_pushes(
+    location: Location, pushgateway: PushgatewayServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_ASSETS_PUSHGATEWAY", pushgateway.url)
+    location.write(counted(location))
+    location.run("counted")
+    text = pushgateway.exposition()
+    assert 'dagster_job="counted"' in text
+    found = samples(text)
+    assert found["pipeline_assets_step_written_rows_total", "kinds"] == ROWS["kind"].nunique()
+    assert found["pipeline_assets_step_attempts_total", "rows"] == 1
+
+
+def test_a_gateway_that_is_away_fails_no_run(
+    location: Location, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PIPELINE_ASSETS_PUSHGATEWAY", f"http://127.0.0.1:{free_port()}")
+    location.write(counted(location))
+    location.run("counted")
+    assert caplog.text.count("could not be pushed") == 1
+
+
+def test_a_running_stream_answers(location: Location, kafka: KafkaServer, tmp_path: Path) -> None:
+    topic = Topic(kafka).make()
+    sent = events(0, 60)
+    topic.send([*sent, "no JSON"])
+    load = {"path": "/out", "checkpointLocation": "/checkpoints/out", "trigger": "1 second"}
+    location.write(
+        {
+            "name": "stream",
+            "mode": "streaming",
+            "steps": [
+                {
+                    "type": "extract",
+                    "method": "fromKafka",
+                    "config": {"topic": topic.name, "startingOffsets": "earliest", "registerAs": "events"},
+                },
+                {"type": "load", "method": "toDeltaLake", "name": "out", "config": load},
+            ],
+        }
+    )
+    port = free_port()
+    environment = {
+        **location.environment,
+        "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "DAGSTER_HOME": str(tmp_path / "home"),
+        "PIPELINE_ASSETS_METRICS_LISTEN": f"127.0.0.1:{port}",
+    }
+    (tmp_path / "home").mkdir()
+    job = JobProcess("stream", environment, tmp_path / "log")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def found() -> dict[tuple[str, str], float]:
+        try:
+            with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                return samples(answer.read().decode())
+        except OSError:
+            return {}
+
+    try:
+        wait_until(lambda: found().get(("pipeline_assets_step_written_rows_total", "out")) == len(sent))
+        now = found()
+        assert now["pipeline_assets_step_dead_letter_records_total", "events_dead_letters"] == 1
+        assert now["pipeline_assets_stream_lag_records", "out"] == 0
+        assert now["pipeline_assets_stream_last_progress_timestamp_seconds", "out"] > 0
+        job.signal(signal.SIGTERM)
+        job.end()
+        assert found() == {}
+    finally:
+        job.kill_all()
+        topic.delete()

@@ -1,0 +1,115 @@
+"""The runs' metrics as Prometheus sees them: by its own tool, and scraped by a real one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from devstack.prometheus import PrometheusServer
+from pipeline_assets.metrics.prometheus import RecordedMetrics, RunMetrics
+from pipeline_assets.metrics.run_files import RunFile, RunFilesReader
+from pipeline_assets_tests.integration.run_processes import wait_until
+from pipeline_assets_tests.metrics.records import record
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What two runs of a pipeline and a stream have recorded."""
+    folder = tmp_path / "metrics"
+    for run_id, rows in (("first", 300), ("second", 40)):
+        file = RunFile(folder, run_id)
+        numbers = {"rows_written": rows, "bytes_written": rows * 10, "spark_seconds": 1.5, "peak_memory_bytes": rows}
+        file.append(record(run_id=run_id, numbers={**numbers, "table_version": 7}))
+        file.append(record(kind="step", run_id=run_id, status="succeeded", time=5.0, numbers={"seconds": 2.0}))
+    file.append(record(kind="step", run_id="second", status="failed", time=9.0, numbers={"seconds": 40.0}))
+    file.append(record(kind="step", step="never", status="failed", time=3.0, numbers={"seconds": 1.0}))
+    file.append(record(kind="check", check="not_null", status="failed", numbers={"failed_rows": 4}))
+    stream = RunFile(folder, "stream")
+    for lag in (500, 20):
+        numbers = {"lag": lag, "batch_duration_ms": 1500, "batch_id": 3}
+        stream.append(record(kind="progress", pipeline="clicks", time=7.0, numbers=numbers))
+    return folder
+
+
+@pytest.fixture
+def exporter(folder: Path) -> Iterator[str]:
+    """``pipeline-assets metrics serve`` on the folder; its ``host:port``."""
+    command = [Path(sys.executable).parent / "pipeline-assets", "metrics", "serve", "--port", "0"]
+    environment = {**os.environ, "PIPELINE_ASSETS_METRICS": str(folder)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(r"http://(127\.0\.0\.1:\d+)/metrics", process.stdout.readline())
+        assert found is not None
+        yield found[1]
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def documented(heading: str) -> str:
+    """Return what docs/metrics.md has below a heading."""
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    return text.partition(f"## {heading}\n")[2]
+
+
+def test_the_documented_metrics_are_those_there_are() -> None:
+    types = re.findall(r"^# TYPE pipeline_assets_(\w+) ", generate_latest(RunMetrics().registry).decode(), re.MULTILINE)
+    rows = [line for line in documented("To Prometheus").splitlines() if line.startswith("| `")]
+    told = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(told) == sorted(types)
+
+
+def test_prometheus_own_tool_finds_nothing_to_say(folder: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(RecordedMetrics(RunFilesReader(folder)))
+    text = generate_latest(registry)
+    assert text.count(b"# TYPE") > 20
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_a_real_prometheus_answers_from_what_runs_have_recorded(
+    folder: Path, exporter: str, prometheus_of: Callable[[str], PrometheusServer]
+) -> None:
+    prometheus = prometheus_of(exporter)
+
+    def answer(expression: str) -> float | None:
+        found = prometheus.query(expression)
+        assert len(found) <= 1, found
+        return float(found[0]["value"][1]) if found else None
+
+    orders = '{pipeline="orders", step="load"}'
+    wait_until(lambda: answer(f"pipeline_assets_step_written_rows_total{orders}") == 340)
+    assert answer(f"pipeline_assets_step_written_bytes_total{orders}") == 3400
+    assert answer(f"pipeline_assets_step_peak_memory_bytes{orders}") == 40
+    assert answer('pipeline_assets_step_attempts_total{step="load", status="failed"}') == 1
+    assert answer(f"sum(pipeline_assets_step_attempts_total{orders})") == 3
+    assert answer(f"pipeline_assets_step_duration_seconds_sum{orders}") == 44
+    assert answer('pipeline_assets_step_duration_seconds_bucket{step="load", le="2.5"}') == 2
+    (alert,) = re.findall(r"```\n(.+?)```", documented("To Prometheus"), re.DOTALL)
+    assert {(found["metric"]["step"], found["value"][1]) for found in prometheus.query(alert)} == {
+        ("load", "9"),
+        ("never", "3"),
+    }
+    assert answer("pipeline_assets_check_passed") == 0
+    assert answer("pipeline_assets_check_failed_rows") == 4
+    assert answer('pipeline_assets_stream_lag_records{pipeline="clicks"}') == 20
+    assert answer("pipeline_assets_stream_batch_duration_seconds") == 1.5
+    assert prometheus.query('{__name__=~"pipeline_assets_.*(batch_id|version).*"}') == [], "numbers of no meaning here"
+
+    RunFile(folder, "third").append(record(numbers={"rows_written": 2}))
+    wait_until(lambda: answer(f"pipeline_assets_step_written_rows_total{orders}") == 342)
+
+
+def test_without_a_folder_it_says_what_to_set() -> None:
+    command = [Path(sys.executable).parent / "pipeline-assets", "metrics", "serve"]
+    environment = {name: value for name, value in os.environ.items() if name != "PIPELINE_ASSETS_METRICS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "PIPELINE_ASSETS_METRICS is not set" in done.stderr
