@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ pytest_plugins = ["devstack.pytest_plugin"]
 
 # Few and small: the tests' data are.
 SPARK_CONF = {"spark.sql.shuffle.partitions": "4"}
+# For every driver that a test starts: most live for seconds, in which the second compiler takes more than it gives.
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData")
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +53,12 @@ def spark() -> Iterator[SparkSession]:
         assert gateway is not None
         process = gateway.proc.pid
     assert not psutil.pid_exists(process)
+
+
+@pytest.fixture(scope="session")
+def spark_environment() -> Mapping[str, str]:
+    """What the Connect server and the cluster get of the environment."""
+    return {"SPARK_SUBMIT_OPTS": os.environ["SPARK_SUBMIT_OPTS"]}
 
 
 @pytest.fixture(scope="session")
