@@ -64,6 +64,17 @@ def schema(reference: bool) -> None:
     click.echo(step_reference().rstrip() if reference else json.dumps(pipeline_schema(), indent=2))
 
 
+@main.command("archive-classes")
+def archive_classes() -> None:
+    """Prepare Spark's classes for this Java, once, so that runs start in less time (takes some 20 seconds)."""
+    from pipeline_assets.spark.class_archive import make_archive
+    from pipeline_assets.spark.session import session_conf
+
+    with _clear_errors():
+        made = make_archive(session_conf(Settings(spark_master="local[2]")))
+    click.echo(f"{made} ({made.stat().st_size // 2**20} MB)")
+
+
 @main.command("list")
 def list_() -> None:
     """List the pipelines of the configs folder."""

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from pipeline_assets.errors import PipelineExecutionError
 from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
+from pipeline_assets.spark.class_archive import archived_classes
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import resolve_jars
 from pipeline_assets.spark.numpy_converters import defer_numpy
@@ -244,7 +245,8 @@ class _Start:
     def _run(self) -> None:
         try:
             defer_numpy()
-            root: SparkSession = self._resource.spark_session
+            with archived_classes():
+                root: SparkSession = self._resource.spark_session
             local = str(root.sparkContext.master).startswith("local")
             if local and "PYSPARK_PYTHON" not in os.environ:
                 # Python functions in queries find the packages of this environment.

@@ -23,23 +23,12 @@ from pipeline_assets.spark.session import (
     session_conf,
 )
 from pipeline_assets_tests.conftest import SPARK_CONF
+from pipeline_assets_tests.spark.fresh_process import in_fresh_process
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from devstack.spark_servers import SparkCluster
-
-
-def in_fresh_process(script: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def views(spark: SparkSession) -> set[str]:

@@ -1,0 +1,127 @@
+"""Spark's classes, prepared once for each Java, so that a driver has not to load and verify them at each start.
+
+It is Java's own class-data sharing, with an archive of the classes that a small run of Spark has loaded:
+https://docs.oracle.com/en/java/javase/17/vm/class-data-sharing.html. A Java that finds that the archive does not fit
+goes on without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_assets.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_OPTIONS = "SPARK_SUBMIT_OPTS"
+# An archive that does not fit is no reason to say anything on standard output.
+_SILENT = "-Xlog:cds=off -Xlog:cds+dynamic=off -Xlog:class+path=off"
+_EXIT_SECONDS = 300
+
+
+def archive_file() -> Path | None:
+    """Return where the archive for this environment's Java and Spark is or would be; None without a Java."""
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java", path=f"{home}/bin") if home else shutil.which("java")
+    if java is None:
+        return None
+    from pyspark.find_spark_home import _find_spark_home
+
+    program = Path(java).resolve()
+    release = program.parents[1] / "release"
+    # The archive is bound to the paths of all that it was made from.
+    parts = [str(program), release.read_text() if release.exists() else "", str(Path(_find_spark_home()).resolve())]
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "pipeline-assets" / f"spark-classes-{digest}.jsa"
+
+
+@contextmanager
+def archived_classes() -> Iterator[None]:
+    """Have a driver that is started inside use the archive, where there is one."""
+    archive = archive_file()
+    if archive is None or not archive.exists():
+        yield
+        return
+    with _java_options(f'"-XX:SharedArchiveFile={archive}" {_SILENT}'):
+        yield
+
+
+def make_archive(conf: Mapping[str, str]) -> Path:
+    """Make the archive by a small run of Spark with ``conf``, and return where it is. Takes some 20 seconds.
+
+    Raises ConfigurationError when there is no Java, or when it makes no archive.
+    """
+    archive = archive_file()
+    if archive is None:
+        raise ConfigurationError("there is no Java: install Java 17 or 21, or set JAVA_HOME")
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
+        made = Path(folder) / archive.name
+        # The second compiler would have no time to give back what it takes.
+        with _java_options(f'"-XX:ArchiveClassesAtExit={made}" -XX:TieredStopAtLevel=1 {_SILENT}'):
+            _run_to_exit(conf, Path(folder))
+        if not made.exists():
+            raise ConfigurationError(f"this Java has made no archive of its classes: {archive_file()}")
+        made.replace(archive)
+    return archive
+
+
+@contextmanager
+def _java_options(options: str) -> Iterator[None]:
+    """Add to the options of the JVMs that are started inside. Not by Spark's conf: that would replace a user's."""
+    before = os.environ.get(_OPTIONS)
+    os.environ[_OPTIONS] = f"{before} {options}" if before else options
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_OPTIONS]
+        else:
+            os.environ[_OPTIONS] = before
+
+
+def _run_to_exit(conf: Mapping[str, str], folder: Path) -> None:
+    from pyspark.core.context import SparkContext
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder
+    for key, value in conf.items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    gateway: Any = SparkContext._gateway
+    try:
+        _work(spark, folder)
+    finally:
+        spark.stop()
+        # The archive is written when Java ends by itself.
+        with suppress(Exception):  # its answer does not come any more
+            gateway.jvm.System.exit(0)
+        gateway.proc.wait(_EXIT_SECONDS)
+
+
+def _work(spark: SparkSession, folder: Path) -> None:
+    """Have Spark do a little of what pipelines do."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    for format_ in ("json", "csv", "parquet"):
+        spark.range(100).selectExpr("id", "cast(id % 7 as string) AS kind").write.format(format_).save(
+            f"{folder}/{format_}"
+        )
+    rows = spark.read.json(f"{folder}/json").join(spark.read.parquet(f"{folder}/parquet"), "id")
+    rows.createOrReplaceTempView("rows")
+    counted = spark.sql("SELECT id % 3 AS third, count(*) AS n, max(id) AS last FROM rows GROUP BY ALL")
+    counted.cache()
+    table = f"{folder}/table"
+    for mode in ("overwrite", "append"):
+        counted.where(F.col("n") > 0).write.format("delta").mode(mode).save(table)
+    spark.sql(f"MERGE INTO delta.`{table}` t USING (SELECT 1 AS third) s ON t.third = s.third WHEN MATCHED THEN DELETE")
+    spark.read.format("delta").load(table).orderBy("n").collect()
