@@ -1,7 +1,7 @@
 """Dagster resources: Spark for a run, and the IO manager that hands DataFrames on by name."""
 
 # No postponed annotations here: Dagster reads those of resources and IO managers when it loads them.
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -49,6 +49,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
     _output: RedactedOutput = PrivateAttr(default_factory=RedactedOutput)
     _context: dg.InitResourceContext = PrivateAttr()
     _publisher: RunPublisher | None = PrivateAttr(default=None)
+    _ending: ExitStack = PrivateAttr()
 
     def __init__(self, **data: Any) -> None:
         """Take the fields, by name. (Dagster does not take a resource as the default of a field.)"""
@@ -66,6 +67,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         self._context = context
         # Each is done, the last first, whatever goes wrong in another: the output ends after the JVM that writes to it.
         with ExitStack() as ending:
+            self._ending = ending
             if context.instance is not None and context.run is not None:
                 file_stops_as_canceled(context.instance, context.run.run_id)
                 self._publisher = RunPublisher(self._settings, context.run)
@@ -93,6 +95,10 @@ class SparkResource(dg.ConfigurableResource[Any]):
     def cancellation(self) -> Cancellation:
         """Whether the run is to end."""
         return self._cancellation
+
+    def at_end(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called when the run ends, before its Spark does."""
+        self._ending.callback(callback)
 
     def pipeline_run(self, plan: PipelinePlan, run_id: str, partition_key: str | None = None) -> PipelineRun:
         """Return the run of ``plan`` in this process; the same one for the same arguments."""
@@ -165,8 +171,7 @@ class DataFrameIOManager(dg.IOManager):
         self, context: dg.InputContext | dg.OutputContext, plan: PipelinePlan, step: PlannedStep
     ) -> AbstractContextManager[PipelineRun]:
         key = context.asset_partition_key if context.has_asset_partitions else None
-        retry = plan.pipeline.retry_of(step.index)
-        return step_op(context.resources.spark, context.step_context, plan, key, retry)
+        return step_op(context.resources.spark, context.step_context, plan, step, key)
 
 
 def dataframe_io_manager(

@@ -74,7 +74,10 @@ def streaming_asset(
                 run: PipelineRun = spark.pipeline_run(plan, context.run.run_id)
             pipeline = StreamingPipeline(run, lambda run_id: _is_finished(instance, run_id), spark.stream_grace_seconds)
             report = _Report(run, keys, letters, names)
-            for progress in pipeline.watch():
+            watching = pipeline.watch()
+            # Dagster does not come back to an op that has yielded when a stop arrives just then.
+            spark.at_end(watching.close)
+            for progress in watching:
                 for event in report.take(progress):
                     yield event
                     spark.cancellation.reassert()

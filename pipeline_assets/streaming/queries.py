@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -77,7 +77,7 @@ class StreamingPipeline:
         self._grace_seconds = grace_seconds
         self._queries: list[_Watched] = []
 
-    def watch(self) -> Iterator[BatchProgress | BatchChecks]:
+    def watch(self) -> Generator[BatchProgress | BatchChecks, None, None]:
         """Start every query, yield their progress and how their micro-batches were checked, and end when all have ended
         or a stop is asked for.
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from py4j.protocol import Py4JJavaError
 
 from devstack.kafka import KafkaBroker, KafkaServer
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of
@@ -122,6 +124,36 @@ def test_twenty_cancels(location: Location, topic: Topic) -> None:
     assert ids(location) == Counter(event["id"] for event in sent)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_dagster_files_an_event(location: Location, topic: Topic, number: signal.Signals) -> None:
+    """Dagster then leaves the op where it has yielded, and does not come back to it."""
+    from pyspark.sql import SparkSession
+
+    location.write(continuous(topic))
+    topic.send(sent := events(0, 50))
+    run_id = str(uuid.uuid4())
+    signalled: list[bool] = []
+
+    def stop_at(entry: dg.EventLogEntry) -> None:
+        event = entry.dagster_event
+        written = (
+            event is not None and event.is_step_materialization and event.asset_key == dg.AssetKey(["stream", "out"])
+        )
+        if written and not signalled:
+            signalled.append(True)
+            os.kill(os.getpid(), number)
+
+    location.instance.add_event_listener(run_id, stop_at)
+    job = location.definitions().resolve_job_def("stream")
+    with pytest.raises(dg.DagsterExecutionInterruptedError):
+        job.execute_in_process(instance=location.instance, run_id=run_id)
+    assert signalled
+    assert SparkSession.builder.getOrCreate().streams.active == []
+    assert not (root(location, "checkpoints/out") / "pipeline_assets" / "lease.json").exists()
+    finish(location, continuous(topic))
+    assert ids(location) == Counter(event["id"] for event in sent)
+
+
 def _signal_when(location: Location, rows: int, number: int) -> None:
     wait_until(lambda: len(ids(location)) >= rows)
     os.kill(os.getpid(), (signal.SIGINT, signal.SIGTERM)[number % 2])
@@ -221,6 +253,18 @@ def test_a_checkpoint_that_cannot_be_written(location: Location, topic: Topic) -
     assert ids(location) == Counter()
 
 
+def update_until_no_conflict(spark: Any, statement: str) -> None:
+    """Run ``statement`` again for as long as the stream commits at the same time: Delta lets one of the two win."""
+    for _ in range(100):
+        try:
+            spark.sql(statement)
+            return
+        except Py4JJavaError as error:
+            if "DELTA_CONCURRENT_APPEND" not in str(error):
+                raise
+    raise AssertionError("the stream has won each time")
+
+
 def test_another_writer_of_the_table(location: Location, topic: Topic, start: Start, spark: Any) -> None:
     document = continuous(topic)
     location.write(document)
@@ -231,7 +275,7 @@ def test_another_writer_of_the_table(location: Location, topic: Topic, start: St
     spark.sql("SELECT -1L AS id, 'other' AS event_type, 'x' AS user_id, 0D AS amount").write.format("delta").mode(
         "append"
     ).save(table)
-    spark.sql(f"UPDATE delta.`{table}` SET user_id = 'changed' WHERE id = -1")
+    update_until_no_conflict(spark, f"UPDATE delta.`{table}` SET user_id = 'changed' WHERE id = -1")
     run.wait_until(lambda: len(ids(location)) == 1001)
     run.signal(signal.SIGTERM)
     run.end()
