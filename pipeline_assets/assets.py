@@ -460,8 +460,7 @@ def _input_name(index: int) -> str:
 
 def _step_op(context: Any, plan: PipelinePlan, step: PlannedStep) -> AbstractContextManager[PipelineRun]:
     key = context.partition_key if context.has_partition_key else None
-    retry = plan.pipeline.retry_of(step.index)
-    return step_op(context.resources.spark, context.get_step_execution_context(), plan, key, retry)
+    return step_op(context.resources.spark, context.get_step_execution_context(), plan, step, key)
 
 
 def _selected(context: Any, plan: PipelinePlan) -> list[int]:

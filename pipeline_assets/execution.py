@@ -14,7 +14,7 @@ from pipeline_assets.errors import PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.redaction import redact, redact_data
-from pipeline_assets.spark.failures import is_spark_error, original_error, spark_failure
+from pipeline_assets.spark.failures import is_spark_error, original_error, spark_errors, spark_failure
 from pipeline_assets.spark.job_metrics import JobMetrics, watched_jobs
 from pipeline_assets.steps.base import (
     DataFrameMethod,
@@ -360,7 +360,8 @@ class PipelineRun:
             )  # fmt: skip
         else:
             add, remove, interrupt = spark.addTag, spark.removeTag, spark.interruptTag
-        add(tag)
+        with spark_errors():  # it may be gone since the step before
+            add(tag)
         try:
             with self.context.cancellation.interrupting(lambda: interrupt(tag)):
                 yield

@@ -17,7 +17,7 @@ from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import Retry
 from pipeline_assets.errors import PipelineCancelledError, PipelineError
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.retries import seconds_before_retry
 
 
@@ -34,17 +34,26 @@ class RunSource(Protocol):
 
 @contextmanager
 def step_op(
-    spark: RunSource, context: StepExecutionContext, plan: PipelinePlan, partition_key: str | None, retry: Retry | None
+    spark: RunSource,
+    context: StepExecutionContext,
+    plan: PipelinePlan,
+    step: PlannedStep,
+    partition_key: str | None,
 ) -> Iterator[PipelineRun]:
-    """Give an op, or the IO manager on its behalf, the run of ``plan`` to work with inside.
+    """Give the op of ``step``, or the IO manager on its behalf, the run of ``plan`` to work with inside.
 
     A stop ends what is inside within seconds, and the run is filed as CANCELED. A failure that may pass by itself is
-    tried again by ``retry``. Raises what ``told_to_dagster`` does.
+    tried again as the config says. Raises what ``told_to_dagster`` does; every error names the step.
     """
+    retry = plan.pipeline.retry_of(step.index)
     with told_to_dagster(context, spark.cancellation, retry), spark.cancellation.guard():
-        run = spark.pipeline_run(plan, context.run_id, partition_key)
-        with run.interruptible():
-            yield run
+        try:
+            run = spark.pipeline_run(plan, context.run_id, partition_key)
+            with run.interruptible():
+                yield run
+        except PipelineError as error:
+            error.located(plan.location(step), run_id=context.run_id)
+            raise
 
 
 @contextmanager

@@ -1,18 +1,22 @@
 """What Dagster is told when a step goes wrong, and when it is tried again."""
 
 # No postponed annotations here: Dagster inspects those of ops.
+import json
 import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.execution.plan.objects import ErrorSource
+from py4j.protocol import Py4JNetworkError
 
 from pipeline_assets.cancellation import Cancellation
-from pipeline_assets.config import Retry
+from pipeline_assets.config import Retry, load_file
 from pipeline_assets.errors import (
     ConfigurationError,
     OriginalError,
@@ -21,7 +25,11 @@ from pipeline_assets.errors import (
     RetryableError,
     StepLocation,
 )
-from pipeline_assets.step_op import told_to_dagster
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.plan import plan_pipeline
+from pipeline_assets.settings import Settings
+from pipeline_assets.step_op import step_op, told_to_dagster
+from pipeline_assets_tests.config_documents import batch, extract_file
 
 STEP = StepLocation("orders", 2, "load", "toDeltaLake")
 
@@ -135,3 +143,32 @@ def test_what_is_not_of_this_package_passes() -> None:
     result = outcome(KeyError("bug"), retry=QUICK)
     (event,) = result.filter_events(lambda event: event.is_step_failure)
     assert event.step_failure_data.error.cause.cls_name == "KeyError"
+
+
+def test_a_jvm_that_is_gone_between_two_steps_is_tried_again(tmp_path: Path) -> None:
+    class Gone:
+        def addJobTag(self, tag: str) -> None:  # noqa: N802  (Spark's name)
+            raise Py4JNetworkError("Error while sending or receiving")
+
+        removeJobTag = cancelJobsWithTag = addJobTag  # noqa: N815
+
+    config = tmp_path / "p.json"
+    config.write_text(json.dumps(batch("p", extract_file("rows", "/rows.json"), retry={"maxRetries": 0})))
+    plan = plan_pipeline(load_file(config))
+    spark: Any = SimpleNamespace(sparkContext=Gone())
+    cancellation = Cancellation()
+    own: Any = SimpleNamespace(run_id="r", spark=spark, settings=Settings(), cancellation=cancellation)
+    source: Any = SimpleNamespace(cancellation=cancellation, pipeline_run=lambda *_: PipelineRun(plan, own))
+
+    @dg.op
+    def step(context: dg.OpExecutionContext) -> None:
+        with step_op(source, context.get_step_execution_context(), plan, plan.steps[0], None):
+            raise AssertionError("there is no Spark to work with")
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def job() -> None:
+        step()
+
+    failure = failure_of(job.execute_in_process(raise_on_error=False))
+    assert failure.description.startswith("p: step 0 (extract fromFile): Spark's JVM is gone")
+    assert failure.metadata["transient"].value == "lostExecutor"
