@@ -25,7 +25,8 @@ class RowCount:
         over_connect = type(frame).__module__.startswith("pyspark.sql.connect")
         module = import_module("pyspark.sql.connect.observation" if over_connect else "pyspark.sql.observation")
         self._observation = module.Observation()
-        return frame.observe(self._observation, F.count(F.lit(1)).alias(_ROWS))
+        # Not by F.lit, which imports pandas.
+        return frame.observe(self._observation, F.expr("count(1)").alias(_ROWS))
 
     def get(self, timeout_seconds: float = 10.0) -> int | None:
         """Return the count after the action, or None when Spark does not report it in time.
