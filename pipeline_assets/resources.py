@@ -139,7 +139,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 issues = list(option_issues("spark_conf of the Spark resource", self.spark_conf))
                 if issues:
                     raise ConfigurationError.from_issues(issues)
-            secrets = run_secrets(loaded.secrets.policy, self.vault.settings(), self._settings, self._context)
+            told = (self._publisher.accessed,) if self._publisher is not None else ()
+            secrets = run_secrets(loaded.secrets.policy, self.vault.settings(), self._settings, self._context, *told)
             self._connections = replace(loaded, secrets=secrets)
         return self._connections
 

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from pipeline_assets.credentials.audit import Access, AuditEntry, AuditFile
 from pipeline_assets.credentials.policy import SecretsPolicy
 from pipeline_assets.credentials.references import LocalReference
-from pipeline_assets.credentials.secrets import Consumer, Secrets
+from pipeline_assets.credentials.secrets import Consumer, Observer, Secrets
 from pipeline_assets.credentials.vault_settings import VaultSettings, auth_method
 from pipeline_assets.settings import Settings
 
@@ -120,14 +120,27 @@ class RunEvents:
 
 
 def run_secrets(
-    policy: SecretsPolicy, vault: VaultSettings, settings: Settings, context: dg.InitResourceContext
+    policy: SecretsPolicy,
+    vault: VaultSettings,
+    settings: Settings,
+    context: dg.InitResourceContext,
+    *observers: Observer,
 ) -> Secrets:
-    """Return the secrets of the run that ``context`` is of. The caller closes them at its end."""
+    """Return the secrets of the run that ``context`` is of; ``observers`` are told of each access, as Dagster is.
+
+    The caller closes them at its end.
+    """
     run, instance = context.run, context.instance
+    told: tuple[Observer, ...] = (RunEvents(instance, run), *observers) if run and instance else observers
+
+    def observe(access: Access, entry: AuditEntry | None) -> None:
+        for observer in told:
+            observer(access, entry)
+
     return Secrets(
         policy,
         vault=vault,
         audit=audit_file(settings),
         consumer=Consumer(run=run.run_id, pipeline=run.job_name) if run else Consumer(),
-        observe=RunEvents(instance, run) if run and instance else None,
+        observe=observe,
     )

@@ -15,8 +15,8 @@ HEAVY = ("pyspark", "delta", "hvac", "psycopg", "confluent_kafka", "pyarrow", "p
 PACKAGE = Path(pipeline_assets.__file__).parent
 # Each may import those before it.
 LAYERS = (
-    "redaction", "errors", "redacted_output", "cancellation", "transience", "settings", "metrics", "json_documents",
-    "credentials", "connections", "partitions", "spark", "steps", "config", "retries", "config_schema",
+    "redaction", "errors", "redacted_output", "cancellation", "transience", "settings", "json_documents",
+    "credentials", "metrics", "connections", "partitions", "spark", "steps", "config", "retries", "config_schema",
     "stream_rules", "plan", "links", "sql_check", "validation", "execution", "step_op", "streaming",
     "asset_metadata", "validation_assets", "stream_checks", "streaming_assets", "pipeline_job", "assets",
     "vault_resource", "sensors", "resources", "definitions", "audit_commands",

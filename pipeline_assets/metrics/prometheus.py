@@ -74,6 +74,13 @@ class RunMetrics:
         )
         self._met = self._gauge("check_passed", "1 when the check passed last time, 0 when not.", checked)
         self._bad = self._gauge("check_failed_rows", "Rows that did not meet the check, last time.", checked)
+        asked = ("pipeline", "source")
+        self._secrets = Counter(
+            f"{_PREFIX}_secret_requests", "Requests for secrets.", (*asked, "status"), registry=self.registry
+        )
+        self._denied = self._gauge(
+            "secret_last_failure_timestamp_seconds", "When a secret was last asked for in vain.", asked
+        )
 
     def _counter(self, name: str, told: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", told, _STEP, registry=self.registry)
@@ -96,6 +103,11 @@ class RunMetrics:
                 self._checked.labels(*labels, record.check, record.status).inc()
                 self._met.labels(*labels, record.check).set(record.status == "succeeded")
                 self._bad.labels(*labels, record.check).set(record.numbers.get("failed_rows", 0))
+            case "secret":
+                asked = (record.pipeline, record.source)
+                self._secrets.labels(*asked, record.status).inc()
+                if record.status == "failed":
+                    self._denied.labels(*asked).set(record.time)
             case "asset" | "progress":
                 self._take_numbers(record, labels)
                 if record.kind == "progress":

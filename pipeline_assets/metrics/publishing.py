@@ -2,11 +2,14 @@
 
 # No postponed annotations here, as in all modules that define what Dagster runs.
 import logging
+import time
 from typing import Any
 
 import dagster as dg
 
+from pipeline_assets.credentials.audit import Access, AuditEntry
 from pipeline_assets.metrics.dagster_events import RunEvents
+from pipeline_assets.metrics.records import MetricsRecord
 from pipeline_assets.metrics.run_files import RunFile
 from pipeline_assets.settings import Settings
 
@@ -21,7 +24,7 @@ class RunPublisher:
 
     def __init__(self, settings: Settings, run: dg.DagsterRun) -> None:
         self._settings = settings
-        self._job = run.job_name
+        self._job, self._run_id = run.job_name, run.run_id
         self._events = RunEvents(run.run_id, run.tags.get("dagster/partition"))
         self._file = RunFile(settings.metrics, run.run_id) if settings.metrics else None
         # Not imported before it is asked for: a run without Prometheus has nothing to pay for it.
@@ -31,14 +34,29 @@ class RunPublisher:
     def take(self, entry: dg.EventLogEntry) -> None:
         """Publish what the event holds."""
         for record in self._events.records_of(entry):
-            if self._metrics is not None:
-                self._metrics.take(record)
-            if self._file is not None:
-                try:
-                    self._file.append(record)
-                except OSError as error:
-                    _log.warning("the metrics of this run can't be recorded: %s", error)
-                    self._file = None
+            self._publish(record)
+
+    def accessed(self, access: Access, _entry: AuditEntry | None) -> None:
+        """Publish that a secret was asked for."""
+        failed = access.result != "ok"
+        pipeline = (access.pipeline or "").replace("-", "_")  # as in the keys of assets
+        self._publish(
+            MetricsRecord(
+                "secret", time.time(), self._run_id, pipeline, "", source=access.source,
+                status="failed" if failed else "succeeded", error=access.result if failed else None,
+                numbers={"seconds": access.duration_ms / 1000},
+            )
+        )  # fmt: skip
+
+    def _publish(self, record: MetricsRecord) -> None:
+        if self._metrics is not None:
+            self._metrics.take(record)
+        if self._file is not None:
+            try:
+                self._file.append(record)
+            except OSError as error:
+                _log.warning("the metrics of this run can't be recorded: %s", error)
+                self._file = None
 
     def listen(self) -> None:
         """Answer Prometheus until the run ends, where the settings say so."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["step", "asset", "progress", "check"]
+Kind = Literal["step", "asset", "progress", "check", "secret"]
 Status = Literal["succeeded", "failed", "retried", "canceled"]
 
 
@@ -22,9 +22,10 @@ class MetricsRecord:
     - ``asset``: a step has materialized ``asset``; ``numbers`` are those of its metadata.
     - ``progress``: how a stream's load goes; ``numbers`` are those of the observation.
     - ``check``: the check ``check`` of ``asset`` was evaluated, with ``status``; ``numbers`` has ``failed_rows``.
+    - ``secret``: ``source`` (vault, env, file) was asked for a secret, with ``status``; ``numbers`` has ``seconds``.
 
-    ``pipeline`` and ``step`` are names as in asset keys; ``step`` is empty for a stream as a whole. ``attempt`` counts
-    from 1.
+    ``pipeline`` and ``step`` are names as in asset keys; ``step`` is empty for a stream as a whole, and for
+    secrets. ``attempt`` counts from 1.
     """
 
     kind: Kind
@@ -34,6 +35,7 @@ class MetricsRecord:
     step: str
     asset: str | None = None
     check: str | None = None
+    source: str | None = None
     partition: str | None = None
     attempt: int = 1
     status: Status | None = None

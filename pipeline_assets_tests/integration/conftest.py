@@ -27,6 +27,13 @@ def sources(postgres: PostgresServer, s3: S3Server) -> dict[str, str]:
 
 
 @pytest.fixture
+def reach_sources(sources: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the reference connections reach ``sources``."""
+    for name, value in sources.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
 def location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: Any) -> Iterator[Location]:
     """A code location in a folder of its own, on the test session's Spark."""
     # Not DagsterInstance.ephemeral() alone: that leaves its folder to the garbage collector, with a warning.

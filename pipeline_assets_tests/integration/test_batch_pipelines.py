@@ -27,12 +27,6 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.fixture
-def reach_sources(sources: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in sources.items():
-        monkeypatch.setenv(name, value)
-
-
 @pytest.mark.usefixtures("reach_sources")
 class TestReferenceConfigs:
     def expected_customer_360(self) -> pd.DataFrame:

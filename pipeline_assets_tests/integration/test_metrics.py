@@ -17,7 +17,7 @@ from devstack.ports import free_port
 from devstack.prometheus import PushgatewayServer
 from pipeline_assets.metrics.records import MetricsRecord
 from pipeline_assets.metrics.run_files import RunFilesReader
-from pipeline_assets_tests.config_documents import batch, extract_file, transform
+from pipeline_assets_tests.config_documents import CUSTOMER_360, batch, extract_file, transform
 from pipeline_assets_tests.integration.delta_tables import delta_files
 from pipeline_assets_tests.integration.location import Location
 from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
@@ -99,6 +99,24 @@ def test_a_check_that_fails_and_the_step_that_fails_by_it(location: Location, re
     assert (step.status, step.error) == ("failed", "DataValidationError")
 
 
+@pytest.mark.usefixtures("reach_sources")
+def test_secrets_that_were_asked_for(
+    location: Location, recorded: RunFilesReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location.write(CUSTOMER_360)
+    location.run("customer_360")
+    found = [record for record in recorded.new_records() if record.kind == "secret"]
+    assert {(record.pipeline, record.source, record.status) for record in found} == {
+        ("customer_360", "env", "succeeded")
+    }
+    assert all(record.numbers["seconds"] >= 0 for record in found)
+    monkeypatch.delenv("PGPASSWORD")
+    location.run("customer_360", fail=True)
+    assert ("failed", "CredentialError") in {
+        (record.status, record.error) for record in recorded.new_records() if record.kind == "secret"
+    }
+
+
 def test_a_partition_is_named(location: Location, recorded: RunFilesReader) -> None:
     location.write({**counted(location), "partitions": {"type": "static", "values": ["a", "b"]}})
     location.run("counted", partition="b")
@@ -175,8 +193,9 @@ def test_a_running_stream_answers(location: Location, kafka: KafkaServer, tmp_pa
 
     try:
         wait_until(lambda: found().get(("pipeline_assets_step_written_rows_total", "out")) == len(sent))
+        letters = ("pipeline_assets_step_dead_letter_records_total", "events_dead_letters")
+        wait_until(lambda: found().get(letters) == 1)
         now = found()
-        assert now["pipeline_assets_step_dead_letter_records_total", "events_dead_letters"] == 1
         assert now["pipeline_assets_stream_lag_records", "out"] == 0
         assert now["pipeline_assets_stream_last_progress_timestamp_seconds", "out"] > 0
         job.signal(signal.SIGTERM)

@@ -6,10 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from devstack.prometheus import PrometheusServer
@@ -17,39 +16,6 @@ from pipeline_assets.metrics.prometheus import RecordedMetrics, RunMetrics
 from pipeline_assets.metrics.run_files import RunFile, RunFilesReader
 from pipeline_assets_tests.integration.run_processes import wait_until
 from pipeline_assets_tests.metrics.records import record
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """What two runs of a pipeline and a stream have recorded."""
-    folder = tmp_path / "metrics"
-    for run_id, rows in (("first", 300), ("second", 40)):
-        file = RunFile(folder, run_id)
-        numbers = {"rows_written": rows, "bytes_written": rows * 10, "spark_seconds": 1.5, "peak_memory_bytes": rows}
-        file.append(record(run_id=run_id, numbers={**numbers, "table_version": 7}))
-        file.append(record(kind="step", run_id=run_id, status="succeeded", time=5.0, numbers={"seconds": 2.0}))
-    file.append(record(kind="step", run_id="second", status="failed", time=9.0, numbers={"seconds": 40.0}))
-    file.append(record(kind="step", step="never", status="failed", time=3.0, numbers={"seconds": 1.0}))
-    file.append(record(kind="check", check="not_null", status="failed", numbers={"failed_rows": 4}))
-    stream = RunFile(folder, "stream")
-    for lag in (500, 20):
-        numbers = {"lag": lag, "batch_duration_ms": 1500, "batch_id": 3}
-        stream.append(record(kind="progress", pipeline="clicks", time=7.0, numbers=numbers))
-    return folder
-
-
-@pytest.fixture
-def exporter(folder: Path) -> Iterator[str]:
-    """``pipeline-assets metrics serve`` on the folder; its ``host:port``."""
-    command = [Path(sys.executable).parent / "pipeline-assets", "metrics", "serve", "--port", "0"]
-    environment = {**os.environ, "PIPELINE_ASSETS_METRICS": str(folder)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        found = re.search(r"http://(127\.0\.0\.1:\d+)/metrics", process.stdout.readline())
-        assert found is not None
-        yield found[1]
-        process.terminate()
-        assert process.wait(60) == 0
 
 
 def documented(heading: str) -> str:
@@ -60,7 +26,7 @@ def documented(heading: str) -> str:
 
 def test_the_documented_metrics_are_those_there_are() -> None:
     types = re.findall(r"^# TYPE pipeline_assets_(\w+) ", generate_latest(RunMetrics().registry).decode(), re.MULTILINE)
-    rows = [line for line in documented("To Prometheus").splitlines() if line.startswith("| `")]
+    rows = [line for line in documented("To Prometheus").partition("\n## ")[0].splitlines() if line.startswith("| `")]
     told = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(told) == sorted(types)
 
@@ -92,7 +58,7 @@ def test_a_real_prometheus_answers_from_what_runs_have_recorded(
     assert answer(f"sum(pipeline_assets_step_attempts_total{orders})") == 3
     assert answer(f"pipeline_assets_step_duration_seconds_sum{orders}") == 44
     assert answer('pipeline_assets_step_duration_seconds_bucket{step="load", le="2.5"}') == 2
-    (alert,) = re.findall(r"```\n(.+?)```", documented("To Prometheus"), re.DOTALL)
+    (alert,) = re.findall(r"```\n(.+?)```", documented("Alerts and dashboards"), re.DOTALL)
     assert {(found["metric"]["step"], found["value"][1]) for found in prometheus.query(alert)} == {
         ("load", "9"),
         ("never", "3"),
@@ -100,6 +66,8 @@ def test_a_real_prometheus_answers_from_what_runs_have_recorded(
     assert answer("pipeline_assets_check_passed") == 0
     assert answer("pipeline_assets_check_failed_rows") == 4
     assert answer('pipeline_assets_stream_lag_records{pipeline="clicks"}') == 20
+    assert answer('pipeline_assets_secret_requests_total{source="vault", status="failed"}') == 1
+    assert answer("pipeline_assets_secret_last_failure_timestamp_seconds") == 8
     assert answer("pipeline_assets_stream_batch_duration_seconds") == 1.5
     assert prometheus.query('{__name__=~"pipeline_assets_.*(batch_id|version).*"}') == [], "numbers of no meaning here"
 

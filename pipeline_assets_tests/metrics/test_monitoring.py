@@ -1,0 +1,65 @@
+"""The alerts and dashboards of docs/monitoring, by Prometheus' own tool and against a real one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from devstack.prometheus import PrometheusServer
+from pipeline_assets.metrics.prometheus import RunMetrics
+from pipeline_assets_tests.integration.run_processes import wait_until
+
+MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
+DASHBOARDS = sorted((MONITORING / "dashboards").glob("*.json"))
+
+
+def queries(dashboard: Path) -> Iterator[tuple[str, str]]:
+    """Yield the panels' titles and queries, with Grafana's variables as they would be."""
+    for panel in json.loads(dashboard.read_text())["panels"]:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"].replace("$pipeline", ".*").replace("$__rate_interval", "1m")
+
+
+@pytest.mark.parametrize("arguments", [["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]])
+def test_alerts(arguments: list[str]) -> None:
+    done = subprocess.run(["promtool", *arguments], cwd=MONITORING, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS" in done.stdout
+
+
+def test_every_alert_is_tested() -> None:
+    alerts = {line.split()[-1] for line in (MONITORING / "alerts.yaml").read_text().splitlines() if "- alert:" in line}
+    tests = (MONITORING / "alerts_test.yaml").read_text()
+    assert len(alerts) == 6
+    assert {alert for alert in alerts if f"alertname: {alert}\n        exp_alerts" in tests} == alerts
+
+
+def test_every_metric_is_on_a_dashboard() -> None:
+    shown = " ".join(query for dashboard in DASHBOARDS for _, query in queries(dashboard))
+    # Of what is measured twice, one way is enough to look at.
+    elsewhere = {"step_shuffle_read_bytes", "step_memory_spilled_bytes", "step_spark_tasks", "step_cached_memory_bytes",
+                 "step_cached_disk_bytes"}  # fmt: skip
+    for line in generate_latest(RunMetrics().registry).decode().splitlines():
+        if line.startswith("# TYPE pipeline_assets_"):
+            name = line.split()[2]
+            assert (name in shown) != (name.removeprefix("pipeline_assets_").removesuffix("_total") in elsewhere), name
+
+
+def test_every_panel_has_an_answer(
+    folder: Path, exporter: str, prometheus_of: Callable[[str], PrometheusServer]
+) -> None:
+    prometheus = prometheus_of(exporter)
+    asked = [(dashboard.stem, *each) for dashboard in DASHBOARDS for each in queries(dashboard)]
+    assert len(asked) > 40
+
+    def unanswered() -> list[Any]:
+        return [each for each in asked if not prometheus.query(each[2])]
+
+    # A rate needs two scrapes.
+    wait_until(lambda: not unanswered(), 60)
