@@ -97,7 +97,7 @@ def _aggregates(
 
     prepared = frame
     failed: dict[str, Column] = {}
-    aggregates = {_TOTAL: F.count(F.lit(1))}
+    aggregates = {_TOTAL: F.expr("count(1)")}
     for position, item in enumerate(stated):
         expectation = item.expectation
         if isinstance(expectation, RowExpectation):
@@ -126,7 +126,7 @@ def _flag(position: int) -> str:
 def _fails(holds: Column) -> Column:
     from pyspark.sql import functions as F  # noqa: N812
 
-    return ~F.coalesce(holds, F.lit(False))
+    return ~F.coalesce(holds, F.expr("false"))
 
 
 def _result(

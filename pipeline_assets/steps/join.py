@@ -201,7 +201,7 @@ class _Side:
         else:
             self._require(left_keys)
             right._require(right_keys)
-            on = F.lit(True)
+            on = F.expr("true")
             for position, (left, key) in enumerate(zip(left_keys, right_keys, strict=True)):
                 _check_types(self, left, right, key)
                 equal = self.columns[left.casefold()][1] == right.columns[key.casefold()][1]
