@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from devstack.kafka import KafkaServer
 
 _LIMIT = 60.0
+_ANSWER = 5.0
 # What goes wrong is raised. Without a logger the client tells the terminal, too, as long as the broker is away.
 _SILENT = logging.getLogger(f"{__name__}.client")
 _SILENT.setLevel(logging.CRITICAL + 1)
@@ -24,14 +25,24 @@ def new_topic(kafka: KafkaServer, name: str, partitions: int) -> None:
     from confluent_kafka import TopicPartition
     from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
-    client = AdminClient({"bootstrap.servers": kafka.bootstrap_servers}, logger=_SILENT)
+    def admin() -> AdminClient:
+        return AdminClient({"bootstrap.servers": kafka.bootstrap_servers}, logger=_SILENT)
+
+    client = admin()
     if name in client.list_topics(timeout=_LIMIT).topics:
         client.delete_topics([name])[name].result(_LIMIT)
     # A topic that is being deleted is there for a little while longer.
     _repeated(name, lambda: client.create_topics([NewTopic(name, partitions, 1)])[name].result(_LIMIT))
-    # A partition of a topic that has just been made may have no leader yet.
+    # A partition of a topic that has just been made may have no leader yet. A client that has heard so may go on
+    # believing it, for longer than it takes another to ask.
     latest = {TopicPartition(name, partition): OffsetSpec.latest() for partition in range(partitions)}
-    _repeated(name, lambda: [future.result(_LIMIT) for future in client.list_offsets(latest).values()])
+
+    def ask() -> None:
+        asking = admin()  # kept until it has answered: without it there is no answer
+        for future in asking.list_offsets(latest, request_timeout=_ANSWER).values():
+            future.result(_LIMIT)
+
+    _repeated(name, ask)
 
 
 def _repeated(topic: str, action: Callable[[], object]) -> None:
