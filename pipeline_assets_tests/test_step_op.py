@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.execution.plan.objects import ErrorSource
-from py4j.protocol import Py4JNetworkError
+from py4j.protocol import Py4JError, Py4JNetworkError
 
 from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import Retry, load_file
@@ -145,10 +145,19 @@ def test_what_is_not_of_this_package_passes() -> None:
     assert event.step_failure_data.error.cause.cls_name == "KeyError"
 
 
-def test_a_jvm_that_is_gone_between_two_steps_is_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        Py4JNetworkError("Error while sending or receiving"),
+        # What Py4J makes of it when the JVM goes while it is asked.
+        Py4JError("An error occurred while calling o44.addJobTag"),
+    ],
+    ids=["send", "receive"],
+)
+def test_a_jvm_that_is_gone_between_two_steps_is_tried_again(error: Py4JError, tmp_path: Path) -> None:
     class Gone:
         def addJobTag(self, tag: str) -> None:  # noqa: N802  (Spark's name)
-            raise Py4JNetworkError("Error while sending or receiving")
+            raise error
 
         removeJobTag = cancelJobsWithTag = addJobTag  # noqa: N815
 

@@ -235,7 +235,9 @@ def causes_of(error: BaseException) -> list[Cause]:
     if isinstance(error, Py4JJavaError):
         return _java_chain(error.java_exception)
     if isinstance(error, Py4JError):
-        return [Cause(type(error).__name__, f"Spark's JVM is gone or does not answer: {error}".strip(": "))]
+        # Py4J raises no more than its base class when a call gets no answer; what Java says comes with a trace.
+        name = type(error).__name__ if "Trace:" in str(error) else "Py4JNetworkError"
+        return [Cause(name, f"Spark's JVM is gone or does not answer: {error}".strip(": "), (name,))]
     if not isinstance(error, PySparkException):
         return [Cause(type(error).__name__, str(error))]
     origin = getattr(error, "_origin", None)
