@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -16,7 +17,11 @@ def cache_folder() -> Path:
     return folder
 
 
-def being_made(path: Path) -> FileLock:
-    """What one process holds while it makes ``path``; others wait, and find it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{path}.lock")
+def made_once(path: Path, make: Callable[[], None]) -> Path:
+    """Return ``path``, after ``make`` has made it where it is missing: one process does, and others wait for it."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                make()
+    return path

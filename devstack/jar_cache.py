@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from devstack.cache import being_made, cache_folder
+from devstack.cache import cache_folder, made_once
 from devstack.java import java_program, package_folder
 from devstack.processes import PartRun
 
@@ -21,15 +21,11 @@ def jars_folder(run: PartRun, coordinates: Sequence[str]) -> Path:
     """A folder with the JARs of ``group:artifact:version`` coordinates and all that they depend on."""
     key = hashlib.sha256("\n".join(coordinates).encode()).hexdigest()[:12]
     target = cache_folder() / "jars" / f"{run.part}-{key}"
-    if not target.is_dir():
-        with being_made(target):
-            if not target.is_dir():
-                run.say("downloading its JARs, once")
-                _resolve(run, coordinates, target)
-    return target
+    return made_once(target, lambda: _resolve(run, coordinates, target))
 
 
 def _resolve(run: PartRun, coordinates: Sequence[str], target: Path) -> None:
+    run.say("downloading its JARs, once")
     # A work folder of its own: Ivy's cache bears one user at a time, and nobody must find half a download.
     work = Path(tempfile.mkdtemp(prefix="resolving-", dir=target.parent))
     try:

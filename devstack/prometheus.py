@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from devstack.loopback_http import open_without_proxy
 from devstack.ports import LOOPBACK, free_port
 from devstack.processes import PartRun, server_environment
 
@@ -19,21 +18,30 @@ _EXPORTER = f"{LOOPBACK}:9464"  # where `pipeline-assets metrics serve` answers
 
 
 @dataclass(frozen=True)
-class PrometheusServer:
-    """A running Prometheus."""
+class _WebServer:
+    """A running server that answers by HTTP."""
 
     url: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"PROMETHEUS_URL": self.url}
 
     @property
     def address(self) -> str:
         return self.url
 
     def problem(self) -> str | None:
-        return _unreachable(f"{self.url}/-/ready")
+        try:
+            _get(f"{self.url}/-/ready")
+        except OSError as error:
+            return str(error)
+        return None
+
+
+@dataclass(frozen=True)
+class PrometheusServer(_WebServer):
+    """A running Prometheus."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PROMETHEUS_URL": self.url}
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return what the instant query gives: ``metric`` (the labels) and ``value`` ([time, text]) of each series."""
@@ -44,10 +52,9 @@ class PrometheusServer:
 
 @dataclass(frozen=True)
 class Prometheus:
-    """Starts a Prometheus that scrapes ``targets`` (``host:port``) each second and keeps what ``rules`` say."""
+    """Starts a Prometheus that scrapes ``targets`` (``host:port``) each second."""
 
     targets: Sequence[str] = (_EXPORTER,)
-    rules: Sequence[str] = ()
     name: str = "prometheus"
 
     def missing(self) -> str | None:
@@ -56,8 +63,7 @@ class Prometheus:
     def start(self, run: PartRun) -> PrometheusServer:
         server = PrometheusServer(f"http://{LOOPBACK}:{free_port()}")
         config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": list(self.rules),
+            "global": {"scrape_interval": "1s"},
             "scrape_configs": [
                 {"job_name": "pipeline_assets", "honor_labels": True, "static_configs": [{"targets": [*self.targets]}]}
             ],
@@ -78,21 +84,12 @@ class Prometheus:
 
 
 @dataclass(frozen=True)
-class PushgatewayServer:
+class PushgatewayServer(_WebServer):
     """A running Pushgateway."""
-
-    url: str
 
     @property
     def environment(self) -> dict[str, str]:
         return {"PIPELINE_ASSETS_PUSHGATEWAY": self.url}
-
-    @property
-    def address(self) -> str:
-        return self.url
-
-    def problem(self) -> str | None:
-        return _unreachable(f"{self.url}/-/ready")
 
     def exposition(self) -> str:
         """Return what it shows Prometheus."""
@@ -121,16 +118,5 @@ class Pushgateway:
 
 
 def _get(url: str) -> str:
-    # No proxy: one that is set for the world outside does not know this machine's loopback.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=5) as answer:
-        text: str = answer.read().decode()
-        return text
-
-
-def _unreachable(url: str) -> str | None:
-    try:
-        _get(url)
-    except (urllib.error.URLError, OSError) as error:
-        return str(error)
-    return None
+    with open_without_proxy(url) as answer:
+        return answer.read().decode()

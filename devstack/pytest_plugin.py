@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
@@ -63,15 +64,10 @@ def kafka(devstack: Stack) -> Iterator[KafkaServer]:
 @pytest.fixture
 def own_kafka(devstack: Stack, tmp_path: Path) -> Iterator[KafkaBroker]:
     """A broker of the test's own, which it may stop and start again."""
-    run = PartRun("kafka", data=tmp_path / "kafka", logs=tmp_path / "kafka-logs")
-    run.data.mkdir()
-    run.logs.mkdir()
-    try:
+    with _own_run("kafka", tmp_path) as run:
         broker = KafkaBroker.prepare(run)
         broker.start()
         yield broker
-    finally:
-        run.stop()
 
 
 @pytest.fixture(scope="session")
@@ -87,26 +83,16 @@ def pushgateway(devstack: Stack) -> Iterator[PushgatewayServer]:
 @pytest.fixture
 def prometheus_of(devstack: Stack, tmp_path: Path) -> Iterator[Callable[[str], PrometheusServer]]:
     """Starts a Prometheus of the test's own, which scrapes the ``host:port`` that it is given."""
-    run = PartRun("prometheus", data=tmp_path / "prometheus", logs=tmp_path / "prometheus-logs")
-    run.data.mkdir()
-    run.logs.mkdir()
-    try:
+    with _own_run("prometheus", tmp_path) as run:
         yield lambda target: Prometheus(targets=[target]).start(run)
-    finally:
-        run.stop()
 
 
 @pytest.fixture
 def own_vault(devstack: Stack, tmp_path: Path) -> Iterator[OwnVault]:
     """A Vault of the test's own, which it may seal, pause and stop."""
-    run = PartRun("vault", data=tmp_path / "vault", logs=tmp_path / "vault-logs")
-    run.data.mkdir()
-    run.logs.mkdir()
-    try:
+    with _own_run("vault", tmp_path) as run:
         server = Vault().start(run)
         yield OwnVault(server, run)
-    finally:
-        run.stop()
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +118,18 @@ def spark_connect_server(
 @pytest.fixture(scope="session")
 def spark_cluster(devstack: Stack, spark_environment: Mapping[str, str]) -> Iterator[SparkCluster]:
     yield from _running(devstack, SparkStandalone(environment=spark_environment), SparkCluster)
+
+
+@contextmanager
+def _own_run(part: str, folder: Path) -> Iterator[PartRun]:
+    """Give a run of a part in ``folder``, which is stopped at the end."""
+    run = PartRun(part, data=folder / part, logs=folder / f"{part}-logs")
+    run.data.mkdir()
+    run.logs.mkdir()
+    try:
+        yield run
+    finally:
+        run.stop()
 
 
 def _running(stack: Stack, part: Part, server_type: type[ServerT]) -> Iterator[ServerT]:

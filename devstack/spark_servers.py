@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import sys
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from devstack import java
+from devstack.loopback_http import open_without_proxy
 from devstack.ports import LOOPBACK, free_port
 from devstack.processes import PartRun, server_environment
 
@@ -111,9 +111,8 @@ class SparkCluster:
         return self.master
 
     def problem(self) -> str | None:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"http://{self.host}:{self.web_port}/json/", timeout=5) as answer:
+            with open_without_proxy(f"http://{self.host}:{self.web_port}/json/") as answer:
                 state = json.load(answer)
         except (OSError, ValueError) as error:
             return str(error)

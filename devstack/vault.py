@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from devstack.cache import being_made, cache_folder
+from devstack.cache import cache_folder, made_once
+from devstack.loopback_http import open_without_proxy
 from devstack.ports import LOOPBACK, free_port
 from devstack.processes import PartRun, server_environment
 
@@ -67,10 +68,7 @@ class VaultServer:
             data=None if body is None else json.dumps(body).encode(),
             headers={"X-Vault-Token": self.token},
         )
-        # No proxy: one that is set for the world outside does not know this machine's loopback.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=5):
-            pass
+        open_without_proxy(request).close()
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,9 @@ class Vault:
             listen = f"-dev-listen-address={LOOPBACK}:{port}"
             command = [installed, "server", "-dev", "-dev-no-store-token", listen]
         else:
-            command = [str(_build(run)), f"-addr={LOOPBACK}:{port}"]
+            program = _built_program()
+            made_once(program, lambda: _build(run, program))
+            command = [str(program), f"-addr={LOOPBACK}:{port}"]
         run.say("starting")
         environment = server_environment({"VAULT_DEV_ROOT_TOKEN_ID": token})
         record = run.spawn("vault", command, environment=environment)
@@ -136,17 +136,8 @@ def _built_program() -> Path:
     return cache_folder() / f"vault-server-{digest.hexdigest()[:12]}" / "vault-server"
 
 
-def _build(run: PartRun) -> Path:
-    program = _built_program()
-    if not program.exists():
-        with being_made(program):
-            if not program.exists():
-                run.say("building it from source, once; takes a minute or two")
-                _compile(run, program)
-    return program
-
-
-def _compile(run: PartRun, program: Path) -> None:
+def _build(run: PartRun, program: Path) -> None:
+    run.say("building it from source, once; takes a minute or two")
     work = Path(tempfile.mkdtemp(prefix="building-", dir=program.parent))
     try:
         run.run_to_end(
