@@ -10,10 +10,12 @@ import dagster as dg
 import pytest
 
 from devstack.demo_data import load_cdnow, load_flight_logs
+from devstack.kafka import KafkaServer
 from devstack.postgres import PostgresServer
 from devstack.s3 import S3Server
 from pipeline_assets_tests.config_documents import write_config
 from pipeline_assets_tests.integration.location import Location
+from pipeline_assets_tests.integration.topics import Topic
 
 CONNECTIONS = Path(__file__).parents[2] / "configs" / "connections.json"
 
@@ -31,6 +33,15 @@ def reach_sources(sources: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> N
     """Have the reference connections reach ``sources``."""
     for name, value in sources.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def topic(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Topic]:
+    """A topic of the test's own, on the broker that the reference connections reach."""
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    made = Topic(kafka).make()
+    yield made
+    made.delete()
 
 
 @pytest.fixture

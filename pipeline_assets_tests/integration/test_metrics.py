@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from devstack.kafka import KafkaServer
+from devstack.loopback_http import open_without_proxy
 from devstack.ports import free_port
 from devstack.prometheus import PushgatewayServer
 from pipeline_assets.metrics.records import MetricsRecord
@@ -21,6 +20,7 @@ from pipeline_assets_tests.config_documents import CUSTOMER_360, batch, extract_
 from pipeline_assets_tests.integration.delta_tables import delta_files
 from pipeline_assets_tests.integration.location import Location
 from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
+from pipeline_assets_tests.integration.test_streams import from_kafka, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
 
 ROWS = pd.DataFrame({"id": range(5000), "kind": [number % 7 for number in range(5000)]})
@@ -154,39 +154,22 @@ def test_a_gateway_that_is_away_fails_no_run(
     assert caplog.text.count("could not be pushed") == 1
 
 
-def test_a_running_stream_answers(location: Location, kafka: KafkaServer, tmp_path: Path) -> None:
-    topic = Topic(kafka).make()
+def test_a_running_stream_answers(location: Location, topic: Topic, tmp_path: Path) -> None:
     sent = events(0, 60)
     topic.send([*sent, "no JSON"])
-    load = {"path": "/out", "checkpointLocation": "/checkpoints/out", "trigger": "1 second"}
-    location.write(
-        {
-            "name": "stream",
-            "mode": "streaming",
-            "steps": [
-                {
-                    "type": "extract",
-                    "method": "fromKafka",
-                    "config": {"topic": topic.name, "startingOffsets": "earliest", "registerAs": "events"},
-                },
-                {"type": "load", "method": "toDeltaLake", "name": "out", "config": load},
-            ],
-        }
-    )
+    location.write(stream(from_kafka(topic), to_delta(trigger="1 second")))
     port = free_port()
     environment = {
         **location.environment,
-        "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "DAGSTER_HOME": str(tmp_path / "home"),
         "PIPELINE_ASSETS_METRICS_LISTEN": f"127.0.0.1:{port}",
     }
     (tmp_path / "home").mkdir()
     job = JobProcess("stream", environment, tmp_path / "log")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def found() -> dict[tuple[str, str], float]:
         try:
-            with opener.open(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            with open_without_proxy(f"http://127.0.0.1:{port}/metrics") as answer:
                 return samples(answer.read().decode())
         except OSError:
             return {}
@@ -203,4 +186,3 @@ def test_a_running_stream_answers(location: Location, kafka: KafkaServer, tmp_pa
         assert found() == {}
     finally:
         job.kill_all()
-        topic.delete()

@@ -27,14 +27,6 @@ Start = Callable[[], JobProcess]
 
 
 @pytest.fixture
-def topic(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Topic]:
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
-    made = Topic(kafka).make()
-    yield made
-    made.delete()
-
-
-@pytest.fixture
 def start(location: Location, tmp_path: Path) -> Iterator[Start]:
     """Starts the job ``stream`` of the location in a process of its own."""
     started: list[JobProcess] = []

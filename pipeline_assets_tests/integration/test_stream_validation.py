@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ from pipeline_assets_tests.integration.location import Location, failure_text
 from pipeline_assets_tests.integration.run_processes import JobProcess
 from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
 from pipeline_assets_tests.integration.topics import Event, Topic, events
-
-
-@pytest.fixture
-def topic(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Topic]:
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
-    made = Topic(kafka).make()
-    yield made
-    made.delete()
 
 
 def validate(method: str, name: str, **config: Any) -> dict[str, Any]:

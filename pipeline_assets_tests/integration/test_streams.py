@@ -29,14 +29,6 @@ SCHEMA = "id BIGINT, event_type STRING, user_id STRING, amount DOUBLE"
 COLUMNS = ["id", "event_type", "user_id", "amount"]
 
 
-@pytest.fixture
-def topic(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Topic]:
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
-    made = Topic(kafka).make()
-    yield made
-    made.delete()
-
-
 def from_kafka(topic: Topic, **config: Any) -> dict[str, Any]:
     config = {"topic": topic.name, "startingOffsets": "earliest", "registerAs": "events", **config}
     return {"type": "extract", "method": "fromKafka", "config": config}
