@@ -1,6 +1,7 @@
 """What an asset's page shows: Dagster metadata made from what Spark says about a DataFrame or a write."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -107,24 +108,7 @@ def work_metadata(run: PipelineRun, step: PlannedStep, told: Mapping[str, int | 
     written = (told or {}).get("numOutputBytes")
     target: Metadata = {} if written is None else {"bytes_written": int(written)}
     work = run.work(step)
-    if work is None or work.jobs == 0:
-        return target
-    return {
-        "spark_seconds": work.seconds,
-        "spark_task_seconds": work.task_seconds,
-        "spark_jobs": work.jobs,
-        "spark_stages": work.stages,
-        "spark_tasks": work.tasks,
-        "rows_read": work.rows_read,
-        "bytes_read": work.bytes_read,
-        "bytes_written": work.bytes_written,
-        "shuffle_read_bytes": work.shuffle_read_bytes,
-        "shuffle_write_bytes": work.shuffle_write_bytes,
-        "memory_spilled_bytes": work.memory_spilled_bytes,
-        "disk_spilled_bytes": work.disk_spilled_bytes,
-        "peak_memory_bytes": work.peak_memory_bytes,
-        **target,
-    }
+    return target if work is None or work.spark_jobs == 0 else {**asdict(work), **target}
 
 
 def table_metadata(run: PipelineRun, step: PlannedStep, written: DeltaWrite) -> Metadata:

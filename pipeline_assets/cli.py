@@ -1,4 +1,4 @@
-"""The command line: ``pipeline-assets validate | schema | plan | list | audit-config | audit | metrics``."""
+"""The command line ``pipeline-assets``; what there is, its ``--help`` says."""
 
 from __future__ import annotations
 

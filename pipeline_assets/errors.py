@@ -90,6 +90,11 @@ class OriginalError(Exception):
     """
 
 
+def first_line(text: str) -> str:
+    """Return the first line of ``text`` with something on it, or an empty text."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
 _LONG_WORD = re.compile(r"(\S{100})\S{200,}(\S{20})")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline_assets.credentials.secrets import secrets_needed_by
-from pipeline_assets.errors import PipelineError, PipelineExecutionError
+from pipeline_assets.errors import PipelineError, PipelineExecutionError, first_line
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.redaction import redact, redact_data
@@ -397,7 +397,7 @@ def _shown_config(step: PlannedStep) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    text = first_line(str(error))
     return redact(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for what is downloaded or made once. It may not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipeline-assets"
+
+
 @dataclass(frozen=True)
 class Settings:
     """Where configs, tables and Spark are; read from the environment once, when the location is loaded.

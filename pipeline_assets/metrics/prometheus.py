@@ -58,9 +58,7 @@ class RunMetrics:
         self.registry = CollectorRegistry()
         self._sums = {name: self._counter(*told) for name, told in _SUMS.items()}
         self._latest = {name: self._gauge(*told) for name, told in (_LATEST | _PROGRESS).items()}
-        self._attempts = Counter(
-            f"{_PREFIX}_step_attempts", "Attempts of steps that have ended.", (*_STEP, "status"), registry=self.registry
-        )
+        self._attempts = self._counter("step_attempts", "Attempts of steps that have ended.", (*_STEP, "status"))
         self._duration = Histogram(
             f"{_PREFIX}_step_duration_seconds", "How long attempts took.", _STEP, buckets=_SECONDS,
             registry=self.registry,
@@ -69,21 +67,17 @@ class RunMetrics:
         self._failed = self._gauge("step_last_failure_timestamp_seconds", "When the step last failed.")
         self._progressed = self._gauge("stream_last_progress_timestamp_seconds", "When the stream last told of itself.")
         checked = (*_STEP, "check")
-        self._checked = Counter(
-            f"{_PREFIX}_check_evaluations", "Evaluations of checks.", (*checked, "status"), registry=self.registry
-        )
+        self._checked = self._counter("check_evaluations", "Evaluations of checks.", (*checked, "status"))
         self._met = self._gauge("check_passed", "1 when the check passed last time, 0 when not.", checked)
         self._bad = self._gauge("check_failed_rows", "Rows that did not meet the check, last time.", checked)
         asked = ("pipeline", "source")
-        self._secrets = Counter(
-            f"{_PREFIX}_secret_requests", "Requests for secrets.", (*asked, "status"), registry=self.registry
-        )
+        self._secrets = self._counter("secret_requests", "Requests for secrets.", (*asked, "status"))
         self._denied = self._gauge(
             "secret_last_failure_timestamp_seconds", "When a secret was last asked for in vain.", asked
         )
 
-    def _counter(self, name: str, told: str) -> Counter:
-        return Counter(f"{_PREFIX}_{name}", told, _STEP, registry=self.registry)
+    def _counter(self, name: str, told: str, labels: Iterable[str] = _STEP) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", told, labels, registry=self.registry)
 
     def _gauge(self, name: str, told: str, labels: Iterable[str] = _STEP) -> Gauge:
         return Gauge(f"{_PREFIX}_{name}", told, labels, registry=self.registry)

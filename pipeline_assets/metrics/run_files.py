@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline_assets.metrics.records import MetricsRecord
 
-# A run of a few steps has a few kilobytes; a stream has one or two lines in ten seconds, 20 MB in a month.
+# A run of a few steps has a few kilobytes; a load of a stream up to two lines in five seconds, one such file in a day.
 _FILE_BYTES = 16 * 1024 * 1024
 _FILES_KEPT = 1000
 

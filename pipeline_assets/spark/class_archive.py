@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.settings import cache_folder
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -40,8 +41,7 @@ def archive_file() -> Path | None:
     # The archive is bound to the paths of all that it was made from.
     parts = [str(program), release.read_text() if release.exists() else "", str(Path(_find_spark_home()).resolve())]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "pipeline-assets" / f"spark-classes-{digest}.jsa"
+    return cache_folder() / f"spark-classes-{digest}.jsa"
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def make_archive(conf: Mapping[str, str]) -> Path:
         with _java_options(f'"-XX:ArchiveClassesAtExit={made}" -XX:TieredStopAtLevel=1 {_SILENT}'):
             _run_to_exit(conf, Path(folder))
         if not made.exists():
-            raise ConfigurationError(f"this Java has made no archive of its classes: {archive_file()}")
+            raise ConfigurationError(f"this Java has made no archive of its classes: {archive}")
         made.replace(archive)
     return archive
 

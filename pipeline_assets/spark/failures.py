@@ -17,6 +17,7 @@ from pipeline_assets.errors import (
     PipelineError,
     PipelineExecutionError,
     did_you_mean,
+    first_line,
 )
 from pipeline_assets.redaction import redact
 from pipeline_assets.transience import Transience, execution_error, of_grpc_status, of_java, seconds_of, transience_of
@@ -63,8 +64,7 @@ class Cause:
     @property
     def first_line(self) -> str:
         """What it says, without the condition and the SQLSTATE that Spark writes around it."""
-        text = next((line.strip() for line in self.message.splitlines() if line.strip()), "")
-        text = re.sub(r"^\[[A-Z0-9_.]+\] ", "", text)
+        text = re.sub(r"^\[[A-Z0-9_.]+\] ", "", first_line(self.message))
         text = re.sub(r"\s*SQLSTATE: \w{5}\b.*$", "", text).rstrip(" ;")
         # Java libraries put the name and the text of a cause behind their own.
         return re.sub(r"(?:[a-z]\w*\.){2,}([A-Z]\w*)", r"\1", text) or self.java_class.rpartition(".")[2]

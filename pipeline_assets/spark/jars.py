@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.settings import cache_folder
 
 PACKAGES = (
     "io.delta:delta-spark_4.2_2.13:4.4.0",
@@ -59,9 +60,8 @@ def resolve_jars() -> list[Path]:
 
 
 def _jar_list_file() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256("\n".join((*PACKAGES, "", *EXCLUDES)).encode()).hexdigest()[:16]
-    return cache / "pipeline-assets" / f"jars-{digest}.txt"
+    return cache_folder() / f"jars-{digest}.txt"
 
 
 def _read_jar_list(file: Path) -> list[Path]:

@@ -22,19 +22,20 @@ _DELTA_NAME = "DatabricksLogging.scala"
 
 @dataclass(frozen=True)
 class JobMetrics:
-    """Sums over Spark's jobs, by Spark's own task metrics.
+    """Sums over Spark's jobs, by Spark's own task metrics, with the names that they are shown by.
 
-    ``seconds``: how long at least one of them ran. ``rows_read`` and ``bytes_read`` are those of sources and caches,
-    without Delta's reading of its own log; ``peak_memory_bytes`` is the largest execution memory of a stage's tasks.
+    ``spark_seconds``: how long at least one of them ran. ``rows_read`` and ``bytes_read`` are those of sources and
+    caches, without Delta's reading of its own log; ``peak_memory_bytes`` is the largest execution memory of a stage's
+    tasks.
 
     Source: https://spark.apache.org/docs/latest/monitoring.html#executor-task-metrics
     """
 
-    jobs: int = 0
-    stages: int = 0
-    tasks: int = 0
-    seconds: float = 0.0
-    task_seconds: float = 0.0
+    spark_seconds: float = 0.0
+    spark_task_seconds: float = 0.0
+    spark_jobs: int = 0
+    spark_stages: int = 0
+    spark_tasks: int = 0
     rows_read: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
@@ -104,11 +105,11 @@ def _sums(context: Any, tag: str) -> JobMetrics:
     found = [(number in own, store.lastStageAttempt(number)) for number in sorted(own | deltas)]
     ran = [(is_own, stage) for is_own, stage in found if stage.status().name() != "SKIPPED"]
     return JobMetrics(
-        jobs=len(jobs),
-        stages=len(ran),
-        tasks=sum(stage.numCompleteTasks() for _, stage in ran),
-        seconds=_seconds_covered(_interval(job) for job in jobs),
-        task_seconds=sum(stage.executorRunTime() for _, stage in ran) / 1000,
+        spark_jobs=len(jobs),
+        spark_stages=len(ran),
+        spark_tasks=sum(stage.numCompleteTasks() for _, stage in ran),
+        spark_seconds=_seconds_covered(_interval(job) for job in jobs),
+        spark_task_seconds=sum(stage.executorRunTime() for _, stage in ran) / 1000,
         rows_read=sum(stage.inputRecords() for is_own, stage in ran if is_own),
         bytes_read=sum(stage.inputBytes() for is_own, stage in ran if is_own),
         bytes_written=sum(stage.outputBytes() for _, stage in ran),

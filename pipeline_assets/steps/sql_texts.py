@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.errors import ConfigurationError, first_line
 from pipeline_assets.steps.sql_names import check_is_query
 
 
@@ -29,9 +29,9 @@ SqlType = Annotated[str, Field(min_length=1), SqlText("type")]
 
 def no_columns(ddl: str, error: Exception) -> ConfigurationError:
     """Return the error for a ``schema`` that Spark's parser has refused by ``error``."""
-    told = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return ConfigurationError(
-        f"'schema' is no list of columns: {ddl!r}: expected DDL such as 'id BIGINT, event_type STRING'", details=told
+        f"'schema' is no list of columns: {ddl!r}: expected DDL such as 'id BIGINT, event_type STRING'",
+        details=first_line(str(error)),
     )
 
 
