@@ -16,12 +16,9 @@ from pipeline_assets.vault_resource import VaultResource
 def build_definitions(settings: Settings) -> dg.Definitions:
     """Return the code location of the configs in ``settings.configs``. Touches no network, no secret and no Spark.
 
-    Raises ConfigurationError when there is no such folder, or for an executor other than in_process or multiprocess.
+    Raises ConfigurationError when there is no such folder, or for a setting that is none of its choices.
     """
-    if settings.executor not in ("in_process", "multiprocess"):
-        raise ConfigurationError(
-            f"PIPELINE_ASSETS_EXECUTOR is {settings.executor!r}: expected 'in_process' or 'multiprocess'"
-        )
+    settings.check()
     folder = plan_folder(load_folder(settings.configs))
     try:
         found = _definitions(folder, settings)

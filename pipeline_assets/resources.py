@@ -18,6 +18,7 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.metrics.publishing import RunPublisher
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.redacted_output import RedactedOutput, redacted_logs
+from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.spark.session import SparkSessions
@@ -50,6 +51,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
     _context: dg.InitResourceContext = PrivateAttr()
     _publisher: RunPublisher | None = PrivateAttr(default=None)
     _ending: ExitStack = PrivateAttr()
+    _run_log: RunLog | None = PrivateAttr(default=None)
 
     def __init__(self, **data: Any) -> None:
         """Take the fields, by name. (Dagster does not take a resource as the default of a field.)"""
@@ -65,9 +67,14 @@ class SparkResource(dg.ConfigurableResource[Any]):
         self._cancellation = Cancellation()
         self._output = RedactedOutput()
         self._context = context
+        self._run_log = None
         # Each is done, the last first, whatever goes wrong in another: the output ends after the JVM that writes to it.
         with ExitStack() as ending:
             self._ending = ending
+            ending.enter_context(redacted_logs())
+            if context.run is not None and context.log is not None:
+                self._run_log = RunLog(self._settings, context.run, context.log)
+                ending.enter_context(self._run_log.written())
             if context.instance is not None and context.run is not None:
                 file_stops_as_canceled(context.instance, context.run.run_id)
                 self._publisher = RunPublisher(self._settings, context.run)
@@ -80,7 +87,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
             ending.callback(self._close_secrets, revoke=alone or self._settings.spark_remote is None)
             ending.callback(self._sessions.close, release=alone)
             ending.callback(self._release_caches)
-            with redacted_logs(), self._cancellation:
+            with self._cancellation:
                 yield self
 
     def _close_secrets(self, revoke: bool) -> None:
@@ -96,6 +103,12 @@ class SparkResource(dg.ConfigurableResource[Any]):
         """Whether the run is to end."""
         return self._cancellation
 
+    @property
+    def run_log(self) -> RunLog:
+        """The log lines of the process's run."""
+        assert self._run_log is not None  # noqa: S101  (steps have a run)
+        return self._run_log
+
     def at_end(self, callback: Callable[[], object]) -> None:
         """Have ``callback`` called when the run ends, before its Spark does."""
         self._ending.callback(callback)
@@ -108,6 +121,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
             self._runs.clear()
             self._sessions.close()
         if key not in self._runs:
+            if self._run_log is not None:
+                self._run_log.know(plan)
             # Not before: Dagster has redirected the output to the compute log by now, and the JVM is yet to start.
             self._output.begin()
             if self._publisher is not None and plan.pipeline.config.mode == "streaming":

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline_assets.errors import ConfigurationError
+
 
 def cache_folder() -> Path:
     """Return the user's folder for what is downloaded or made once. It may not be there yet."""
@@ -21,7 +23,8 @@ class Settings:
     sandbox. ``spark_remote`` is a Spark Connect address (``sc://host:port``) and wins over ``spark_master``.
     ``audit_file`` is where each access to a secret is noted, ``metrics`` the folder where runs record theirs.
     ``metrics_listen`` is the ``host:port`` where a running stream answers Prometheus, ``pushgateway`` the URL of the
-    Pushgateway that batch runs push to.
+    Pushgateway that batch runs push to. ``log_format`` is ``text`` or ``json``; ``log_level`` that of this package and
+    of Spark's JVM.
     """
 
     configs: Path = Path("configs")
@@ -34,11 +37,13 @@ class Settings:
     metrics: Path | None = None
     metrics_listen: str | None = None
     pushgateway: str | None = None
+    log_format: str = "text"
+    log_level: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Read PIPELINE_ASSETS_CONFIGS, _WAREHOUSE, _PATH_PREFIX, _EXECUTOR, _AUDIT_FILE, _METRICS, _METRICS_LISTEN,
-        _PUSHGATEWAY, and SPARK_REMOTE, SPARK_MASTER.
+        _PUSHGATEWAY, _LOG_FORMAT, _LOG_LEVEL, and SPARK_REMOTE, SPARK_MASTER.
         """
         env = os.environ if environment is None else environment
         return cls(
@@ -52,7 +57,20 @@ class Settings:
             metrics=Path(env["PIPELINE_ASSETS_METRICS"]) if env.get("PIPELINE_ASSETS_METRICS") else None,
             metrics_listen=env.get("PIPELINE_ASSETS_METRICS_LISTEN") or None,
             pushgateway=env.get("PIPELINE_ASSETS_PUSHGATEWAY") or None,
+            log_format=env.get("PIPELINE_ASSETS_LOG_FORMAT") or "text",
+            log_level=env.get("PIPELINE_ASSETS_LOG_LEVEL") or None,
         )
+
+    def check(self) -> None:
+        """Raise ConfigurationError for a variable that is none of its choices."""
+        for name, value, choices in (
+            ("PIPELINE_ASSETS_EXECUTOR", self.executor, ("in_process", "multiprocess")),
+            ("PIPELINE_ASSETS_LOG_FORMAT", self.log_format, ("text", "json")),
+            ("PIPELINE_ASSETS_LOG_LEVEL", self.log_level, (None, "DEBUG", "INFO", "WARNING", "ERROR")),
+        ):
+            if value not in choices:
+                expected = " or ".join(repr(choice) for choice in choices if choice is not None)
+                raise ConfigurationError(f"{name} is {value!r}: expected {expected}")
 
     def resolve(self, path: str) -> str:
         """Return ``path`` as Spark is to see it: URIs as they are, absolute paths prefixed, others made absolute."""

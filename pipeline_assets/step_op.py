@@ -19,6 +19,7 @@ from pipeline_assets.errors import PipelineCancelledError, PipelineError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.retries import seconds_before_retry
+from pipeline_assets.run_log import RunLog
 
 
 class RunSource(Protocol):
@@ -27,6 +28,10 @@ class RunSource(Protocol):
     @property
     def cancellation(self) -> Cancellation:
         """Whether the process's run is to end."""
+
+    @property
+    def run_log(self) -> RunLog:
+        """The log lines of the process's run."""
 
     def pipeline_run(self, plan: PipelinePlan, run_id: str, partition_key: str | None = None) -> PipelineRun:
         """Return the run of ``plan``; the same one for the same arguments."""
@@ -46,9 +51,14 @@ def step_op(
     tried again as the config says. Raises what ``told_to_dagster`` does; every error names the step.
     """
     retry = plan.pipeline.retry_of(step.index)
-    with told_to_dagster(context, spark.cancellation, retry), spark.cancellation.guard():
+    with (
+        told_to_dagster(context, spark.cancellation, retry),
+        spark.run_log.of_step(context.log),
+        spark.cancellation.guard(),
+    ):
         try:
             run = spark.pipeline_run(plan, context.run_id, partition_key)
+            spark.run_log.tell_spark(run.context.spark)
             with run.interruptible():
                 yield run
         except PipelineError as error:

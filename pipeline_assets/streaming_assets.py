@@ -69,7 +69,10 @@ def streaming_asset(
         instance.add_run_tags(context.run.run_id, {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid())})
         spark = context.resources.spark
         # Its sensor starts a stream again that failed.
-        with told_to_dagster(context.get_step_execution_context(), spark.cancellation):
+        with (
+            told_to_dagster(context.get_step_execution_context(), spark.cancellation),
+            spark.run_log.of_step(context.log),
+        ):
             with spark.cancellation.guard():
                 run: PipelineRun = spark.pipeline_run(plan, context.run.run_id)
             pipeline = StreamingPipeline(run, lambda run_id: _is_finished(instance, run_id), spark.stream_grace_seconds)

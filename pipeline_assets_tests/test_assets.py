@@ -271,6 +271,7 @@ def test_a_pipeline_that_dagster_refuses_leaves_the_others(tmp_path: Path, monke
     assert "invalid cron schedule" in node(defs, "broken_configs", "bad").description
 
 
-def test_an_unknown_executor_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="PIPELINE_ASSETS_EXECUTOR is 'multi'"):
-        build_definitions(Settings(configs=tmp_path, executor="multi"))
+@pytest.mark.parametrize("name", ["executor", "log_format", "log_level"])
+def test_a_setting_that_is_none_of_its_choices_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"PIPELINE_ASSETS_{name.upper()} is 'multi': expected '"):
+        build_definitions(Settings(configs=tmp_path, **{name: "multi"}))

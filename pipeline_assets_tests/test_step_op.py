@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,7 +168,10 @@ def test_a_jvm_that_is_gone_between_two_steps_is_tried_again(error: Py4JError, t
     spark: Any = SimpleNamespace(sparkContext=Gone())
     cancellation = Cancellation()
     own: Any = SimpleNamespace(run_id="r", spark=spark, settings=Settings(), cancellation=cancellation)
-    source: Any = SimpleNamespace(cancellation=cancellation, pipeline_run=lambda *_: PipelineRun(plan, own))
+    log: Any = SimpleNamespace(of_step=lambda _: nullcontext(), tell_spark=lambda _: None)
+    source: Any = SimpleNamespace(
+        cancellation=cancellation, run_log=log, pipeline_run=lambda *_: PipelineRun(plan, own)
+    )
 
     @dg.op
     def step(context: dg.OpExecutionContext) -> None:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import cache_folder
+from pipeline_assets.spark.java_options import java_options
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-_OPTIONS = "SPARK_SUBMIT_OPTS"
 # An archive that does not fit is no reason to say anything on standard output.
 _SILENT = "-Xlog:cds=off -Xlog:cds+dynamic=off -Xlog:class+path=off"
 _EXIT_SECONDS = 300
@@ -51,7 +51,7 @@ def archived_classes() -> Iterator[None]:
     if archive is None or not archive.exists():
         yield
         return
-    with _java_options(f'"-XX:SharedArchiveFile={archive}" {_SILENT}'):
+    with java_options(f'"-XX:SharedArchiveFile={archive}" {_SILENT}'):
         yield
 
 
@@ -67,26 +67,12 @@ def make_archive(conf: Mapping[str, str]) -> Path:
     with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         made = Path(folder) / archive.name
         # The second compiler would have no time to give back what it takes.
-        with _java_options(f'"-XX:ArchiveClassesAtExit={made}" -XX:TieredStopAtLevel=1 {_SILENT}'):
+        with java_options(f'"-XX:ArchiveClassesAtExit={made}" -XX:TieredStopAtLevel=1 {_SILENT}'):
             _run_to_exit(conf, Path(folder))
         if not made.exists():
             raise ConfigurationError(f"this Java has made no archive of its classes: {archive}")
         made.replace(archive)
     return archive
-
-
-@contextmanager
-def _java_options(options: str) -> Iterator[None]:
-    """Add to the options of the JVMs that are started inside. Not by Spark's conf: that would replace a user's."""
-    before = os.environ.get(_OPTIONS)
-    os.environ[_OPTIONS] = f"{before} {options}" if before else options
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_OPTIONS]
-        else:
-            os.environ[_OPTIONS] = before
 
 
 def _run_to_exit(conf: Mapping[str, str], folder: Path) -> None:

@@ -23,6 +23,8 @@ from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
 from pipeline_assets.spark.class_archive import archived_classes
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import resolve_jars
+from pipeline_assets.spark.java_options import java_options
+from pipeline_assets.spark.jvm_log import log_conf, log_options, name_values_in_log
 from pipeline_assets.spark.numpy_converters import defer_numpy
 from pipeline_assets.transience import execution_error, transience_of
 
@@ -50,7 +52,6 @@ _EVERYWHERE = {
 _QUIET = {
     # The environment page and the event log, which has all of it: by the name of an option, or a part of its value.
     "spark.redaction.regex": f"(?i){NAME_PATTERN}",
-    "spark.log.level": "ERROR",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
@@ -77,7 +78,8 @@ def session_conf(settings: Settings, spark_conf: Mapping[str, str] | None = None
     if settings.spark_remote:
         return {**_EVERYWHERE, **given}
     master = given.get("spark.master") or settings.spark_master or "local[*]"
-    conf = {"spark.app.name": "pipeline-assets", "spark.master": master, **_DELTA, **_EVERYWHERE, **_QUIET}
+    conf = {"spark.app.name": "pipeline-assets", "spark.master": master}
+    conf |= {**_DELTA, **_EVERYWHERE, **_QUIET, **log_conf(settings)}
     if master.startswith("local"):
         conf |= _LOCAL
     if "spark.jars" not in given:
@@ -112,27 +114,38 @@ class SparkSessions:
                 if self._settings.spark_remote:
                     opened = self._open_remote(self._settings.spark_remote, run_id, pipeline)
                 else:
-                    opened = self._open_classic()
+                    opened = self._open_classic(run_id, pipeline)
                 self._opened[run_id, pipeline] = opened
+                _log.info("%s", self._described(opened))
                 _quieten()
             if not self._settings.spark_remote:
                 _activate(opened)
             return opened
+
+    def _described(self, session: SparkSession) -> str:
+        if self._settings.spark_remote:
+            return f"Spark {session.version} over Connect, session {session.client._session_id} of the server"
+        context = session.sparkContext
+        return f"Spark {session.version}, application {context.applicationId} on {context.master}"
 
     def has_died(self) -> bool:
         """Whether the JVM that was started here has ended by itself. What was opened is of no more use then."""
         with self._lock:
             return self._start is not None and self._start.has_died()
 
-    def _open_classic(self) -> SparkSession:
+    def _open_classic(self, run_id: str, pipeline: str) -> SparkSession:
         if self._start is not None:
             return self._start.root().newSession()
         with _START_LOCK:
             borrowed = _active_session()
             if borrowed is None:
-                self._start = _Start(session_conf(self._settings, self._spark_conf))
+                options = log_options(self._settings, run_id, pipeline)
+                self._start = _Start(session_conf(self._settings, self._spark_conf), options)
                 self._start.begin()
-                return self._start.root().newSession()
+                root = self._start.root()
+                if self._settings.log_format == "json":
+                    name_values_in_log(root)
+                return root.newSession()
         session = borrowed.newSession()
         _set_runtime_conf(session, {**_EVERYWHERE, **self._spark_conf})
         return session
@@ -228,9 +241,10 @@ class _Start:
     finds the process it has launched; and PySpark does not replace Dagster's SIGINT handler there.
     """
 
-    def __init__(self, conf: Mapping[str, str]) -> None:
+    def __init__(self, conf: Mapping[str, str], options: str) -> None:
         from dagster_pyspark import LazyPySparkResource
 
+        self._options = options
         self._resource = LazyPySparkResource(spark_config=dict(conf))
         self._root: SparkSession | None = None
         self._error: Exception | None = None
@@ -245,7 +259,7 @@ class _Start:
     def _run(self) -> None:
         try:
             defer_numpy()
-            with archived_classes():
+            with archived_classes(), java_options(self._options):
                 root: SparkSession = self._resource.spark_session
             local = str(root.sparkContext.master).startswith("local")
             if local and "PYSPARK_PYTHON" not in os.environ:

@@ -19,7 +19,9 @@ from pipeline_assets.errors import (
 )
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
+from pipeline_assets.run_log import log_fields
 from pipeline_assets.spark.failures import is_spark_error, spark_failure
+from pipeline_assets.spark.jvm_log import log_as
 from pipeline_assets.spark.stream_support import check_stream_support
 from pipeline_assets.steps.base import StreamingLoad, ValidateMethod
 from pipeline_assets.steps.delta_log import Commit, find_transaction
@@ -150,6 +152,8 @@ class StreamingPipeline:
         for load in plan.stream_loads():
             name, letters = f"{plan.name}/{load.name}", self._dead_letters.get(load.index, [])
             found = self._guarded(load)
+            # A query's jobs keep what the thread that starts it tells.
+            log_as(self.run.context.spark, {**log_fields(plan, load), "run_id": self.run.context.run_id})
             if found is None:
                 watched = _Watched(self.run, load, self.run.start_stream(load, name), letters)
             else:
@@ -157,6 +161,7 @@ class StreamingPipeline:
                 told |= set(found.guards)
                 query = self.run.start_batches(load, plan.steps[found.source], name, batches)
                 watched = _Watched(self.run, load, query, letters, batches)
+            _log.info("%s: the streaming query %s has started, id %s", plan.location(load), name, watched.id)
             self._queries.append(watched)
 
     def _guarded(self, load: PlannedStep) -> Guarded | None:
@@ -187,6 +192,8 @@ class StreamingPipeline:
             self._cancellation.hurry.wait(0.1 if waiting else 0)
         for query in waiting:
             query.stop()
+        for query in self._queries:
+            _log.info("the streaming query %s has ended, after batch %s", query.id, query.last_batch)
 
 
 class _Watched:
@@ -207,10 +214,10 @@ class _Watched:
         self._dead_letters = dead_letters
         self._seen = ""
         self._failure: PipelineError | None = None
-        self._id = str(query.id)
+        self.id = str(query.id)
         self._last: Any = None
         method = cast(StreamingLoad, load.method)
-        self._app_id = method.transaction_app_id(self._id, run.checkpoint(load))
+        self._app_id = method.transaction_app_id(self.id, run.checkpoint(load))
 
     @property
     def is_active(self) -> bool:
@@ -316,7 +323,7 @@ class _Watched:
         else:
             cause = spark_failure(error)
         facts = [
-            f"query {self._run.plan.name}/{self._load.name}, id {self._id}",
+            f"query {self._run.plan.name}/{self._load.name}, id {self.id}",
             f"last progress: {json.dumps(json.loads(self._last.json)) if self._last is not None else 'none yet'}",
             cause.details,
         ]

@@ -1,0 +1,66 @@
+"""The log of Spark's JVM, with lines that say which run, pipeline and step they are about.
+
+Sources: https://spark.apache.org/docs/latest/configuration.html#structured-logging, and for what reaches the tasks,
+`mdc.` local properties, https://spark.apache.org/docs/latest/configuration.html#configuring-logging.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline_assets.spark.failures import spark_errors
+from pipeline_assets.spark.java_options import given_java_options
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from pipeline_assets.settings import Settings
+
+_CONFIGURATION = "-Dlog4j2.configurationFile="
+
+
+def log_conf(settings: Settings) -> dict[str, str]:
+    """Return the Spark conf of an embedded driver's log."""
+    level = {None: "ERROR", "WARNING": "WARN"}.get(settings.log_level, settings.log_level)
+    return {"spark.log.level": str(level)}
+
+
+def log_options(settings: Settings, run_id: str, pipeline: str) -> str:
+    """Return the options by which a driver's log says whose it is; its layout is left to a user who has given one."""
+    told = f"-Dpipeline_assets.run_id={run_id} -Dpipeline_assets.pipeline={pipeline}"
+    if _CONFIGURATION in given_java_options() or "SPARK_CONF_DIR" in os.environ:
+        return told
+    file = Path(__file__).with_name(f"log4j2-{settings.log_format}.properties")
+    return f'{told} "{_CONFIGURATION}{file}"'
+
+
+def log_as(spark: SparkSession, fields: Mapping[str, str]) -> None:
+    """Have the lines of the driver's thread that works for this one, and of its tasks, tell ``fields`` from now on.
+
+    Over Spark Connect the threads are the server's, and nothing is done. Raises RetryableError when Spark is gone.
+    """
+    from pyspark.sql import SparkSession as ClassicSession
+
+    if not isinstance(spark, ClassicSession):
+        return
+    context = spark.sparkContext
+    java = context._jvm
+    assert java is not None  # noqa: S101  (a session has one)
+    with spark_errors():
+        for name, value in fields.items():
+            context.setLocalProperty(f"mdc.{name}", value)
+            java.org.slf4j.MDC.put(name, value)
+
+
+def name_values_in_log(spark: SparkSession) -> None:
+    """Have lines of JSON tell the values in their messages by name too: ``batch_id``, ``job_id`` and such.
+
+    `spark.log.structuredLogging.enabled` does not do it: Spark ignores that for all that PySpark starts.
+    """
+    java = spark.sparkContext._jvm
+    assert java is not None  # noqa: S101  (a session has one)
+    logging = getattr(java.org.apache.spark.internal, "Logging$")
+    getattr(logging, "MODULE$").enableStructuredLogging()
