@@ -19,13 +19,14 @@ from benchmarks.customer_360 import PROJECT, Workplace, compare
 from benchmarks.demo_servers import demo_servers
 from benchmarks.location_loading import compare_loading
 from benchmarks.machine import machine, versions
+from benchmarks.overhead import batch_overhead, stream_overhead
 from benchmarks.report import Results, started_now
 from benchmarks.stream_recovery import measure_recovery, measure_ticks
 from benchmarks.streaming import compare_streaming, fill_topic, kafka_server
 
 RESULTS = PROJECT / "benchmarks" / "results"
 PAGE = PROJECT / "docs" / "benchmarks.md"
-PARTS = ("demo", "many", "loading", "streaming", "recovery")
+PARTS = ("demo", "many", "loading", "streaming", "overhead", "recovery")
 
 console = Console()
 
@@ -70,7 +71,7 @@ def main(
             if not console.is_terminal:
                 console.print(text)
 
-        if "demo" in chosen or "many" in chosen:
+        if {"demo", "many", "overhead"} & set(chosen):
             report("starting PostgreSQL and S3")
             with demo_servers(folder / "servers") as servers:
                 report("loading CDNOW's customers and orders")
@@ -80,24 +81,33 @@ def main(
                     found = compare(workplace, demo_orders, pairs, with_empty=True, report=report)
                     results.comparisons.append(found)
                     _keep(results)
-                if "many" in chosen:
+                if {"many", "overhead"} & set(chosen):
                     report(f"writing {orders:,} orders")
                     servers.repeat_orders(orders)
+                if "many" in chosen:
                     found = compare(workplace, orders, many_pairs, with_empty=False, report=report)
                     results.comparisons.append(found)
+                    _keep(results)
+                if "overhead" in chosen:
+                    results.overheads.append(batch_overhead(workplace, orders, many_pairs, report))
                     _keep(results)
         if "loading" in chosen:
             for count in sorted(set(configs)):
                 results.loading.append(compare_loading(folder, count, pairs if count < 1000 else many_pairs, report))
                 _keep(results)
-        if "streaming" in chosen or "recovery" in chosen:
+        if {"streaming", "overhead", "recovery"} & set(chosen):
             report("starting Kafka")
             with kafka_server(folder / "kafka") as kafka:
-                if "streaming" in chosen:
+                if {"streaming", "overhead"} & set(chosen):
                     report(f"producing {records:,} records")
                     fill_topic(kafka, records)
+                if "streaming" in chosen:
                     place = folder / "streaming"
                     results.streaming.append(compare_streaming(place, kafka, records, pairs, report))
+                    _keep(results)
+                if "overhead" in chosen:
+                    place = folder / "overhead"
+                    results.overheads.append(stream_overhead(place, kafka, records, many_pairs, report))
                     _keep(results)
                 if "recovery" in chosen:
                     results.recoveries += measure_recovery(folder / "recovery", kafka, kills, report)

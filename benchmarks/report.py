@@ -14,6 +14,7 @@ from rich.table import Table
 
 from benchmarks.customer_360 import EMPTY_COMMAND, JOB_COMMAND, SCRIPT_COMMAND, Comparison, Runs
 from benchmarks.location_loading import Load, LoadingComparison, cost_of_one_more
+from benchmarks.overhead import Overhead
 from benchmarks.paired_runs import Goal, Spread
 from benchmarks.spark_event_log import SparkWork
 from benchmarks.stream_recovery import Recovery, Ticks
@@ -37,6 +38,7 @@ class Results:
     comparisons: list[Comparison] = field(default_factory=list)
     loading: list[LoadingComparison] = field(default_factory=list)
     streaming: list[StreamingComparison] = field(default_factory=list)
+    overheads: list[Overhead] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
     ticks: Ticks | None = None
 
@@ -68,6 +70,9 @@ class Results:
         for streams in self.streaming:
             what = f"{streams.records:,} records: throughput of the stream over the bare script's"
             found.append(Goal(what, 0.97, streams.rate_over_script(), at_least=True))
+        for overhead in self.overheads:
+            what = f"{overhead.what}: wall time with metrics, logs, lineage, audit and report over that without"
+            found.append(Goal(what, 1.03, overhead.ratio()))
         if self.ticks is not None:
             what = f"{self.ticks.pipelines} streaming pipelines, dead brokers: longest look of a sensor"
             found.append(Goal(what, 1.0, Spread.of([self.ticks.longest]), " s"))
@@ -85,6 +90,7 @@ class Results:
             "customer_360": [asdict(each) for each in self.comparisons],
             "loading": [asdict(each) for each in self.loading],
             "streaming": [asdict(each) for each in self.streaming],
+            "overheads": [asdict(each) for each in self.overheads],
             "recoveries": [asdict(each) for each in self.recoveries],
             "ticks": None if self.ticks is None else asdict(self.ticks),
         }
@@ -169,6 +175,16 @@ class Results:
                 f"{streams.records:,} records from Kafka to Delta: {len(streams.job.costs)} runs of each",
                 ("", "wall time", "throughput of the query", "peak memory of Python", "peak memory of the JVM"),
                 _stream_rows(streams),
+            )
+        for overhead in self.overheads:
+            runs = {"all of it on": overhead.on, "none of it": overhead.off}
+            yield (
+                f"{overhead.what}, telling of itself: {len(overhead.on.costs)} runs of each",
+                ("", "wall time", "peak memory of Python", "peak memory of the JVM"),
+                [
+                    *(_runs_row(name, measured) for name, measured in runs.items()),
+                    ["ratio of the pairs", _spread(overhead.ratio(), "x"), "", ""],
+                ],
             )
         if self.recoveries:
             yield (

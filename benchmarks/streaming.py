@@ -150,7 +150,7 @@ class StreamWorkplace:
         return self.root / "checkpoints" / name
 
 
-class _Programs:
+class StreamPrograms:
     """The two programs that are compared, each with an event log that says what its query did."""
 
     def __init__(self, folder: Path, kafka: KafkaServer) -> None:
@@ -165,13 +165,15 @@ class _Programs:
         self._script_checkpoint = folder / "script_checkpoint"
         self._logs = folder / "event_log"
 
-    def run_job(self) -> tuple[ProcessCost, float]:
-        """Run the pipeline by Dagster's command line, from the topic's first record; returns its rate, too."""
+    def run_job(self, more: Mapping[str, str] | None = None) -> tuple[ProcessCost, float]:
+        """Run the pipeline by Dagster's command line, with ``more`` environment, from the topic's first record; returns
+        its rate, too.
+        """
         config = self._place.folder / "run_config.json"  # JSON is YAML
         spark_conf = event_log_conf(self._logs)
         config.write_text(json.dumps({"resources": {"spark": {"config": {"spark_conf": spark_conf}}}}))
         shutil.rmtree(self._place.root, ignore_errors=True)
-        return self._measured([program("dagster"), *STREAM_COMMAND[1:], "-c", str(config)])
+        return self._measured([program("dagster"), *STREAM_COMMAND[1:], "-c", str(config)], more)
 
     def run_script(self) -> tuple[ProcessCost, float]:
         """Run the bare script, from the topic's first record; returns its rate, too."""
@@ -184,18 +186,18 @@ class _Programs:
             [sys.executable, script, str(conf), str(self._script_table), str(self._script_checkpoint)]
         )
 
-    def check_tables(self, records: int) -> None:
-        """Hold that both tables have all purchases, once: what was measured is the work that was meant."""
-        wanted = [number for number in range(records) if '"purchase"' in event(number)]
-        for table in (self._place.table(JOB), self._script_table):
-            found = read_columns(table, ["id"])
-            ids = found["id"].to_numpy() if found is not None else []
-            if (len(ids), int(sum(ids))) != (len(wanted), sum(wanted)):
-                raise ProgramFailedError(f"{table} has {len(ids):,} rows, {len(wanted):,} are expected (or other ids)")
+    def check_table(self, records: int) -> None:
+        """Hold that the job's table has all purchases, once: what was measured is the work that was meant."""
+        _check_purchases(self._place.table(JOB), records)
 
-    def _measured(self, command: list[str]) -> tuple[ProcessCost, float]:
+    def check_tables(self, records: int) -> None:
+        """Hold that both tables have all purchases, once."""
+        self.check_table(records)
+        _check_purchases(self._script_table, records)
+
+    def _measured(self, command: list[str], more: Mapping[str, str] | None = None) -> tuple[ProcessCost, float]:
         try:
-            cost = run_measured(command, self._environment, self._place.folder)
+            cost = run_measured(command, {**self._environment, **(more or {})}, self._place.folder)
             return cost, _rate(self._logs)
         finally:
             shutil.rmtree(self._logs)
@@ -208,7 +210,7 @@ def compare_streaming(
 
     Before that each is run once without being counted, so that no one pays for what the machine has to read first.
     """
-    programs = _Programs(folder, kafka)
+    programs = StreamPrograms(folder, kafka)
     found = StreamingComparison(records)
     for number in range(pairs + 1):
         report(f"{records:,} records: " + (f"pair {number} of {pairs}" if number else "a pair that does not count"))
@@ -223,6 +225,14 @@ def compare_streaming(
             found.job_rates.append(job[1])
             found.script_rates.append(script[1])
     return found
+
+
+def _check_purchases(table: Path, records: int) -> None:
+    wanted = [number for number in range(records) if '"purchase"' in event(number)]
+    found = read_columns(table, ["id"])
+    ids = found["id"].to_numpy() if found is not None else []
+    if (len(ids), int(sum(ids))) != (len(wanted), sum(wanted)):
+        raise ProgramFailedError(f"{table} has {len(ids):,} rows, {len(wanted):,} are expected (or other ids)")
 
 
 def _rate(logs: Path) -> float:
