@@ -22,6 +22,7 @@ from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_me
 from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.plan import PipelinePlan, PlannedFolder, PlannedStep, Role, plan_folder, plan_pipeline, select
 from pipeline_assets.settings import Settings
+from pipeline_assets.spark_server_commands import spark_server
 from pipeline_assets.steps.base import ValidateMethod
 
 
@@ -34,6 +35,7 @@ def main() -> None:
 main.add_command(audit_config)
 main.add_command(audit)
 main.add_command(metrics)
+main.add_command(spark_server)
 
 
 @main.command()

@@ -20,7 +20,7 @@ LAYERS = (
     "stream_rules", "plan", "links", "sql_check", "validation", "run_log", "execution", "step_op", "streaming",
     "asset_metadata", "validation_assets", "stream_checks", "streaming_assets", "pipeline_job", "assets",
     "vault_resource", "sensors", "resources", "definitions", "audit_commands",
-    "metrics_commands", "cli",
+    "metrics_commands", "spark_server_commands", "cli",
 )  # fmt: skip
 
 

@@ -65,6 +65,7 @@ _LOCAL = {
 _START_LOCK = threading.Lock()
 _STOP_SECONDS = 20.0
 _CONNECT_PORT = 15002
+_ASK_SECONDS = 10.0
 
 
 def session_conf(settings: Settings, spark_conf: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -102,6 +103,7 @@ class SparkSessions:
         self._opened: dict[tuple[str, str], SparkSession] = {}
         self._start: _Start | None = None
         self._connect_mode_before: tuple[str | None] | None = None
+        self._signs_of_life: list[_SignsOfLife] = []
 
     def session(self, run_id: str, pipeline: str) -> SparkSession:
         """Return the session of ``pipeline`` in run ``run_id``, opening it on first use.
@@ -164,6 +166,7 @@ class SparkSessions:
             _bounded(_remote_stop(session, release=False), "closing the Spark Connect session")
             _hang_up(session)
             raise
+        self._signs_of_life.append(_SignsOfLife(session))
         return session
 
     def close(self, release: bool = True) -> None:
@@ -176,6 +179,9 @@ class SparkSessions:
         with self._lock:
             opened, self._opened = list(self._opened.values()), {}
             start, self._start = self._start, None
+            signs, self._signs_of_life = self._signs_of_life, []
+            for each in signs:
+                each.end()
             try:
                 if self._settings.spark_remote:
                     reached = release and bool(opened) and not _connect_problem(self._settings.spark_remote)
@@ -232,6 +238,29 @@ def apply_s3_connection(spark: SparkSession, bucket: str, connection: S3Connecti
         options["aws.credentials.provider"] = f"org.apache.hadoop.fs.s3a.{provider}"
     for key, value in options.items():
         spark.conf.set(f"fs.s3a.bucket.{bucket}.{key}", value)
+
+
+class _SignsOfLife:
+    """Asks a Connect server for a session again and again: one that is not asked for is that of a run that is gone.
+
+    The server of ``pipeline-assets spark-server`` ends those within a minute.
+    """
+
+    def __init__(self, session: SparkSession) -> None:
+        self._session = session
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name="signs-of-life", daemon=True).start()
+
+    def end(self) -> None:
+        """Ask no more."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_ASK_SECONDS):
+            try:
+                self._session.conf.get("spark.sql.session.timeZone")
+            except Exception as error:  # noqa: BLE001  (what the run itself asks for tells it, if it is of weight)
+                _log.debug("no answer for the session: %s", type(error).__name__)
 
 
 class _Start:

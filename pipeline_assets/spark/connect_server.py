@@ -1,0 +1,169 @@
+"""A Spark Connect server that stays up between runs: those that use it (``SPARK_REMOTE``) start no JVM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+
+from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
+from pipeline_assets.settings import Settings, cache_folder
+from pipeline_assets.spark.class_archive import archived_classes
+from pipeline_assets.spark.java_options import java_options
+from pipeline_assets.spark.jvm_log import log_options
+from pipeline_assets.spark.session import session_conf
+
+_MAIN = "org.apache.spark.sql.connect.service.SparkConnectServer"
+_START_SECONDS = 120.0
+_STOP_SECONDS = 20.0
+_SHOWN_LINES = 15
+# Of a run that was killed the session goes, with its temp views, when nothing has asked for it for that long: runs ask
+# every few seconds. (Spark's own default is an hour.)
+_SESSIONS = {
+    "spark.connect.session.manager.defaultSessionTimeout": "45s",
+    "spark.connect.session.manager.maintenanceInterval": "5s",
+}
+# Jobs of one pool, and all are in one, take turns: a long run does not keep the others waiting.
+_POOLS = """<?xml version="1.0"?>
+<allocations><pool name="default"><schedulingMode>FAIR</schedulingMode></pool></allocations>
+"""
+
+
+@dataclass(frozen=True)
+class ServerRecord:
+    """A server that was started: where it answers, its process, and its log. ``started`` is in seconds since 1970."""
+
+    host: str
+    port: int
+    pid: int
+    started: float
+    log: str
+
+    @property
+    def remote(self) -> str:
+        """What ``SPARK_REMOTE`` has to be."""
+        return f"sc://{self.host}:{self.port}"
+
+    def process(self) -> psutil.Process | None:
+        """Return the server's process; None when it is gone, and its number perhaps another's."""
+        try:
+            process = psutil.Process(self.pid)
+            is_same = abs(process.create_time() - self.started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return None
+        return process if is_same else None
+
+
+class ConnectServer:
+    """The server at ``port`` of ``host``, one for each user of the machine."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._folder = cache_folder() / "spark-server" / str(port)
+
+    def running(self) -> ServerRecord | None:
+        """Return the server, if it was started and has not ended since."""
+        try:
+            record = ServerRecord(**json.loads((self._folder / "server.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        return record if record.process() is not None else None
+
+    def start(self, settings: Settings, spark_conf: Mapping[str, str]) -> ServerRecord:
+        """Start the server on the Spark that ``settings`` name, and return when it answers.
+
+        Raises ConfigurationError when one runs already, PipelineExecutionError when it ends or does not answer in time.
+        """
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(self._folder / "lock"):
+            if (found := self.running()) is not None:
+                raise ConfigurationError(f"a Spark server runs at {found.remote} already (process {found.pid})")
+            log = self._folder / "server.log"
+            with log.open("wb") as output, archived_classes(), java_options(log_options(settings, "", "spark-server")):
+                process = psutil.Popen(
+                    [_spark_submit(), "--properties-file", self._properties(settings, spark_conf),
+                     "--class", _MAIN, "spark-internal"],
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+            record = ServerRecord(self._host, self._port, process.pid, process.create_time(), str(log))
+            try:
+                self._wait_until_it_answers(record)
+            except BaseException:
+                _end(process)
+                raise
+            (self._folder / "server.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
+            return record
+
+    def stop(self) -> ServerRecord | None:
+        """End the server, and return it; None when there is none."""
+        record = self.running()
+        process = record.process() if record is not None else None
+        if process is not None:
+            _end(process)
+        return record
+
+    def _properties(self, settings: Settings, spark_conf: Mapping[str, str]) -> str:
+        pools = self._folder / "pools.xml"
+        pools.write_text(_POOLS, encoding="utf-8")
+        conf = {
+            **session_conf(replace(settings, spark_remote=None)),
+            "spark.app.name": "pipeline-assets spark-server",
+            "spark.scheduler.mode": "FAIR",
+            "spark.scheduler.allocation.file": pools.as_uri(),
+            **_SESSIONS,
+            **spark_conf,
+            "spark.connect.grpc.binding.address": self._host,
+            "spark.connect.grpc.binding.port": str(self._port),
+        }
+        # A file, and not the command line, which every user of the machine can read.
+        file = self._folder / "spark.properties"
+        file.touch(mode=0o600)
+        file.write_text("".join(f"{_escaped(key)}={_escaped(value)}\n" for key, value in conf.items()), "utf-8")
+        return str(file)
+
+    def _wait_until_it_answers(self, record: ServerRecord) -> None:
+        import grpc
+
+        deadline = time.monotonic() + _START_SECONDS
+        with grpc.insecure_channel(f"{self._host}:{self._port}") as channel:
+            ready = grpc.channel_ready_future(channel)
+            while record.process() is not None and time.monotonic() < deadline:
+                try:
+                    ready.result(timeout=0.25)
+                except grpc.FutureTimeoutError:
+                    continue
+                return
+        state = "has ended" if record.process() is None else f"did not answer within {_START_SECONDS:.0f} s"
+        lines = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
+        raise PipelineExecutionError(f"the Spark server {state}: {record.log} says why", details="\n".join(lines))
+
+
+def _spark_submit() -> str:
+    from pyspark.find_spark_home import _find_spark_home
+
+    return str(Path(_find_spark_home()) / "bin" / "spark-submit")
+
+
+def _end(process: psutil.Process) -> None:
+    try:
+        process.terminate()
+        process.wait(_STOP_SECONDS)
+    except psutil.TimeoutExpired:
+        process.kill()
+        process.wait(_STOP_SECONDS)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _escaped(text: str) -> str:
+    """As Java's property files want it."""
+    for character, escape in {"\\": "\\\\", "\n": "\\n", "=": "\\=", ":": "\\:", " ": "\\ "}.items():
+        text = text.replace(character, escape)
+    return text

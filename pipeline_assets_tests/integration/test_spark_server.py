@@ -1,0 +1,139 @@
+"""The Spark server that stays between runs: the runs on it start no JVM, do not mix, and leave nothing there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from devstack.ports import free_port
+from pipeline_assets_tests.config_documents import batch, extract_file, transform
+from pipeline_assets_tests.integration.delta_tables import rows_of
+from pipeline_assets_tests.integration.location import Location
+from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
+
+PROGRAM = Path(sys.executable).parent / "pipeline-assets"
+RUNS = 8
+
+
+class Server:
+    """``pipeline-assets spark-server`` with its state in a folder of the tests' own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.remote = f"sc://127.0.0.1:{self.port}"
+        self._environment = {**os.environ, "XDG_CACHE_HOME": str(folder), "PIPELINE_ASSETS_LOG_LEVEL": "INFO"}
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PROGRAM, "spark-server", *arguments, "--port", str(self.port)],
+            env=self._environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def process(self) -> psutil.Process:
+        found = re.search(r"process (\d+)", self.command("status").stdout)
+        assert found is not None
+        return psutil.Process(int(found[1]))
+
+    def log(self) -> str:
+        found = re.search(r"log (\S+)", self.command("status").stdout)
+        assert found is not None
+        return Path(found[1]).read_text(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "pipeline-assets").mkdir()
+    # The list of JARs that there are, so that nothing is looked for again.
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipeline-assets"
+    for jars in own.glob("*.txt"):
+        (folder / "pipeline-assets" / jars.name).write_text(jars.read_text())
+    made = Server(folder)
+    started = made.command("start", "--conf", "spark.master=local[2]", "--conf", "spark.sql.shuffle.partitions=4")
+    assert started.returncode == 0, started.stderr
+    assert f"SPARK_REMOTE={made.remote}" in started.stdout
+    process = made.process()
+    yield made
+    assert made.command("stop").returncode == 0
+    assert not process.is_running()
+    assert made.command("status").returncode == 1
+
+
+@pytest.fixture
+def job(location: Location, server: Server, tmp_path: Path) -> Iterator[Callable[[str], JobProcess]]:
+    """Starts jobs of the location on the server."""
+    running = []
+    (tmp_path / "home").mkdir()
+    environment = {**location.environment, "DAGSTER_HOME": str(tmp_path / "home"), "SPARK_REMOTE": server.remote}
+
+    def start(name: str) -> JobProcess:
+        running.append(JobProcess(name, environment, tmp_path / f"{name}.log"))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.kill_all()
+
+
+def test_a_second_one_is_refused(server: Server) -> None:
+    refused = server.command("start")
+    assert refused.returncode == 1
+    assert f"a Spark server runs at {server.remote} already" in refused.stderr
+
+
+def test_many_runs_at_once_do_not_mix(location: Location, job: Callable[[str], JobProcess]) -> None:
+    """They cache, and call their DataFrames by the same names."""
+    expected = {}
+    for number in range(RUNS):
+        rows = pd.DataFrame({"id": range(1000 + number), "kind": [row % (number + 2) for row in range(1000 + number)]})
+        rows.to_parquet(location.folder / f"rows{number}.parquet", index=False)
+        location.write(
+            batch(
+                f"run{number}",
+                extract_file("rows", f"file://{location.folder}/rows{number}.parquet", cache=True),
+                transform("sql", query="SELECT kind, count(*) AS n, max(id) AS last FROM rows GROUP BY kind",
+                          inputDataFrames=["rows"], registerAs="kinds"),
+                transform("joinDataFrames", inputDataFrames=["rows", "kinds"], joinType="inner",
+                          leftKeys=["kind"], rightKeys=["kind"], registerAs="joined"),
+            )
+        )  # fmt: skip
+        kinds = rows.groupby("kind").agg(n=("id", "size"), last=("id", "max")).reset_index()
+        expected[number] = rows.merge(kinds, on="kind")
+    jobs = [job(f"run{number}") for number in range(RUNS)]
+    for each in jobs:
+        assert each.end() == 0, each.output
+        assert "over Connect, session" in each.output
+    for number, frame in expected.items():
+        found = rows_of(location.table(f"run{number}", "joined"))
+        columns = ["id", "kind", "n", "last"]
+        pd.testing.assert_frame_equal(
+            found.sort_values("id")[columns].reset_index(drop=True), frame[columns], check_dtype=False
+        )
+
+
+def test_the_session_of_a_run_that_was_killed_goes(
+    location: Location, server: Server, job: Callable[[str], JobProcess]
+) -> None:
+    pd.DataFrame({"id": range(4)}).to_parquet(location.folder / "rows.parquet", index=False)
+    slow = "sum(aggregate(sequence(1, 2000000000), 0L, (a, b) -> a + b))"
+    location.write(
+        batch("slow", extract_file("rows", f"file://{location.folder}/rows.parquet"),
+              transform("aggregateData", groupBy=["id"], aggregations={"n": slow}))
+    )  # fmt: skip
+    run = job("slow")
+    started = re.compile(r"over Connect, session (\S+) of the server")
+    run.wait_until(lambda: started.search(run.output))
+    session = started.search(run.output)
+    assert session is not None
+    run.signal(signal.SIGKILL)
+    closed = re.compile(rf"(?i)(clos|expir|remov)[^\n]*{session[1]}|{session[1]}[^\n]*(clos|expir|remov)")
+    wait_until(lambda: closed.search(server.log()))
