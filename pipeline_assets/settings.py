@@ -21,7 +21,8 @@ class Settings:
     sandbox. ``spark_remote`` is a Spark Connect address (``sc://host:port``) and wins over ``spark_master``.
     ``audit_file`` is where each access to a secret is noted, ``metrics`` the folder where runs record theirs.
     ``metrics_listen`` is the ``host:port`` where a running stream answers Prometheus, ``pushgateway`` the URL of the
-    Pushgateway that batch runs push to.
+    Pushgateway that batch runs push to. ``reports`` is the folder where runs write a report of themselves,
+    ``reports_url`` where that folder is served.
     """
 
     configs: Path = Path("configs")
@@ -34,11 +35,13 @@ class Settings:
     metrics: Path | None = None
     metrics_listen: str | None = None
     pushgateway: str | None = None
+    reports: Path | None = None
+    reports_url: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Read PIPELINE_ASSETS_CONFIGS, _WAREHOUSE, _PATH_PREFIX, _EXECUTOR, _AUDIT_FILE, _METRICS, _METRICS_LISTEN,
-        _PUSHGATEWAY, and SPARK_REMOTE, SPARK_MASTER.
+        _PUSHGATEWAY, _REPORTS, _REPORTS_URL, and SPARK_REMOTE, SPARK_MASTER.
         """
         env = os.environ if environment is None else environment
         return cls(
@@ -52,6 +55,8 @@ class Settings:
             metrics=Path(env["PIPELINE_ASSETS_METRICS"]) if env.get("PIPELINE_ASSETS_METRICS") else None,
             metrics_listen=env.get("PIPELINE_ASSETS_METRICS_LISTEN") or None,
             pushgateway=env.get("PIPELINE_ASSETS_PUSHGATEWAY") or None,
+            reports=Path(env["PIPELINE_ASSETS_REPORTS"]) if env.get("PIPELINE_ASSETS_REPORTS") else None,
+            reports_url=env.get("PIPELINE_ASSETS_REPORTS_URL") or None,
         )
 
     def resolve(self, path: str) -> str:
