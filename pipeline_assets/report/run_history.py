@@ -469,18 +469,27 @@ def _schemas(instance: dg.DagsterInstance, run_id: str, told: _Told) -> Iterator
         if schema is None:
             continue
         key = dg.AssetKey([told._plan.name, name])
-        earlier = instance.fetch_materializations(
-            dg.AssetRecordsFilter(key, before_storage_id=made.storage_id), limit=_LOOK_BACK
-        ).records
-        for record in earlier:
-            found = record.asset_materialization
-            before = found.metadata.get("dagster/column_schema") if found is not None else None
-            if record.run_id != run_id and before is not None:
-                changes = schema_changes(_columns(before.value), _columns(schema))
+        for record, before in _earlier_schemas(instance, key, made.storage_id):
+            if record.run_id != run_id:
+                changes = schema_changes(_columns(before), _columns(schema))
                 yield SchemaComparison(name, record.run_id, record.timestamp, changes)
                 break
         else:
             yield SchemaComparison(name)
+
+
+def _earlier_schemas(
+    instance: dg.DagsterInstance, key: dg.AssetKey, before: int
+) -> Iterator[tuple[dg.EventLogRecord, Any]]:
+    """Yield the materializations before ``before`` that tell columns, and what they tell, the last one first."""
+    filtered = dg.AssetRecordsFilter(key, before_storage_id=before)
+    # Mostly the last one will do, and each has a plan that is long.
+    for skipped, limit in ((0, 1), (1, _LOOK_BACK)):
+        for record in instance.fetch_materializations(filtered, limit=limit).records[skipped:]:
+            found = record.asset_materialization
+            schema = found.metadata.get("dagster/column_schema") if found is not None else None
+            if schema is not None:
+                yield record, schema.value
 
 
 def _columns(schema: Any) -> list[Column]:
