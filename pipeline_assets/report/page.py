@@ -240,14 +240,16 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _step_box(step: StepReport, report: RunReport) -> tuple[tuple[str, ...], str, str, str]:
+    facts = [] if step.rows is None else [f"{amount(step.rows)} rows"]
     # The op of a stream is that of all its steps.
-    took = [] if report.mode == "streaming" else [duration(step.op.seconds)] if step.op.seconds is not None else []
-    rows = [] if step.rows is None else [f"{amount(step.rows)} rows"]
-    aside = [f"{amount(step.set_aside)} {step.set_aside_as}"] if step.set_aside else []
-    facts = [*took, *rows, *aside] or [step.op.status]
+    if step.op.seconds is not None and report.mode == "batch":
+        facts.insert(0, duration(step.op.seconds))
+    aside = [amount(step.set_aside)] if step.set_aside else []
     what = [step.method or "not in the config any more", *([step.role] if step.role else [])]
-    lines = (step.name, " · ".join(what), f"{_MARKS[step.op.status]} {' · '.join(facts)}")
-    told = f"{step.name}: {', '.join([*what, step.op.status, *took, *rows, *aside])}"
+    shown = [*facts, *(f"{count} aside" for count in aside)] or [step.op.status]
+    lines = (step.name, " · ".join(what), f"{_MARKS[step.op.status]} {' · '.join(shown)}")
+    in_full = [*what, step.op.status, *facts, *(f"{count} {step.set_aside_as}" for count in aside)]
+    told = f"{step.name}: {', '.join(in_full)}"
     return tuple(_fit(line) for line in lines), "step", step.op.status, told
 
 

@@ -42,6 +42,9 @@ _STEP_EVENTS = {
     dg.DagsterEventType.RUN_FAILURE,
 }
 _RUN_STATUS: Mapping[dg.DagsterRunStatus, Status] = {
+    dg.DagsterRunStatus.QUEUED: "not started",
+    dg.DagsterRunStatus.NOT_STARTED: "not started",
+    dg.DagsterRunStatus.STARTING: "not started",
     dg.DagsterRunStatus.SUCCESS: "succeeded",
     dg.DagsterRunStatus.FAILURE: "failed",
     dg.DagsterRunStatus.CANCELED: "canceled",
@@ -278,8 +281,8 @@ def _failure(key: str, data: Any) -> Failure:
 
 
 def _root(error: Any) -> Any:
-    """Return the first of a chain of errors that one of this package's has been raised for, or the one at its root."""
-    while error.cause is not None and error.cls_name not in ("Failure",):
+    """Return the Failure in a chain of errors, which says what to do, or the error at its root."""
+    while error.cause is not None and error.cls_name != "Failure":
         error = error.cause
     return error
 
@@ -519,4 +522,4 @@ def _launched_by(run: dg.DagsterRun) -> str:
             return f"{told} {tags[tag]}"
     if run.parent_run_id is not None:
         return f"hand, as another try of run {run.parent_run_id}"
-    return f"{tags['user']}, by hand" if "user" in tags else "hand"
+    return "hand"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 import dagster as dg
@@ -153,6 +154,26 @@ def test_a_stream(location: Location, topic: Topic, reports: Path) -> None:
     assert (check.name, check.passed, check.failed_rows) == ("no_dead_letters", False, len(broken))
     (file,) = reports.glob("stream-*.html")
     assert f"{len(broken)} dead letters" in file.read_text()
+
+
+def test_a_stream_that_is_terminated(location: Location, topic: Topic, reports: Path, tmp_path: Path) -> None:
+    sent = events(0, 30)
+    topic.send(sent)
+    location.write(stream(from_kafka(topic), to_delta(trigger="1 second")))
+    home = tmp_path / "home"
+    home.mkdir()
+    job = JobProcess("stream", {**location.environment, "DAGSTER_HOME": str(home)}, tmp_path / "log")
+    log = location.folder / "root" / "out" / "_delta_log"
+    try:
+        job.wait_until(lambda: list(log.glob("*.json")))
+        job.signal(signal.SIGTERM)
+        job.end()
+    finally:
+        job.kill_all()
+    (file,) = reports.glob("stream-*.html")
+    page = file.read_text()
+    assert re.search(r"<title>stream: run [0-9a-f]{8}, canceled</title>", page)
+    assert f"<b>{len(sent)}</b>rows written" in page
 
 
 def test_what_the_command_says_when_there_is_no_report(
