@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -10,6 +11,7 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.description import describe, markdown_table
+from pipeline_assets.spark.job_metrics import StageTime
 from pipeline_assets.spark.lineage import column_lineage
 from pipeline_assets.steps.base import (
     ExtractMethod,
@@ -24,6 +26,19 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 Metadata = dict[str, Any]
+STAGE_TIMES = "spark_stage_times"
+_STAGE_COLUMNS = {
+    "stage": "int",
+    "what": "string",
+    "start": "string",
+    "seconds": "float",
+    "tasks": "int",
+    "rows_read": "int",
+    "bytes_read": "int",
+    "shuffle_read_bytes": "int",
+    "shuffle_write_bytes": "int",
+    "spilled_bytes": "int",
+}
 ColumnOrigins = dict[str, list[dg.TableColumnDep]]
 
 
@@ -101,14 +116,28 @@ def cache_metadata(run: PipelineRun, step: PlannedStep) -> Metadata:
 
 
 def work_metadata(run: PipelineRun, step: PlannedStep, told: Mapping[str, int | str] | None = None) -> Metadata:
-    """Return what Spark's jobs have done for ``step``, as numbers that Dagster plots; see ``JobMetrics``.
+    """Return what Spark's jobs have done for ``step``: numbers that Dagster plots, and a table of the longest stages.
 
-    ``told``: what the target itself says of the write, in Delta's names; it knows better what it got.
+    See ``JobMetrics`` and ``StageTime``. ``told``: what the target itself says of the write, in Delta's names; it knows
+    better what it got.
     """
     written = (told or {}).get("numOutputBytes")
     target: Metadata = {} if written is None else {"bytes_written": int(written)}
     work = run.work(step)
-    return target if work is None or work.spark_jobs == 0 else {**asdict(work), **target}
+    if work is None or work.spark_jobs == 0:
+        return target
+    return {**asdict(work), **target, STAGE_TIMES: _stage_table(run.stages(step))}
+
+
+def _stage_table(stages: Sequence[StageTime]) -> dg.TableMetadataValue:
+    columns = [dg.TableColumn(name, kind) for name, kind in _STAGE_COLUMNS.items()]
+    records = [
+        dg.TableRecord(
+            {**asdict(stage), "start": datetime.fromtimestamp(stage.start, UTC).isoformat(timespec="milliseconds")}
+        )
+        for stage in stages
+    ]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns))
 
 
 def table_metadata(run: PipelineRun, step: PlannedStep, written: DeltaWrite) -> Metadata:

@@ -25,6 +25,7 @@ from pipeline_assets.links import Link
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.pipeline_job import PipelineJob
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
+from pipeline_assets.report.run_reports import report_metadata
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import step_op
 from pipeline_assets.steps.base import Dataset, ValidateMethod
@@ -231,7 +232,8 @@ class _PipelineFactory:
                 if step.role is Role.VIEW:
                     return dg.MaterializeResult(value=frame, metadata={**work_metadata(run, here), **metadata})
                 written = run.write_table(here, frame, _selected(context, plan))
-                return dg.MaterializeResult(value=None, metadata={**table_metadata(run, here, written), **metadata})
+                metadata = {**table_metadata(run, here, written), **_report_link(run), **metadata}
+                return dg.MaterializeResult(value=None, metadata=metadata)
 
         return self._asset(step, dataframe, ins=self._ins(step), deps=self._deps(step), io_manager_key=IO_MANAGER_KEY)
 
@@ -243,9 +245,8 @@ class _PipelineFactory:
             with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
                 result = run.load(here, frames[name], _selected(context, plan))
-                return dg.MaterializeResult(
-                    metadata={**load_metadata(run, here, result), **dataframe_metadata(frames[name])}
-                )
+                about_load = {**load_metadata(run, here, result), **_report_link(run)}
+                return dg.MaterializeResult(metadata={**about_load, **dataframe_metadata(frames[name])})
 
         return self._asset(step, load, ins=self._ins(step), deps=self._deps(step))
 
@@ -283,7 +284,7 @@ class _PipelineFactory:
                 here = run.plan.steps[step.index]
                 results = run.check(here, _selected(context, plan))
             chosen = [result for result in results if check_name(here.name, result.name) in wanted]
-            yield from check_results(here, checked, chosen)
+            yield from check_results(here, checked, chosen, work_metadata(run, here))
             if cast(ValidateMethod, here.method).reaction == "fail":
                 # What is expected has been told by now; this stops what comes after, and says why.
                 with _step_op(context, plan, step) as run, run.errors_of(here):
@@ -336,7 +337,7 @@ class _PipelineFactory:
                 about_write = work_metadata(run, here)
                 if step.role is Role.TABLE:
                     written = run.write_table(here, found.good, selected)
-                    value, about_write = None, table_metadata(run, here, written)
+                    value, about_write = None, {**table_metadata(run, here, written), **_report_link(run)}
                 metadata = {
                     "quarantined_rows": found.written.rows,
                     **about_write,
@@ -461,6 +462,10 @@ def _input_name(index: int) -> str:
 def _step_op(context: Any, plan: PipelinePlan, step: PlannedStep) -> AbstractContextManager[PipelineRun]:
     key = context.partition_key if context.has_partition_key else None
     return step_op(context.resources.spark, context.get_step_execution_context(), plan, step, key)
+
+
+def _report_link(run: PipelineRun) -> dict[str, Any]:
+    return report_metadata(run.context.settings, run.plan.name, run.context.run_id)
 
 
 def _selected(context: Any, plan: PipelinePlan) -> list[int]:

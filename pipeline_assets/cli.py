@@ -21,6 +21,7 @@ from pipeline_assets.config_schema import pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.plan import PipelinePlan, PlannedFolder, PlannedStep, Role, plan_folder, plan_pipeline, select
+from pipeline_assets.report_commands import report
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark_server_commands import spark_server
 from pipeline_assets.steps.base import ValidateMethod
@@ -36,6 +37,7 @@ main.add_command(audit_config)
 main.add_command(audit)
 main.add_command(metrics)
 main.add_command(spark_server)
+main.add_command(report)
 
 
 @main.command()
@@ -105,7 +107,7 @@ def list_() -> None:
 def plan(name: str, explain: bool, partition: str | None) -> None:
     """Show the asset graph of the pipeline NAME, with its sources and sinks."""
     with _clear_errors():
-        found = _selected(name)
+        found = select(_planned(), name)
         if explain and found.pipeline.config.mode == "streaming":
             raise ConfigurationError(f"{name} is a stream: --explain is for batches, as planning it is a first start")
         if partition is not None:
@@ -115,14 +117,6 @@ def plan(name: str, explain: bool, partition: str | None) -> None:
         _console().print(_tree(found))
         if explain:
             _explain(found, partition)
-
-
-def _selected(name: str) -> PipelinePlan:
-    folder = _planned()
-    for broken in folder.broken:
-        if broken.name.replace("-", "_") == name.replace("-", "_"):
-            raise broken.error
-    return select(folder.plans, name)
 
 
 def _in_partition(plan: PipelinePlan, key: str) -> PipelinePlan:

@@ -199,3 +199,7 @@ class CredentialUnavailableError(CredentialError):
 
 class DataValidationError(PipelineError):
     """Data does not meet an expectation that the pipeline states."""
+
+
+class RunNotFoundError(PipelineError):
+    """There is no such run, or none of the pipeline."""

@@ -15,7 +15,7 @@ from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.failures import is_spark_error, original_error, spark_errors, spark_failure
-from pipeline_assets.spark.job_metrics import JobMetrics, watched_jobs
+from pipeline_assets.spark.job_metrics import JobMetrics, StageTime, longest, watched_jobs
 from pipeline_assets.steps.base import (
     DataFrameMethod,
     ExpectationResult,
@@ -67,6 +67,7 @@ class PipelineRun:
         self._frames: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
         self._work: dict[int, JobMetrics] = {}
+        self._stages: dict[int, tuple[StageTime, ...]] = {}
         self._checked = False
 
     def dataframe(self, step: PlannedStep) -> DataFrame:
@@ -104,6 +105,10 @@ class PipelineRun:
     def work(self, step: PlannedStep) -> JobMetrics | None:
         """Return what Spark's jobs have done for ``step`` so far; None where Spark does not tell."""
         return self._work.get(step.index)
+
+    def stages(self, step: PlannedStep) -> tuple[StageTime, ...]:
+        """Return the longest of Spark's stages for ``step`` so far, the longest first."""
+        return self._stages.get(step.index, ())
 
     def table_path(self, step: PlannedStep) -> str:
         """Return where the table of ``step`` is."""
@@ -347,6 +352,7 @@ class PipelineRun:
             yield
         if watched.metrics is not None:
             self._work[step.index] = self._work.get(step.index, JobMetrics()).plus(watched.metrics)
+            self._stages[step.index] = longest((*self.stages(step), *watched.stages))
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -485,10 +485,16 @@ def _take_op_names(plan: PipelinePlan, taken: dict[str, tuple[PipelinePlan, Plan
     taken.update({name: (plan, step) for name, step in own.items()})
 
 
-def select(plans: Iterable[PipelinePlan], name: str) -> PipelinePlan:
-    """Return the plan of the pipeline called ``name`` (dashes or underscores); ConfigurationError when none is."""
-    known = {plan.name: plan for plan in plans}
+def select(folder: PlannedFolder, name: str) -> PipelinePlan:
+    """Return the plan of the pipeline called ``name`` (dashes or underscores).
+
+    Raises ConfigurationError when there is none: that of the pipeline when it is broken.
+    """
     wanted = name.replace("-", "_")
+    for broken in folder.broken:
+        if broken.name.replace("-", "_") == wanted:
+            raise broken.error
+    known = {plan.name: plan for plan in folder.plans}
     if wanted not in known:
         names = sorted(plan.pipeline.config.name for plan in known.values())
         raise ConfigurationError(

@@ -19,6 +19,7 @@ from pipeline_assets.metrics.publishing import RunPublisher
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.redacted_output import RedactedOutput, redacted_logs
 from pipeline_assets.run_log import RunLog
+from pipeline_assets.report.run_reports import write_reports
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.spark.session import SparkSessions
@@ -49,6 +50,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
     _cancellation: Cancellation = PrivateAttr(default_factory=Cancellation)
     _output: RedactedOutput = PrivateAttr(default_factory=RedactedOutput)
     _context: dg.InitResourceContext = PrivateAttr()
+    _plans: dict[str, PipelinePlan] = PrivateAttr(default_factory=dict)
     _publisher: RunPublisher | None = PrivateAttr(default=None)
     _ending: ExitStack = PrivateAttr()
     _run_log: RunLog | None = PrivateAttr(default=None)
@@ -63,6 +65,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         self._settings = Settings.from_environment()
         self._sessions = SparkSessions(self._settings, self.spark_conf)
         self._runs = {}
+        self._plans = {}
         self._connections = None
         self._cancellation = Cancellation()
         self._output = RedactedOutput()
@@ -76,6 +79,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 self._run_log = RunLog(self._settings, context.run, context.log)
                 ending.enter_context(self._run_log.written())
             if context.instance is not None and context.run is not None:
+                ending.callback(self._write_reports, context.instance, context.run)
                 file_stops_as_canceled(context.instance, context.run.run_id)
                 self._publisher = RunPublisher(self._settings, context.run)
                 context.instance.add_event_listener(context.run.run_id, self._publisher.take)
@@ -93,6 +97,11 @@ class SparkResource(dg.ConfigurableResource[Any]):
     def _close_secrets(self, revoke: bool) -> None:
         if self._connections is not None:
             self._connections.secrets.close(revoke=revoke)
+
+    def _write_reports(self, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+        # Of what has worked in this process alone: Dagster also makes a run's resources to look at them.
+        if self._settings.reports is not None:
+            write_reports(instance, run, self._plans.values(), self._settings)
 
     def _release_caches(self) -> None:
         for run in self._runs.values():
@@ -116,6 +125,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
     def pipeline_run(self, plan: PipelinePlan, run_id: str, partition_key: str | None = None) -> PipelineRun:
         """Return the run of ``plan`` in this process; the same one for the same arguments."""
         key = (run_id, plan.name, partition_key)
+        self._plans[plan.name] = plan
         if self._sessions.has_died():
             # A step that is tried again gets another JVM, and plans what others had planned in this one.
             self._runs.clear()

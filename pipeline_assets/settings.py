@@ -24,7 +24,8 @@ class Settings:
     ``audit_file`` is where each access to a secret is noted, ``metrics`` the folder where runs record theirs.
     ``metrics_listen`` is the ``host:port`` where a running stream answers Prometheus, ``pushgateway`` the URL of the
     Pushgateway that batch runs push to. ``log_format`` is ``text`` or ``json``; ``log_level`` that of this package and
-    of Spark's JVM.
+    of Spark's JVM. ``reports`` is the folder where runs write a report of themselves, ``reports_url`` where that folder
+    is served.
     """
 
     configs: Path = Path("configs")
@@ -39,11 +40,13 @@ class Settings:
     pushgateway: str | None = None
     log_format: str = "text"
     log_level: str | None = None
+    reports: Path | None = None
+    reports_url: str | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Read PIPELINE_ASSETS_CONFIGS, _WAREHOUSE, _PATH_PREFIX, _EXECUTOR, _AUDIT_FILE, _METRICS, _METRICS_LISTEN,
-        _PUSHGATEWAY, _LOG_FORMAT, _LOG_LEVEL, and SPARK_REMOTE, SPARK_MASTER.
+        _PUSHGATEWAY, _LOG_FORMAT, _LOG_LEVEL, _REPORTS, _REPORTS_URL, and SPARK_REMOTE, SPARK_MASTER.
         """
         env = os.environ if environment is None else environment
         return cls(
@@ -59,6 +62,8 @@ class Settings:
             pushgateway=env.get("PIPELINE_ASSETS_PUSHGATEWAY") or None,
             log_format=env.get("PIPELINE_ASSETS_LOG_FORMAT") or "text",
             log_level=env.get("PIPELINE_ASSETS_LOG_LEVEL") or None,
+            reports=Path(env["PIPELINE_ASSETS_REPORTS"]) if env.get("PIPELINE_ASSETS_REPORTS") else None,
+            reports_url=env.get("PIPELINE_ASSETS_REPORTS_URL") or None,
         )
 
     def check(self) -> None:

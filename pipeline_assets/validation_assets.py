@@ -37,16 +37,19 @@ def check_specs(
 
 
 def check_results(
-    step: PlannedStep, asset: dg.AssetKey, results: Iterable[ExpectationResult]
+    step: PlannedStep, asset: dg.AssetKey, results: Iterable[ExpectationResult], about_work: Metadata | None = None
 ) -> Iterator[dg.AssetCheckResult]:
-    """Yield the results of a validate step as Dagster takes them."""
-    for result in results:
+    """Yield the results of a validate step as Dagster takes them.
+
+    ``about_work``: what Spark did for all of them at once; it stands with the first, so that nobody adds it up.
+    """
+    for number, result in enumerate(results):
         yield dg.AssetCheckResult(
             check_name=check_name(step.name, result.name),
             asset_key=asset,
             passed=result.passed,
             severity=dg.AssetCheckSeverity.WARN if result.severity == "warn" else dg.AssetCheckSeverity.ERROR,
-            metadata=expectation_metadata(result),
+            metadata={**expectation_metadata(result), **((about_work or {}) if number == 0 else {})},
         )
 
 

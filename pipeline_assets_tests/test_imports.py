@@ -18,9 +18,9 @@ LAYERS = (
     "redaction", "errors", "redacted_output", "cancellation", "transience", "settings", "json_documents",
     "credentials", "metrics", "connections", "partitions", "spark", "steps", "config", "retries", "config_schema",
     "stream_rules", "plan", "links", "sql_check", "validation", "run_log", "execution", "step_op", "streaming",
-    "asset_metadata", "validation_assets", "stream_checks", "streaming_assets", "pipeline_job", "assets",
+    "asset_metadata", "report", "validation_assets", "stream_checks", "streaming_assets", "pipeline_job", "assets",
     "vault_resource", "sensors", "resources", "definitions", "audit_commands",
-    "metrics_commands", "spark_server_commands", "cli",
+    "metrics_commands", "report_commands", "spark_server_commands", "cli",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What Spark's jobs have done: read from the driver's status store after them, with no job of its own."""
+"""What Spark's jobs and stages have done: read from the driver's status store after them, with no job of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import TYPE_CHECKING, Any
+
+from pipeline_assets.redaction import redact
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -18,6 +21,8 @@ _LISTENERS_MILLISECONDS = 10_000
 # How Delta names the jobs by which it reads its own log.
 _DELTA_DESCRIPTION = "Delta: "
 _DELTA_NAME = "DatabricksLogging.scala"
+STAGES_KEPT = 20
+_TEXT_LENGTH = 120
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,38 @@ class JobMetrics:
         return JobMetrics(**sums)
 
 
+@dataclass(frozen=True)
+class StageTime:
+    """What one of Spark's stages took, by the numbers of its last attempt; ``start`` is in seconds since 1970.
+
+    ``what``: the action that it is of, where Spark names one, and the operators in it, as in the physical plan
+    (``WholeStageCodegen (2)`` is ``codegen id : 2`` there).
+    """
+
+    stage: int
+    what: str
+    start: float
+    seconds: float
+    tasks: int
+    rows_read: int = 0
+    bytes_read: int = 0
+    shuffle_read_bytes: int = 0
+    shuffle_write_bytes: int = 0
+    spilled_bytes: int = 0
+
+
+def longest(stages: Iterable[StageTime]) -> tuple[StageTime, ...]:
+    """Return the STAGES_KEPT longest of ``stages``, the longest first."""
+    return tuple(nlargest(STAGES_KEPT, stages, key=lambda stage: stage.seconds))
+
+
 class WatchedJobs:
     """The jobs of one stretch of work; what they did is known once it is over."""
 
     metrics: JobMetrics | None = None
     """None until they have ended well, and over Connect, where the driver's status store is out of reach."""
+    stages: tuple[StageTime, ...] = ()
+    """The longest of their stages."""
 
 
 @contextmanager
@@ -76,21 +108,20 @@ def watched_jobs(spark: SparkSession) -> Iterator[WatchedJobs]:
     finally:
         with suppress(Exception):  # Spark may be gone
             context.removeJobTag(tag)
-    watched.metrics = _metrics(context, tag)
+    _read(context, tag, watched)
 
 
-def _metrics(context: Any, tag: str) -> JobMetrics | None:
+def _read(context: Any, tag: str, watched: WatchedJobs) -> None:
     from py4j.protocol import Py4JError
 
     try:
-        return _sums(context, tag)
+        watched.metrics, watched.stages = _told(context, tag)
     except Py4JError as error:
         # The work is done: what only tells of it may not fail the run.
         _log.warning("no metrics of Spark's jobs: %s", str(error).partition("\n")[0])
-        return None
 
 
-def _sums(context: Any, tag: str) -> JobMetrics:
+def _told(context: Any, tag: str) -> tuple[JobMetrics, tuple[StageTime, ...]]:
     core = context._jsc.sc()
     # The store hears of the end of a job by an event, which may come after the action's return.
     core.listenerBus().waitUntilEmpty(_LISTENERS_MILLISECONDS)
@@ -104,7 +135,7 @@ def _sums(context: Any, tag: str) -> JobMetrics:
         (deltas if _is_deltas_own(job) else own).update(numbers)
     found = [(number in own, store.lastStageAttempt(number)) for number in sorted(own | deltas)]
     ran = [(is_own, stage) for is_own, stage in found if stage.status().name() != "SKIPPED"]
-    return JobMetrics(
+    sums = JobMetrics(
         spark_jobs=len(jobs),
         spark_stages=len(ran),
         spark_tasks=sum(stage.numCompleteTasks() for _, stage in ran),
@@ -119,6 +150,35 @@ def _sums(context: Any, tag: str) -> JobMetrics:
         disk_spilled_bytes=sum(stage.diskBytesSpilled() for _, stage in ran),
         peak_memory_bytes=max((stage.peakExecutionMemory() for _, stage in ran), default=0),
     )
+    timed = [(_interval(stage), is_own, stage) for is_own, stage in ran]
+    kept = nlargest(STAGES_KEPT, timed, key=lambda entry: entry[0][1] - entry[0][0])
+    return sums, tuple(_stage_time(store, stage, interval, is_own) for interval, is_own, stage in kept)
+
+
+def _stage_time(store: Any, stage: Any, interval: tuple[int, int], is_own: bool) -> StageTime:
+    number = stage.stageId()
+    return StageTime(
+        stage=number,
+        what=_what(store, stage) if is_own else "Delta reads its log",
+        start=interval[0] / 1000,
+        seconds=(interval[1] - interval[0]) / 1000,
+        tasks=stage.numCompleteTasks(),
+        rows_read=stage.inputRecords(),
+        bytes_read=stage.inputBytes(),
+        shuffle_read_bytes=stage.shuffleReadBytes(),
+        shuffle_write_bytes=stage.shuffleWriteBytes(),
+        spilled_bytes=stage.diskBytesSpilled(),
+    )
+
+
+def _what(store: Any, stage: Any) -> str:
+    operators = store.operationGraphForStage(stage.stageId()).rootCluster().childClusters()
+    names = dict.fromkeys(operators.apply(index).name().strip() for index in range(operators.size()))
+    # Where another thread has started the job, Spark names a closure of its own as the action.
+    action = stage.name().partition(" at ")[0]
+    told = " → ".join(names)
+    text = redact(told if action.startswith("$") else f"{action}: {told}" if told else action)
+    return text if len(text) <= _TEXT_LENGTH else f"{text[: _TEXT_LENGTH - 1]}…"
 
 
 def _is_deltas_own(job: Any) -> bool:
@@ -127,8 +187,8 @@ def _is_deltas_own(job: Any) -> bool:
     return told.startswith(_DELTA_DESCRIPTION) or _DELTA_NAME in job.name()
 
 
-def _interval(job: Any) -> tuple[int, int]:
-    start, end = job.submissionTime(), job.completionTime()
+def _interval(job_or_stage: Any) -> tuple[int, int]:
+    start, end = job_or_stage.submissionTime(), job_or_stage.completionTime()
     if not start.isDefined() or not end.isDefined():
         return 0, 0
     return start.get().getTime(), end.get().getTime()

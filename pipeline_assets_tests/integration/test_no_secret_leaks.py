@@ -144,6 +144,7 @@ def planted(
         "PIPELINE_ASSETS_CONFIGS": str(configs),
         "PIPELINE_ASSETS_WAREHOUSE": str(found.evidence / "warehouse"),
         "PIPELINE_ASSETS_PATH_PREFIX": str(folder / "root"),
+        "PIPELINE_ASSETS_REPORTS": str(found.evidence / "reports"),
         "SPARK_MASTER": "local[2]",
         "VAULT_ADDR": vault.url,
         "VAULT_TOKEN": canaries["vault token"],
@@ -240,6 +241,10 @@ def evidence(planted: Planted, kafka: KafkaServer) -> Planted:
         finally:
             stream.kill_all()
         _launch(servers, "leaks", "denied_stream")
+        # By a process that knows no secret, beside those that the runs have written of themselves.
+        report = [Path(sys.executable).parent / "pipeline-assets", "report", "failures"]
+        shown = {**os.environ, **environment}
+        subprocess.run([*report, "--output", output / "failures.html"], env=shown, timeout=200, check=True)
         (output / "answers.json").write_text(json.dumps(list(_answers(servers)), ensure_ascii=False))
         # Here, since Dagster's home goes with its servers.
         planted.found = found_in(output, planted.canaries)
@@ -348,6 +353,13 @@ def test_every_failure_has_happened_and_is_told(evidence: Planted) -> None:
     assert "JVM is gone" in (evidence.evidence / "stream.log").read_text()
     answers = (evidence.evidence / "answers.json").read_text()
     assert "denied-stream: step 0 (extract fromKafka): no Kafka broker at" in answers
+
+
+def test_the_reports_have_been_searched(evidence: Planted) -> None:
+    reports = {path.name.partition("-")[0]: path for path in (evidence.evidence / "reports").glob("*.html")}
+    assert set(reports) == {"failures", "raises", "stream", "leaks", "denied_stream"}
+    for page in (reports["failures"], evidence.evidence / "failures.html"):
+        assert "password authentication failed" in page.read_text()
 
 
 @pytest.mark.parametrize("job", ["failures", "leaks"])

@@ -1,0 +1,525 @@
+"""What Dagster's event log has of a run, as a RunReport. Reads the log, and nothing else."""
+
+# No postponed annotations here, as in all modules that know Dagster's events.
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from typing import Any
+
+import dagster as dg
+from dagster._core.execution.plan.objects import ErrorSource
+
+from pipeline_assets.asset_metadata import STAGE_TIMES
+from pipeline_assets.errors import RunNotFoundError, first_line
+from pipeline_assets.plan import PipelinePlan, PlannedStep
+from pipeline_assets.report.model import (
+    Attempt,
+    CheckReport,
+    Column,
+    Failure,
+    OpReport,
+    Place,
+    Progress,
+    ProgressPoint,
+    RunReport,
+    SchemaComparison,
+    Status,
+    StepReport,
+)
+from pipeline_assets.report.schema_changes import schema_changes
+from pipeline_assets.spark.job_metrics import JobMetrics, StageTime
+
+_STEP_EVENTS = {
+    dg.DagsterEventType.STEP_START,
+    dg.DagsterEventType.STEP_RESTARTED,
+    dg.DagsterEventType.STEP_SUCCESS,
+    dg.DagsterEventType.STEP_FAILURE,
+    dg.DagsterEventType.STEP_UP_FOR_RETRY,
+    dg.DagsterEventType.STEP_SKIPPED,
+    dg.DagsterEventType.RUN_FAILURE,
+}
+_RUN_STATUS: Mapping[dg.DagsterRunStatus, Status] = {
+    dg.DagsterRunStatus.QUEUED: "not started",
+    dg.DagsterRunStatus.NOT_STARTED: "not started",
+    dg.DagsterRunStatus.STARTING: "not started",
+    dg.DagsterRunStatus.SUCCESS: "succeeded",
+    dg.DagsterRunStatus.FAILURE: "failed",
+    dg.DagsterRunStatus.CANCELED: "canceled",
+    dg.DagsterRunStatus.CANCELING: "canceled",
+}
+_ROWS = ("dagster/row_count", "dagster/partition_row_count")
+_WORK = frozenset(field.name for field in fields(JobMetrics))
+_PER_CHECK = ("failed_rows", "total_rows", "failed_percent", "failed_sample", "dead_letters")
+# How far to look back for another run's materialization: a step that is tried again may have several of this one.
+_LOOK_BACK = 25
+_RUNS_SEARCHED = 1000
+_SHORT_ID = re.compile(r"[0-9a-f]{4,35}-?[0-9a-f-]*")
+
+
+def find_run(instance: dg.DagsterInstance, plan: PipelinePlan, run_id: str | None = None) -> dg.RunRecord:
+    """Return the run ``run_id`` (or the only one that starts so), or else the last one that had steps of ``plan``.
+
+    Raises RunNotFoundError when there is none, and for a run without any step of ``plan``.
+    """
+    name = plan.pipeline.config.name
+    if run_id is None:
+        found = _last_run(instance, plan)
+        if found is None:
+            raise RunNotFoundError(
+                f"pipeline {name!r} has not run yet, as far as this Dagster instance knows: "
+                f"run it (`dagster job execute -m pipeline_assets.definitions -j {plan.name}`), or look at DAGSTER_HOME"
+            )
+        return found
+    found = _run(instance, run_id)
+    if found is None:
+        raise RunNotFoundError(
+            f"there is no run {run_id!r} in this Dagster instance: look at its page in the UI for the id, and at "
+            "DAGSTER_HOME"
+        )
+    if not _has_steps(instance, plan, found.dagster_run):
+        raise RunNotFoundError(f"run {run_id!r} is one of {found.dagster_run.job_name!r}: no step of {name!r} is in it")
+    return found
+
+
+def _run(instance: dg.DagsterInstance, run_id: str) -> dg.RunRecord | None:
+    found = instance.get_run_records(dg.RunsFilter(run_ids=[run_id]))
+    if not found and _SHORT_ID.fullmatch(run_id):
+        # The UI shows the first eight characters.
+        recent = instance.get_run_records(limit=_RUNS_SEARCHED)
+        found = [record for record in recent if record.dagster_run.run_id.startswith(run_id)]
+    return found[0] if len(found) == 1 else None
+
+
+def _last_run(instance: dg.DagsterInstance, plan: PipelinePlan) -> dg.RunRecord | None:
+    candidates = list(instance.get_run_records(dg.RunsFilter(job_name=plan.name), limit=1))
+    keys = [dg.AssetKey([plan.name, step.name]) for step in plan.steps]
+    # Any job may have materialized them.
+    others = {record.asset_entry.last_run_id for record in instance.get_asset_records(keys)} - {None}
+    if others:
+        candidates += instance.get_run_records(dg.RunsFilter(run_ids=[str(run_id) for run_id in others]))
+    return max(candidates, key=lambda record: record.create_timestamp, default=None)
+
+
+def _has_steps(instance: dg.DagsterInstance, plan: PipelinePlan, run: dg.DagsterRun) -> bool:
+    return run.job_name == plan.name or bool(_own_ops(plan, run, _selected_ops(instance, run)))
+
+
+def _selected_ops(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
+    """Return the keys of the ops that the run was to execute."""
+    if run.step_keys_to_execute:
+        return list(run.step_keys_to_execute)
+    if run.execution_plan_snapshot_id is None:
+        return []
+    snapshot = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
+    return list(snapshot.step_keys_to_execute) if snapshot else []
+
+
+def _own_ops(plan: PipelinePlan, run: dg.DagsterRun, keys: Iterable[str]) -> list[str]:
+    """Return those of ``keys`` that are ops of the pipeline; of its own job, all."""
+    known = {f"{plan.name}__{step.name}" for step in plan.steps} | {f"{plan.name}__stream"}
+    return [key for key in dict.fromkeys(keys) if run.job_name == plan.name or key in known]
+
+
+def read_run(
+    instance: dg.DagsterInstance, plan: PipelinePlan, run_id: str | None = None, most_events: int | None = None
+) -> RunReport:
+    """Return what the event log has of a run of ``plan``: of ``run_id``, or of the last one.
+
+    ``most_events``: how many events of a kind to read, the first and the last ones, as a stream may have a million of
+    them; all by default. Raises RunNotFoundError as ``find_run`` does.
+    """
+    record = find_run(instance, plan, run_id)
+    run = record.dagster_run
+    log = _Log(instance, run.run_id, most_events)
+    ops = _Ops(_selected_ops(instance, run))
+    for entry in log.entries(_STEP_EVENTS):
+        ops.take(entry)
+    told = _Told(plan)
+    for kind in (
+        dg.DagsterEventType.ASSET_MATERIALIZATION,
+        dg.DagsterEventType.ASSET_OBSERVATION,
+        dg.DagsterEventType.ASSET_CHECK_EVALUATION,
+    ):
+        for found in log.some(kind):
+            told.take(found)
+    own = _own_ops(plan, run, ops.keys())
+    start = record.start_time or record.create_timestamp.timestamp()
+    ends = [attempt.end for key in own for attempt in ops.attempts(key) if attempt.end]
+    reports = {key: ops.report(key, plan) for key in own}
+    is_stream = plan.pipeline.config.mode == "streaming"
+    return RunReport(
+        pipeline=plan.pipeline.config.name,
+        run_id=run.run_id,
+        job=run.job_name,
+        mode=plan.pipeline.config.mode,
+        status=_status(run, reports.values()),
+        is_finished=run.is_finished,
+        start=start,
+        end=record.end_time or max([*ends, log.last_time, start]),
+        made=time.time(),
+        launched_by=_launched_by(run),
+        description=plan.pipeline.config.description,
+        partition=run.tags.get("dagster/partition"),
+        tags={key: value for key, value in sorted(run.tags.items()) if not key.startswith((".dagster/", "dagster/"))},
+        run_config=json.dumps(run.run_config, indent=2) if run.run_config else None,
+        failures=tuple(ops.failures(own)),
+        ops=tuple(reports.values()),
+        steps=tuple(_steps(plan, reports, told, is_stream)),
+        checks=tuple(told.checks.values()),
+        schemas=tuple(_schemas(instance, run.run_id, told)),
+        progress=tuple(Progress(load, tuple(points)) for load, points in told.progress.items()),
+        is_cut=log.is_cut,
+    )
+
+
+class _Log:
+    """The event log of one run."""
+
+    def __init__(self, instance: dg.DagsterInstance, run_id: str, most: int | None) -> None:
+        self._instance = instance
+        self._run_id = run_id
+        self._most = most
+        self.is_cut = False
+        self.last_time = 0.0
+
+    def entries(self, kinds: set[dg.DagsterEventType]) -> Iterator[dg.EventLogEntry]:
+        for record in self._instance.get_records_for_run(self._run_id, of_type=kinds).records:
+            self.last_time = max(self.last_time, record.event_log_entry.timestamp)
+            yield record.event_log_entry
+
+    def some(self, kind: dg.DagsterEventType) -> Iterator[dg.EventLogRecord]:
+        """Yield all events of a kind, or the first and the last of those that are too many."""
+        half = None if self._most is None else max(1, self._most // 2)
+        first = self._instance.get_records_for_run(self._run_id, of_type=kind, limit=half).records
+        found = {record.storage_id: record for record in first}
+        if half is not None and len(first) == half:
+            last = self._instance.get_records_for_run(self._run_id, of_type=kind, limit=half, ascending=False).records
+            self.is_cut = self.is_cut or not any(record.storage_id in found for record in last)
+            found |= {record.storage_id: record for record in last}
+        for storage_id in sorted(found):
+            self.last_time = max(self.last_time, found[storage_id].event_log_entry.timestamp)
+            yield found[storage_id]
+
+
+class _Ops:
+    """How the ops of a run went."""
+
+    def __init__(self, selected: Iterable[str]) -> None:
+        self._attempts: dict[str, list[Attempt]] = {key: [] for key in selected}
+        self._skipped: set[str] = set()
+        self._failures: dict[str | None, Failure] = {}
+
+    def keys(self) -> list[str]:
+        return list(self._attempts)
+
+    def attempts(self, key: str) -> tuple[Attempt, ...]:
+        return tuple(self._attempts[key])
+
+    def take(self, entry: dg.EventLogEntry) -> None:
+        event = entry.get_dagster_event()
+        if event.event_type is dg.DagsterEventType.RUN_FAILURE:
+            error = event.job_failure_data.error
+            message = _root_message(error) if error else first_line(event.message or "the run has failed")
+            self._failures[None] = Failure(message, more={"trace": error.to_string()} if error else {})
+            return
+        key = event.step_key or ""
+        attempts = self._attempts.setdefault(key, [])
+        match event.event_type:
+            case dg.DagsterEventType.STEP_START | dg.DagsterEventType.STEP_RESTARTED:
+                attempts.append(Attempt(entry.timestamp, None, "running"))
+                self._failures.pop(key, None)
+            case dg.DagsterEventType.STEP_SKIPPED:
+                self._skipped.add(key)
+            case dg.DagsterEventType.STEP_SUCCESS:
+                self._end(key, entry.timestamp, "succeeded")
+            case dg.DagsterEventType.STEP_UP_FOR_RETRY:
+                error = event.step_retry_data.error
+                self._end(key, entry.timestamp, "retried", _root_message(error) if error else None)
+            case dg.DagsterEventType.STEP_FAILURE:
+                data = event.step_failure_data
+                stopped = data.error_source is ErrorSource.INTERRUPT
+                failure = _failure(key, data)
+                self._end(key, entry.timestamp, "canceled" if stopped else "failed", failure.message)
+                self._failures[key] = failure
+
+    def _end(self, key: str, at: float, status: Status, error: str | None = None) -> None:
+        attempts = self._attempts[key]
+        # A step whose process could not start fails without having started.
+        last = attempts.pop() if attempts and attempts[-1].end is None else Attempt(at, None, "running")
+        attempts.append(replace(last, end=at, status=status, error=error))
+
+    def report(self, key: str, plan: PipelinePlan) -> OpReport:
+        attempts = self.attempts(key)
+        status: Status = "skipped" if key in self._skipped else "not started"
+        if attempts:
+            status = attempts[-1].status
+        return OpReport(key, key.removeprefix(f"{plan.name}__"), status, attempts)
+
+    def failures(self, own: Iterable[str]) -> Iterator[Failure]:
+        """Yield those of the ops ``own``, or else that of the run itself."""
+        found = [self._failures[key] for key in own if key in self._failures]
+        yield from found
+        if not found and None in self._failures:
+            yield self._failures[None]
+
+
+def _failure(key: str, data: Any) -> Failure:
+    told = data.user_failure_data
+    texts = {} if told is None else {name: _plain(value.value) for name, value in told.metadata.items()}
+    kind = texts.pop("error", None)
+    message = told.description if told is not None and told.description else None
+    more = {name: texts[name] for name in ("details", "config", "trace") if texts.get(name)}
+    if message is None:
+        message = _root_message(data.error) if data.error else "the step has failed"
+        kind = kind or (_root(data.error).cls_name if data.error else None)
+        if data.error:
+            more["trace"] = data.error.to_string()
+    return Failure(message, key, kind, more)
+
+
+def _root(error: Any) -> Any:
+    """Return the Failure in a chain of errors, which says what to do, or the error at its root."""
+    while error.cause is not None and error.cls_name != "Failure":
+        error = error.cause
+    return error
+
+
+def _root_message(error: Any) -> str:
+    root = _root(error)
+    # Dagster has put the name of the class before the text.
+    return re.sub(r"^[\w.]+: ", "", first_line(root.message)) or str(root.cls_name)
+
+
+def _plain(value: object) -> str:
+    """Return a text without the fences that Markdown shows it in."""
+    text = str(value).strip()
+    lines = text.splitlines()
+    fenced = len(lines) > 1 and lines[0].startswith("```") and lines[-1] == "```"
+    return "\n".join(lines[1:-1]) if fenced else text
+
+
+@dataclass
+class _Made:
+    """An asset that the run has materialized: how it was the last time, and sums of what a stream has told."""
+
+    metadata: dict[str, Any] = field(default_factory=dict)
+    storage_id: int = 0
+    streamed_rows: int | None = None
+
+
+class _Told:
+    """What a run's materializations, observations and checks tell of the assets of one pipeline."""
+
+    def __init__(self, plan: PipelinePlan) -> None:
+        self._plan = plan
+        self.made: dict[str, _Made] = {}
+        self.checks: dict[tuple[str, str], CheckReport] = {}
+        self.progress: dict[str, list[ProgressPoint]] = {}
+        self.work: dict[str, dict[str, Any]] = {}  # of the checks' Spark jobs, by the op's key
+
+    def take(self, record: dg.EventLogRecord) -> None:
+        entry = record.event_log_entry
+        event = entry.get_dagster_event()
+        match event.event_type:
+            case dg.DagsterEventType.ASSET_MATERIALIZATION:
+                told = event.step_materialization_data.materialization
+                if self._is_own(told.asset_key):
+                    self._made(record.storage_id, told)
+            case dg.DagsterEventType.ASSET_OBSERVATION:
+                seen = event.asset_observation_data.asset_observation
+                if self._is_own(seen.asset_key) and "batch_id" in seen.metadata:
+                    points = self.progress.setdefault(seen.asset_key.path[-1], [])
+                    points.append(_point(entry.timestamp, _values(seen.metadata)))
+            case dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                check = event.asset_check_evaluation_data
+                if self._is_own(check.asset_key):
+                    asset = check.asset_key.path[-1]
+                    values = _values(check.metadata)
+                    self.checks[asset, check.check_name] = _check(asset, check, values)
+                    if STAGE_TIMES in values:
+                        self.work[event.step_key or ""] = values
+
+    def _is_own(self, key: dg.AssetKey) -> bool:
+        return len(key.path) == 2 and key.path[0] == self._plan.name
+
+    def _made(self, storage_id: int, told: dg.AssetMaterialization) -> None:
+        made = self.made.setdefault(told.asset_key.path[-1], _Made())
+        made.metadata |= _values(told.metadata)
+        made.metadata["code_version"] = (told.tags or {}).get("dagster/code_version")
+        made.storage_id = storage_id
+        rows = made.metadata.get("rows_written")
+        if rows is not None:
+            made.streamed_rows = (made.streamed_rows or 0) + int(rows)
+
+
+def _values(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.value for name, value in metadata.items()}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value for name, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _point(at: float, values: Mapping[str, Any]) -> ProgressPoint:
+    rates = ("input_rows_per_second", "processed_rows_per_second")
+    return ProgressPoint(at, values.get("lag"), *(float(values.get(name) or 0.0) for name in rates))
+
+
+def _check(asset: str, told: Any, values: Mapping[str, Any]) -> CheckReport:
+    # The numbers of its Spark jobs are shown with the step.
+    about_work = STAGE_TIMES in values
+    facts = {
+        name: str(value)
+        for name, value in values.items()
+        if name not in _PER_CHECK and isinstance(value, int | float | str) and not (about_work and name in _WORK)
+    }
+    failed = values.get("failed_rows", values.get("dead_letters"))
+    return CheckReport(
+        name=told.check_name,
+        asset=asset,
+        passed=told.passed,
+        severity="warn" if told.severity is dg.AssetCheckSeverity.WARN else "error",
+        failed_rows=failed,
+        total_rows=values.get("total_rows"),
+        percent=values.get("failed_percent"),
+        facts=facts,
+        sample=_table(values["failed_sample"]) if "failed_sample" in values else (),
+    )
+
+
+def _table(markdown: str) -> tuple[tuple[str, ...], ...]:
+    """Return the cells of a table as ``markdown_table`` writes it, without the line under its head."""
+    lines = [line for index, line in enumerate(markdown.splitlines()) if index != 1]
+    return tuple(
+        tuple(
+            re.sub(r"\\([\\|])", r"\1", cell.strip())
+            for cell in re.findall(r"((?:[^|\\]|\\.)*)\|", line.strip().removeprefix("|"))
+        )
+        for line in lines
+    )
+
+
+def _steps(plan: PipelinePlan, ops: Mapping[str, OpReport], told: _Told, is_stream: bool) -> Iterator[StepReport]:
+    stream = ops.get(f"{plan.name}__stream")
+    known: set[str] = {f"{plan.name}__stream"} if is_stream else set()
+    for step in plan.steps:
+        key = f"{plan.name}__{step.name}"
+        known.add(key)
+        missing = OpReport(key, step.name, "not selected")
+        yield _step(plan, step, (stream if is_stream else ops.get(key)) or missing, told)
+    for key, op in ops.items():
+        if key not in known:
+            made = told.made.get(op.name, _Made())
+            yield replace(_filled(StepReport(op.name, op), made, {}), is_todays=False)
+
+
+def _step(plan: PipelinePlan, step: PlannedStep, op: OpReport, told: _Told) -> StepReport:
+    made = told.made.get(step.name, _Made())
+    report = StepReport(
+        name=step.name,
+        op=op,
+        type=step.method.type,
+        method=step.method.method,
+        role=step.role.value,
+        inputs=tuple(plan.steps[index].name for index in step.inputs),
+        sources=tuple(Place(source.kind, source.uri) for source in step.method.sources()),
+        sinks=tuple(Place(sink.kind, sink.uri) for sink in plan.written_by(step)),
+        is_todays=made.metadata.get("code_version") in (None, step.code_version),
+    )
+    report = _filled(report, made, told.work.get(op.key, {}) if step.role.value == "check" else {})
+    letters = told.made.get(f"{step.name}_dead_letters")
+    if letters is not None:
+        return replace(report, set_aside=letters.metadata.get("dead_letters_of_run"), set_aside_as="dead letters")
+    aside = told.made.get(step.quarantine or "")
+    if aside is not None:
+        rows = aside.metadata.get("quarantined_rows_of_run", _first(aside.metadata, _ROWS))
+        return replace(report, set_aside=rows)
+    return report
+
+
+def _filled(report: StepReport, made: _Made, work: Mapping[str, Any]) -> StepReport:
+    values = {**work, **made.metadata}
+    rows = made.streamed_rows if made.streamed_rows is not None else _first(made.metadata, _ROWS)
+    table = values.get(STAGE_TIMES)
+    plan = values.get("physical_plan")
+    return replace(
+        report,
+        rows=rows,
+        numbers=_numbers(values),
+        stages=tuple(_stage(entry.data) for entry in table.records) if table is not None else (),
+        physical_plan=_plain(plan) if plan else None,
+        uri=values.get("dagster/uri"),
+        table_version=values.get("table_version"),
+    )
+
+
+def _first(values: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((values[name] for name in names if name in values), None)
+
+
+def _stage(data: Mapping[str, Any]) -> StageTime:
+    return StageTime(**{**data, "start": datetime.fromisoformat(str(data["start"])).timestamp()})
+
+
+def _schemas(instance: dg.DagsterInstance, run_id: str, told: _Told) -> Iterator[SchemaComparison]:
+    for name, made in told.made.items():
+        schema = made.metadata.get("dagster/column_schema")
+        if schema is None:
+            continue
+        key = dg.AssetKey([told._plan.name, name])
+        for record, before in _earlier_schemas(instance, key, made.storage_id):
+            if record.run_id != run_id:
+                changes = schema_changes(_columns(before), _columns(schema))
+                yield SchemaComparison(name, record.run_id, record.timestamp, changes)
+                break
+        else:
+            yield SchemaComparison(name)
+
+
+def _earlier_schemas(
+    instance: dg.DagsterInstance, key: dg.AssetKey, before: int
+) -> Iterator[tuple[dg.EventLogRecord, Any]]:
+    """Yield the materializations before ``before`` that tell columns, and what they tell, the last one first."""
+    filtered = dg.AssetRecordsFilter(key, before_storage_id=before)
+    # Mostly the last one will do, and each has a plan that is long.
+    for skipped, limit in ((0, 1), (1, _LOOK_BACK)):
+        for record in instance.fetch_materializations(filtered, limit=limit).records[skipped:]:
+            found = record.asset_materialization
+            schema = found.metadata.get("dagster/column_schema") if found is not None else None
+            if schema is not None:
+                yield record, schema.value
+
+
+def _columns(schema: Any) -> list[Column]:
+    return [Column(column.name, column.type, column.constraints.nullable) for column in schema.columns]
+
+
+def _status(run: dg.DagsterRun, ops: Iterable[OpReport]) -> Status:
+    filed = _RUN_STATUS.get(run.status)
+    if filed is not None:
+        return filed
+    # A run writes its own report before Dagster has filed how it ended.
+    found = {op.status for op in ops}
+    for status in ("failed", "canceled"):
+        if status in found:
+            return status
+    return "succeeded" if found and found <= {"succeeded", "skipped"} else "running"
+
+
+def _launched_by(run: dg.DagsterRun) -> str:
+    tags = run.tags
+    for tag, told in (
+        ("dagster/backfill", "the backfill"),
+        ("dagster/schedule_name", "the schedule"),
+        ("dagster/sensor_name", "the sensor"),
+    ):
+        if tag in tags:
+            return f"{told} {tags[tag]}"
+    if run.parent_run_id is not None:
+        return f"hand, as another try of run {run.parent_run_id}"
+    return "hand"

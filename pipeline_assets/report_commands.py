@@ -1,0 +1,52 @@
+"""The command that makes the report of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from pipeline_assets.config import load_folder
+from pipeline_assets.errors import PipelineError, first_line
+from pipeline_assets.plan import plan_folder, select
+from pipeline_assets.settings import Settings
+
+
+@click.command()
+@click.argument("name")
+@click.option("--run", "run_id", metavar="ID", help="The run, by its id or the start of it; default: the last one.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write it; default: <pipeline>-<run>.html in this folder.",
+)
+def report(name: str, run_id: str | None, output: Path | None) -> None:
+    """Write one page of HTML about a run of the pipeline NAME, and print where it is.
+
+    It is made from what Dagster's instance (DAGSTER_HOME) has of the run. Exit code 1 when there is no such pipeline or
+    run.
+    """
+    # Not before: they load Dagster, and take a second.
+    import dagster as dg
+    from dagster import DagsterError
+
+    from pipeline_assets.report.page import render_page
+    from pipeline_assets.report.run_history import read_run
+    from pipeline_assets.report.run_reports import save
+
+    try:
+        plan = select(plan_folder(load_folder(Settings.from_environment().configs)), name)
+        if not os.environ.get("DAGSTER_HOME"):
+            raise click.ClickException("DAGSTER_HOME is not set: it is the folder where Dagster keeps its runs")
+        with dg.DagsterInstance.get() as instance:
+            found = read_run(instance, plan, run_id)
+        file = output or Path(f"{found.pipeline}-{found.run_id[:8]}.html")
+        save(render_page(found), file)
+    except PipelineError as error:
+        raise click.ClickException(str(error)) from error
+    except DagsterError as error:
+        raise click.ClickException(f"Dagster's instance can't be opened: {first_line(str(error))}") from error
+    except OSError as error:
+        raise click.ClickException(f"the report can't be written: {error.strerror}: {error.filename}") from error
+    click.echo(file)
