@@ -290,16 +290,18 @@ class LineageEvents:
         return {name: int(told[key].value) for name, key in keys.items() if key in told and told[key].value}
 
     def _outputs(self, op: _Op, attempt: _Attempt, *, is_known: bool) -> list[OutputDataset]:
-        """Return what is written; ``is_known``: with what the assets tell of it."""
+        """Return what is written; ``is_known``: with what the assets tell of it.
+
+        Quarantine and dead letters are told of once there are some.
+        """
         found = []
-        assets = [name for step in op.steps for name in op.datasets.assets_of(step)]
-        for asset in assets:
-            name = op.datasets.written_as(asset)
-            if name is None:
-                continue
-            key = dg.AssetKey([op.plan.name, asset])
-            told = attempt.metadata.get(key) if is_known else None
-            found.append(f.output_dataset(name, told, self._origins_of(op, asset, told) if told else None))
+        for step in op.steps:
+            for asset in op.datasets.assets_of(step):
+                name = op.datasets.written_as(asset)
+                told = attempt.metadata.get(dg.AssetKey([op.plan.name, asset])) if is_known else None
+                if name is not None and (told is not None or asset == step.name):
+                    origins = self._origins_of(op, asset, told) if told else None
+                    found.append(f.output_dataset(name, told, origins))
         return found
 
     def _origins_of(self, op: _Op, asset: str, told: Mapping[str, Any]) -> dict[str, Origins]:
@@ -358,5 +360,5 @@ def _text(error: Any) -> str | None:
     """Return what an error says, without the names of Dagster's classes that it has come in."""
     if error is None:
         return None
-    inner = error.cause if error.cls_name == "RetryRequested" and error.cause is not None else error
+    inner = error.cause if str(error.cls_name).startswith("RetryRequested") and error.cause is not None else error
     return str(inner.message).strip().removeprefix("dagster._core.definitions.events.Failure: ").partition("\n")[0]
