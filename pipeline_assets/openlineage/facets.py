@@ -6,6 +6,7 @@ Imported once OpenLineage is configured, and then beside the run: its client tak
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -41,11 +42,11 @@ from openlineage.client.facet_v2 import (
 
 from pipeline_assets.openlineage.datasets import DatasetName, Origins
 from pipeline_assets.partitions import Partitions
-from pipeline_assets.plan import PipelinePlan, PlannedStep
+from pipeline_assets.plan import PipelinePlan, PlannedStep, check_name
 from pipeline_assets.redaction import redact
-from pipeline_assets.steps.base import ValidateMethod
 from pipeline_assets.steps.extract_postgres import FromPostgres
 from pipeline_assets.steps.transform import Sql
+from pipeline_assets.steps.validate import ExpectationStep
 
 # A package URL: https://github.com/package-url/purl-spec
 PRODUCER = f"pkg:pypi/pipeline-assets@{version('pipeline-assets')}"
@@ -130,15 +131,42 @@ def error_facet(message: str) -> RunFacet:
     return error_message_run.ErrorMessageRunFacet(redact(message), "PYTHON", producer=PRODUCER)
 
 
-def test_facet(step: PlannedStep, checks: Iterable[dg.AssetCheckEvaluation]) -> RunFacet:
-    """Return how the checks of a validate step came out."""
+@dataclass(frozen=True)
+class _Stated:
+    """What a check states: its kind, in words, and the one column that it is about."""
+
+    kind: str
+    says: str
+    column: str | None
+
+
+def _stated(steps: Iterable[PlannedStep]) -> dict[str, _Stated]:
+    """Return what the checks of ``steps`` state, by their names."""
+    found = {}
+    for step in steps:
+        method = step.method
+        for item in method.stated() if isinstance(method, ExpectationStep) else ():
+            about = item.expectation
+            columns = getattr(about, "columns", None) or (getattr(about, "column", None),)
+            column = columns[0] if isinstance(columns, tuple) and len(columns) == 1 else None
+            kind = str(getattr(about, "expect", None) or getattr(about, "method", "expression"))
+            found[check_name(step.name, item.name)] = _Stated(kind, redact(about.says()), column)
+    return found
+
+
+_UNKNOWN = _Stated("custom", "", None)
+
+
+def test_facet(steps: Iterable[PlannedStep], checks: Iterable[dg.AssetCheckEvaluation]) -> RunFacet:
+    """Return how checks came out; ``steps`` are those that state them."""
+    stated = _stated(steps)
     found = [
         test_run.TestExecution(
             name=check.check_name,
             status="pass" if check.passed else "fail",
             severity=_severity(check),
-            type=_kind(step),
-            description=_said(step, check),
+            type=stated.get(check.check_name, _UNKNOWN).kind,
+            description=stated.get(check.check_name, _UNKNOWN).says or None,
         )
         for check in checks
     ]
@@ -147,18 +175,15 @@ def test_facet(step: PlannedStep, checks: Iterable[dg.AssetCheckEvaluation]) -> 
 
 def assertions_facet(step: PlannedStep, checks: Iterable[dg.AssetCheckEvaluation]) -> InputDatasetFacet:
     """Return how the checks of a validate step came out, for the dataset that it checks."""
-    column = getattr(step.method, "column", None)
-    columns = getattr(step.method, "columns", None)
-    if column is None and isinstance(columns, tuple) and len(columns) == 1:
-        (column,) = columns
+    stated = _stated([step])
     found = [
         data_quality_assertions_dataset.Assertion(
-            assertion=_kind(step),
+            assertion=stated.get(check.check_name, _UNKNOWN).kind,
             success=bool(check.passed),
-            column=column,
+            column=stated.get(check.check_name, _UNKNOWN).column,
             severity=_severity(check),
             name=check.check_name,
-            description=_said(step, check),
+            description=stated.get(check.check_name, _UNKNOWN).says or None,
             actual=_number(check.metadata, "failed_rows"),
         )
         for check in checks
@@ -166,18 +191,8 @@ def assertions_facet(step: PlannedStep, checks: Iterable[dg.AssetCheckEvaluation
     return data_quality_assertions_dataset.DataQualityAssertionsDatasetFacet(assertions=found, producer=PRODUCER)
 
 
-def _kind(step: PlannedStep) -> str:
-    return step.method.method
-
-
 def _severity(check: dg.AssetCheckEvaluation) -> str:
     return "warn" if check.severity is dg.AssetCheckSeverity.WARN else "error"
-
-
-def _said(step: PlannedStep, check: dg.AssetCheckEvaluation) -> str | None:
-    says = step.method.expectation_names() if isinstance(step.method, ValidateMethod) else {}
-    told = says.get(check.check_name.removeprefix(step.name).removeprefix("_"), says.get(""))
-    return redact(told) if told else None
 
 
 def _number(metadata: Metadata, name: str) -> str | None:

@@ -37,21 +37,31 @@ def lineage_publisher(
 
     ``warns``: whether it is for this one to warn when something goes wrong.
     """
+    try:
+        why_not = _obstacle()
+        if why_not is None:
+            return LineagePublisher(settings, run, instance, warns=warns)
+    except (OSError, RuntimeError) as error:  # no folder to look in, no thread to be had
+        why_not = _first_line(error)
+    if why_not:
+        _warn(run.run_id, f"no lineage events: {why_not}", due=warns)
+    return None
+
+
+def _obstacle() -> str | None:
+    """Return why lineage can't be published: an empty text when it is not asked for, None when it can be."""
     configured = configured_by()
     if configured is None:
-        return None
+        return ""
     missing = missing_file()
     if missing is not None:
-        _warn(run.run_id, f"no lineage events: OPENLINEAGE_CONFIG names {missing}, which can't be read", due=warns)
-        return None
+        return f"OPENLINEAGE_CONFIG names {missing}, which can't be read"
     if not _is_installed():
-        message = (
-            f"no lineage events: OpenLineage is configured ({configured}), and its client is not installed: "
+        return (
+            f"OpenLineage is configured ({configured}), and its client is not installed: "
             "pip install 'pipeline-assets[openlineage]', or set OPENLINEAGE_DISABLED=true"
         )
-        _warn(run.run_id, message, due=warns)
-        return None
-    return LineagePublisher(settings, run, instance, warns=warns)
+    return None
 
 
 _warned_of: deque[str] = deque(maxlen=100)
@@ -95,8 +105,10 @@ class LineagePublisher:
 
     def take(self, entry: dg.EventLogEntry) -> None:
         """Publish what the event tells; wait for what has not been sent when the run has ended with it."""
+        if entry.dagster_event is None or self._ended:
+            return
         self._do(lambda: self._events.events_of(entry))
-        if entry.dagster_event is not None and entry.dagster_event.event_type in _RUN_ENDS:
+        if entry.dagster_event.event_type in _RUN_ENDS:
             self.end()
 
     def planned(self, plan: PipelinePlan, connections: Connections) -> None:

@@ -238,8 +238,8 @@ class LineageEvents:
         name = op.name if op is not None else attempt.step_key.replace("__", ".", 1)
         parent = f.parent_facet(run_uuid(self._run.run_id), self._namespace, self._run.job_name)
         facets = {**self._run_facets(plan), "parent": parent, **(told or {})}
-        if step is not None and attempt.checks:
-            facets["test"] = f.test_facet(step, attempt.checks.values())
+        if op is not None and attempt.checks:
+            facets["test"] = f.test_facet(op.steps, attempt.checks.values())
         is_known = state in (RunState.COMPLETE, RunState.RUNNING)
         return RunEvent(
             eventType=state,
