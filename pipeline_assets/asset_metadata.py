@@ -1,6 +1,6 @@
 """What an asset's page shows: Dagster metadata made from what Spark says about a DataFrame or a write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,14 @@ import dagster as dg
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.redaction import redact, redact_data
-from pipeline_assets.spark.description import describe, markdown_table
+from pipeline_assets.spark.description import columns_of, describe, markdown_table
 from pipeline_assets.spark.job_metrics import StageTime
 from pipeline_assets.spark.lineage import column_lineage
 from pipeline_assets.steps.base import (
+    ColumnSources,
+    Dataset,
     ExtractMethod,
+    LoadMethod,
     LoadResult,
     TransformMethod,
     ValidateMethod,
@@ -40,11 +43,22 @@ _STAGE_COLUMNS = {
     "spilled_bytes": "int",
 }
 ColumnOrigins = dict[str, list[dg.TableColumnDep]]
+SourceAssets = Mapping[Dataset, Sequence[dg.AssetKey]]
 
 
 def dataframe_metadata(frame: "DataFrame", origins: ColumnOrigins | None = None) -> Metadata:
     """Return schema, lineage, partition count and physical plan of a DataFrame. No data moves."""
     description = describe(frame)
+    metadata = columns_metadata(frame, origins)
+    if description.partitions is not None:
+        metadata["partition_count"] = description.partitions
+    # Last, since it is long.
+    metadata["physical_plan"] = dg.MetadataValue.md(f"```\n{description.plan.strip()}\n```")
+    return metadata
+
+
+def columns_metadata(frame: "DataFrame", origins: ColumnOrigins | None = None) -> Metadata:
+    """Return schema and lineage of a DataFrame. No data moves."""
     deps = origins or {}
     columns = [
         dg.TableColumn(
@@ -54,15 +68,11 @@ def dataframe_metadata(frame: "DataFrame", origins: ColumnOrigins | None = None)
             description=redact(column.comment) if column.comment else _told(deps.get(column.name, ())),
             constraints=dg.TableColumnConstraints(nullable=column.nullable),
         )
-        for column in description.columns
+        for column in columns_of(frame)
     ]
     metadata: Metadata = {"dagster/column_schema": dg.TableSchema(columns)}
     if deps:
         metadata["dagster/column_lineage"] = dg.TableColumnLineage(deps)
-    if description.partitions is not None:
-        metadata["partition_count"] = description.partitions
-    # Last, since it is long.
-    metadata["physical_plan"] = dg.MetadataValue.md(f"```\n{description.plan.strip()}\n```")
     return metadata
 
 
@@ -71,38 +81,77 @@ def _told(origins: Sequence[dg.TableColumnDep]) -> str | None:
     return f"from {', '.join(names)}" if names else None
 
 
+def source_origins(found: ColumnSources, assets: SourceAssets) -> ColumnOrigins:
+    """Return the columns of ``assets`` that stand for those of the datasets."""
+    return {
+        column: [dg.TableColumnDep(key, source) for dataset, source in origins for key in assets.get(dataset, ())]
+        for column, origins in found.items()
+    }
+
+
+def letters_metadata(found: ColumnSources, assets: SourceAssets) -> Metadata:
+    """Return the lineage of a dead-letter table."""
+    return {"dagster/column_lineage": dg.TableColumnLineage(source_origins(found, assets))}
+
+
 def column_origins(
     run: PipelineRun,
     step: PlannedStep,
     frame: "DataFrame",
     inputs: Mapping[int, "DataFrame"],
     upstream: Mapping[int, dg.AssetKey],
-    sources: tuple[dg.AssetKey, ...],
+    sources: SourceAssets | None = None,
 ) -> ColumnOrigins:
     """Return the columns that each column of ``frame`` comes from; one that is not understood is left out.
 
-    ``upstream``: the asset of each input, by step index; ``sources``: the external assets that an extract reads.
+    ``frame`` is that of ``step``, or of what a load writes. ``upstream``: the asset of each input, by step index;
+    ``sources``: the assets that stand for what an extract reads.
     """
     method = step.method
     if isinstance(method, ExtractMethod):
-        only = sources[0] if len(sources) == 1 else None
-        return {column: [dg.TableColumnDep(only, column)] for column in frame.columns} if only else {}
-    names = dict(zip(step.input_names, step.inputs, strict=True))
-    schemas = {name: inputs[index].schema for name, index in names.items()}
+        return source_origins(method.column_sources(frame.columns), sources or {})
+    if isinstance(method, LoadMethod):
+        (index,) = step.inputs
+        if frame is inputs[index]:
+            return {column: [dg.TableColumnDep(upstream[index], column)] for column in frame.columns}
 
     def apply(stubs: Mapping[str, "DataFrame"]) -> "DataFrame":
+        if isinstance(method, LoadMethod):
+            return method.written(stubs[step.input_names[0]], run.context)
         if isinstance(method, ValidateMethod):
             return method.good_rows(stubs[step.input_names[0]], run.context)
         assert isinstance(method, TransformMethod)  # noqa: S101  (a step with a DataFrame is one of these)
         return method.transform(stubs, run.context)
 
     try:
-        found = column_lineage(apply, schemas, run.context.spark)
+        return _origins(run, step, apply, inputs, upstream)
     finally:
         if isinstance(method, Sql):
             # It has registered the empty stand-ins under its inputs' names.
-            for name, index in names.items():
+            for name, index in zip(step.input_names, step.inputs, strict=True):
                 inputs[index].createOrReplaceTempView(name)
+
+
+def quarantine_origins(
+    run: PipelineRun, step: PlannedStep, inputs: Mapping[int, "DataFrame"], upstream: Mapping[int, dg.AssetKey]
+) -> ColumnOrigins:
+    """Return the same as ``column_origins`` for the rows that ``step`` puts into quarantine."""
+    method = step.method
+    assert isinstance(method, ValidateMethod)  # noqa: S101  (the callers look)
+    return _origins(run, step, lambda stubs: method.bad_rows(stubs[step.input_names[0]], run.context), inputs, upstream)
+
+
+def _origins(
+    run: PipelineRun,
+    step: PlannedStep,
+    apply: Callable[[Mapping[str, "DataFrame"]], "DataFrame"],
+    inputs: Mapping[int, "DataFrame"],
+    upstream: Mapping[int, dg.AssetKey],
+) -> ColumnOrigins:
+    names = dict(zip(step.input_names, step.inputs, strict=True))
+    schemas = {name: inputs[index].schema for name, index in names.items()}
+    streams = [name for name, index in names.items() if inputs[index].isStreaming]
+    found = column_lineage(apply, schemas, run.context.spark, streams)
     return {
         column: [dg.TableColumnDep(upstream[names[name]], source) for name, source in origins]
         for column, origins in (found or {}).items()
@@ -154,6 +203,14 @@ def table_metadata(run: PipelineRun, step: PlannedStep, written: DeltaWrite) -> 
         **work_metadata(run, step, written.metrics),
     }
     return metadata
+
+
+def table_columns_metadata(run: PipelineRun, step: PlannedStep, frame: "DataFrame", origins: ColumnOrigins) -> Metadata:
+    """Return the same as ``dataframe_metadata`` for the table that ``frame`` becomes."""
+    table = run.written(step, frame)
+    # The key of the run's partition, where it is added, comes from no other column.
+    added: ColumnOrigins = {column: [] for column in table.columns if column not in frame.columns}
+    return dataframe_metadata(table, {**origins, **added})
 
 
 def table_location(path: str, pipeline: str, asset: str) -> Metadata:

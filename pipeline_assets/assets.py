@@ -12,9 +12,12 @@ import dagster as dg
 from pipeline_assets.asset_metadata import (
     cache_metadata,
     column_origins,
+    columns_metadata,
     dataframe_metadata,
     load_metadata,
     quarantine_metadata,
+    quarantine_origins,
+    table_columns_metadata,
     table_location,
     table_metadata,
     work_metadata,
@@ -169,7 +172,8 @@ class _PipelineFactory:
             if step.role is not Role.CHECK
         ]
         keys = {step.index: self._key(step.index) for step in self.plan.steps}
-        return streaming_asset(self.plan, specs, keys, self.settings)
+        sources = {step.index: self._source_assets(step) for step in self.plan.steps}
+        return streaming_asset(self.plan, specs, keys, sources, self.settings)
 
     def checks(self) -> Iterator[dg.AssetChecksDefinition]:
         return (self._check(step) for step in self.plan.steps if step.role is Role.CHECK)
@@ -217,7 +221,7 @@ class _PipelineFactory:
     def _dataframe_asset(self, step: PlannedStep) -> dg.AssetsDefinition:
         plan = self.plan
         upstream = {index: self._key(index) for index in step.inputs}
-        sources = tuple(self._source_keys(step))
+        sources = self._source_assets(step)
         external = [spec.key for spec in self._external_sources(step)]
 
         def dataframe(context: dg.AssetExecutionContext, **frames: Any) -> Any:
@@ -228,9 +232,11 @@ class _PipelineFactory:
                 for source in external:
                     context.log_event(dg.AssetObservation(source))
                 origins = column_origins(run, here, frame, inputs, upstream, sources)
-                metadata = {**cache_metadata(run, here), **dataframe_metadata(frame, origins)}
+                about_cache = cache_metadata(run, here)
                 if step.role is Role.VIEW:
-                    return dg.MaterializeResult(value=frame, metadata={**work_metadata(run, here), **metadata})
+                    metadata = {**work_metadata(run, here), **about_cache, **dataframe_metadata(frame, origins)}
+                    return dg.MaterializeResult(value=frame, metadata=metadata)
+                metadata = {**about_cache, **table_columns_metadata(run, here, frame, origins)}
                 written = run.write_table(here, frame, _selected(context, plan))
                 metadata = {**table_metadata(run, here, written), **_report_link(run), **metadata}
                 return dg.MaterializeResult(value=None, metadata=metadata)
@@ -240,13 +246,17 @@ class _PipelineFactory:
     def _load_asset(self, step: PlannedStep) -> dg.AssetsDefinition:
         plan = self.plan
         name = _input_name(step.inputs[0])
+        upstream = {index: self._key(index) for index in step.inputs}
 
         def load(context: dg.AssetExecutionContext, **frames: Any) -> dg.MaterializeResult[Any]:
             with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
                 result = run.load(here, frames[name], _selected(context, plan))
+                inputs = {step.inputs[0]: frames[name]}
+                written = run.written(here, frames[name])
+                origins = column_origins(run, here, written, inputs, upstream)
                 about_load = {**load_metadata(run, here, result), **_report_link(run)}
-                return dg.MaterializeResult(metadata={**about_load, **dataframe_metadata(frames[name])})
+                return dg.MaterializeResult(metadata={**about_load, **dataframe_metadata(written, origins)})
 
         return self._asset(step, load, ins=self._ins(step), deps=self._deps(step))
 
@@ -327,22 +337,26 @@ class _PipelineFactory:
             with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
                 found = run.quarantine(here, frames[name], selected)
-            yield dg.MaterializeResult(
-                asset_key=aside, value=None, metadata=quarantine_metadata(run, found.path, found.written)
-            )
-            with _step_op(context, plan, step) as run:
                 inputs = {step.inputs[0]: frames[name]}
-                origins = column_origins(run, here, found.good, inputs, upstream, ())
+                about_bad = {
+                    **quarantine_metadata(run, found.path, found.written),
+                    **columns_metadata(found.bad, quarantine_origins(run, here, inputs, upstream)),
+                }
+            yield dg.MaterializeResult(asset_key=aside, value=None, metadata=about_bad)
+            with _step_op(context, plan, step) as run:
+                origins = column_origins(run, here, found.good, inputs, upstream)
+                about_good = dataframe_metadata(found.good, origins)
                 value: Any = found.good
                 about_write = work_metadata(run, here)
                 if step.role is Role.TABLE:
                     written = run.write_table(here, found.good, selected)
                     value, about_write = None, {**table_metadata(run, here, written), **_report_link(run)}
+                    about_good = table_columns_metadata(run, here, found.good, origins)
                 metadata = {
                     "quarantined_rows": found.written.rows,
                     **about_write,
                     **cache_metadata(run, here),
-                    **dataframe_metadata(found.good, origins),
+                    **about_good,
                 }
             yield dg.MaterializeResult(
                 asset_key=key,
@@ -386,19 +400,22 @@ class _PipelineFactory:
         after = [self._key(i) for i in step.after if self.plan.steps[i].role is not Role.CHECK]
         return [*(key for key in after if key not in {self._key(i) for i in step.inputs}), *self._source_deps(step)]
 
-    def _source_keys(self, step: PlannedStep) -> Iterator[dg.AssetKey]:
+    def _source_assets(self, step: PlannedStep) -> dict[Dataset, tuple[dg.AssetKey, ...]]:
+        """Return, for each source of ``step``, the assets that write it, or else its external asset."""
         linked = self.links.get((self.plan.name, step.index), {})
-        for source in step.method.sources():
-            if source in linked:
-                for link in linked[source]:
-                    upstream = self.plans[link.upstream]
-                    key = asset_key(upstream, upstream.steps[link.producer])
-                    yield quarantine_key(key) if link.is_quarantine else key
-            else:
-                yield dataset_key(source)
+        return {
+            source: tuple(map(self._producer_key, linked[source])) if source in linked else (dataset_key(source),)
+            for source in step.method.sources()
+        }
+
+    def _producer_key(self, link: Link) -> dg.AssetKey:
+        upstream = self.plans[link.upstream]
+        key = asset_key(upstream, upstream.steps[link.producer])
+        return quarantine_key(key) if link.is_quarantine else key
 
     def _source_deps(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
-        return (dg.AssetDep(key) for key in dict.fromkeys(self._source_keys(step)))
+        keys = (key for found in self._source_assets(step).values() for key in found)
+        return (dg.AssetDep(key) for key in dict.fromkeys(keys))
 
     def _key(self, index: int) -> dg.AssetKey:
         return asset_key(self.plan, self.plan.steps[index])

@@ -5,6 +5,7 @@ import dagster as dg
 from pipeline_assets.assets import broken_assets, build_pipelines
 from pipeline_assets.config import BrokenConfig, load_folder
 from pipeline_assets.errors import ConfigIssue, ConfigurationError
+from pipeline_assets.executors import executor_of
 from pipeline_assets.links import link_pipelines
 from pipeline_assets.plan import PlannedFolder, plan_folder
 from pipeline_assets.resources import SparkResource, dataframe_io_manager
@@ -44,7 +45,7 @@ def _definitions(folder: PlannedFolder, settings: Settings) -> dg.Definitions:
             "vault": vault,
             "dataframe_io_manager": dataframe_io_manager(pipelines.steps),
         },
-        executor=dg.multiprocess_executor if settings.executor == "multiprocess" else dg.in_process_executor,
+        executor=executor_of(settings, {plan.name: plan for plan in folder.plans}),
     )
     # Dagster does this later anyway, and keeps it: an error of one pipeline would then be one of the location.
     found.get_repository_def()

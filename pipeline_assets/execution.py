@@ -30,7 +30,7 @@ from pipeline_assets.steps.base import (
 )
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.delta_log import Preview, first_rows
-from pipeline_assets.steps.delta_table import DeltaWrite, is_missing_table, write_delta
+from pipeline_assets.steps.delta_table import DeltaWrite, is_missing_table, with_partition, write_delta
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
@@ -48,6 +48,7 @@ class Quarantined:
     """What a step with onFailure ``quarantine`` made of its input: the rows that go on, and what is in ``path``."""
 
     good: DataFrame
+    bad: DataFrame
     results: tuple[ExpectationResult, ...]
     path: str
     written: DeltaWrite
@@ -159,6 +160,12 @@ class PipelineRun:
         with self.errors_of(step, [frame]), self._working(step):
             return cast(LoadMethod, step.method).load(frame, self.context)
 
+    def written(self, step: PlannedStep, frame: DataFrame) -> DataFrame:
+        """Return ``frame`` with the columns that a load's target, or the table of ``step``, gets."""
+        if isinstance(step.method, LoadMethod):
+            return step.method.written(frame, self.context)
+        return with_partition(frame, self.context.partition) if step.role is Role.TABLE else frame
+
     def check(self, step: PlannedStep, selected: Iterable[int]) -> tuple[ExpectationResult, ...]:
         """Evaluate the expectations of a validate step."""
         self.check_before_data_moves(selected)
@@ -192,7 +199,11 @@ class PipelineRun:
             good = method.good_rows(frame, self.context)
             _ = good.schema
         self._frames[step.index] = good
-        return Quarantined(good, results, self.quarantine_path(step), written)
+        return Quarantined(good, bad, results, self.quarantine_path(step), written)
+
+    def quarantined(self, step: PlannedStep, frame: DataFrame) -> DataFrame:
+        """Return the rows of ``frame`` that ``step`` puts into quarantine, lazily."""
+        return cast(ValidateMethod, step.method).bad_rows(frame, self.context)
 
     def quarantine_path(self, step: PlannedStep) -> str:
         """Return where the rows are that ``step`` puts into quarantine, as Spark can reach it."""

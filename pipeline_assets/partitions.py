@@ -103,6 +103,14 @@ class Partitions(BaseModel):
         }
         return {key: value for key, value in given.items() if value is not None}
 
+    def window_of(self, key: str) -> tuple[datetime, datetime] | None:
+        """Return when time-based partition ``key`` starts, and before when it ends; None for a static one."""
+        if self.type == "static":
+            return None
+        start = datetime.strptime(key, _KEY_FORMATS[self.type])
+        zone = ZoneInfo(self.timezone or "UTC")
+        return start.replace(tzinfo=zone), self._end_of(start).replace(tzinfo=zone)
+
     def first_key(self) -> str:
         """Return the key of a partition that is sure to have the format of them all."""
         return self.start.strftime(_KEY_FORMATS[self.type]) if self.start else self.values[0]

@@ -16,6 +16,7 @@ from pipeline_assets.credentials.policy import SecretsPolicy, option_issues
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.metrics.publishing import RunPublisher
+from pipeline_assets.openlineage.publishing import LineagePublisher, lineage_publisher
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.redacted_output import RedactedOutput, redacted_logs
 from pipeline_assets.run_log import RunLog
@@ -52,6 +53,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
     _context: dg.InitResourceContext = PrivateAttr()
     _plans: dict[str, PipelinePlan] = PrivateAttr(default_factory=dict)
     _publisher: RunPublisher | None = PrivateAttr(default=None)
+    _lineage: LineagePublisher | None = PrivateAttr(default=None)
     _ending: ExitStack = PrivateAttr()
     _run_log: RunLog | None = PrivateAttr(default=None)
 
@@ -84,6 +86,16 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 self._publisher = RunPublisher(self._settings, context.run)
                 context.instance.add_event_listener(context.run.run_id, self._publisher.take)
                 ending.callback(self._publisher.end)
+                self._lineage = lineage_publisher(
+                    self._settings,
+                    context.run,
+                    context.instance,
+                    # In the multiprocess executor, the run's process does.
+                    warns=self._settings.executor == "in_process",
+                )
+                if self._lineage is not None:
+                    context.instance.add_event_listener(context.run.run_id, self._lineage.take)
+                    ending.callback(self._lineage.end)
             ending.callback(self._output.end)
             # In the multiprocess executor other processes of the run still need the server's session, and the
             # credentials that the DataFrames in it are read with.
@@ -142,6 +154,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 plan = plan.for_partition(_given(partition_key, plan))
             # Before Spark is started: the policy on secrets refuses what it has to here.
             connections = self._loaded_connections()
+            if self._lineage is not None:
+                self._lineage.planned(plan, connections)
             self._runs[key] = PipelineRun(
                 plan,
                 StepContext(

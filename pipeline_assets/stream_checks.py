@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import dagster as dg
 
+from pipeline_assets.asset_metadata import Metadata
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
 from pipeline_assets.streaming.micro_batches import BatchChecks
@@ -30,11 +31,14 @@ def stream_check_specs(plan: PipelinePlan, keys: Mapping[int, dg.AssetKey]) -> l
 
 
 class StreamChecks:
-    """Sums up what is checked in a run."""
+    """Sums up what is checked in a run. ``columns``: what is told of the columns of a quarantine table."""
 
-    def __init__(self, plan: PipelinePlan, keys: Mapping[int, dg.AssetKey]) -> None:
+    def __init__(
+        self, plan: PipelinePlan, keys: Mapping[int, dg.AssetKey], columns: Mapping[dg.AssetKey, Metadata]
+    ) -> None:
         self._plan = plan
         self._keys = keys
+        self._columns = columns
         self._sums: dict[int, dict[str, ExpectationResult]] = {}
         self._quarantined: dict[int, int] = {}
         self._new_in_quarantine: dict[int, int] = {}
@@ -86,10 +90,9 @@ class StreamChecks:
         rows = self._new_in_quarantine.pop(step.index, 0)
         if rows:
             total = self._quarantined[step.index]
-            yield dg.AssetMaterialization(
-                quarantine_key(self._keys[step.index]),
-                metadata={"quarantined_rows": rows, "quarantined_rows_of_run": total},
-            )
+            aside = quarantine_key(self._keys[step.index])
+            told = {"quarantined_rows": rows, "quarantined_rows_of_run": total, **self._columns.get(aside, {})}
+            yield dg.AssetMaterialization(aside, metadata=told)
         for result in check_results(step, checked_key(step, self._keys), self._results_of(step)):
             yield dg.AssetCheckEvaluation(
                 asset_key=checked_key(step, self._keys),

@@ -10,7 +10,16 @@ from typing import Any, cast
 
 import dagster as dg
 
-from pipeline_assets.asset_metadata import dataframe_metadata, table_location
+from pipeline_assets.asset_metadata import (
+    Metadata,
+    SourceAssets,
+    column_origins,
+    columns_metadata,
+    dataframe_metadata,
+    letters_metadata,
+    quarantine_origins,
+    table_location,
+)
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.settings import Settings
@@ -32,9 +41,16 @@ Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 
 
 def streaming_asset(
-    plan: PipelinePlan, specs: Sequence[dg.AssetSpec], keys: Mapping[int, dg.AssetKey], settings: Settings
+    plan: PipelinePlan,
+    specs: Sequence[dg.AssetSpec],
+    keys: Mapping[int, dg.AssetKey],
+    sources: Mapping[int, SourceAssets],
+    settings: Settings,
 ) -> dg.AssetsDefinition:
-    """Return the multi-asset of ``plan``. ``specs`` are those of its steps, ``keys`` their keys by step index."""
+    """Return the multi-asset of ``plan``.
+
+    ``specs`` are those of its steps, ``keys`` their keys by step index, ``sources`` the assets that each reads.
+    """
     letters = {step.name: dead_letters_key(keys[step.index]) for step in plan.steps if may_break(step)}
     names = {step.name: keys[step.index] for step in plan.steps}
 
@@ -76,7 +92,7 @@ def streaming_asset(
             with spark.cancellation.guard():
                 run: PipelineRun = spark.pipeline_run(plan, context.run.run_id)
             pipeline = StreamingPipeline(run, lambda run_id: _is_finished(instance, run_id), spark.stream_grace_seconds)
-            report = _Report(run, keys, letters, names)
+            report = _Report(run, keys, sources, letters, names)
             watching = pipeline.watch()
             # Dagster does not come back to an op that has yielded when a stop arrives just then.
             spark.at_end(watching.close)
@@ -162,17 +178,20 @@ class _Report:
         self,
         run: PipelineRun,
         keys: Mapping[int, dg.AssetKey],
+        sources: Mapping[int, SourceAssets],
         letters: Mapping[str, dg.AssetKey],
         names: Mapping[str, dg.AssetKey],
     ) -> None:
         self._run = run
         self._keys = keys
+        self._sources = sources
         self._letters = letters
         self._names = names
         self._intervals: dict[int, _Interval] = {}
         self._views_told = False
+        self._columns: dict[dg.AssetKey, Metadata] = {}  # of what is written; the same as long as the stream runs
         self.dead_letters: dict[str, int] = {}
-        self.checks = StreamChecks(run.plan, keys)
+        self.checks = StreamChecks(run.plan, keys, self._columns)
 
     def take(self, progress: BatchProgress | BatchChecks) -> Iterator[Event]:
         if not self._views_told:
@@ -200,11 +219,23 @@ class _Report:
                 yield from self._told(interval)
 
     def _views(self) -> Iterator[Event]:
-        plan = self._run.plan
-        for step in plan.steps:
+        for step in self._run.plan.steps:
+            inputs = {index: self._run.dataframe(self._run.plan.steps[index]) for index in step.inputs}
             if step.role is Role.VIEW:
-                metadata = dataframe_metadata(self._run.dataframe(step))
-                yield dg.AssetMaterialization(self._keys[step.index], metadata=metadata)
+                frame = self._run.dataframe(step)
+                origins = column_origins(self._run, step, frame, inputs, self._keys, self._sources[step.index])
+                yield dg.AssetMaterialization(self._keys[step.index], metadata=dataframe_metadata(frame, origins))
+            elif step.role is Role.LOAD:
+                written = self._run.written(step, inputs[step.inputs[0]])
+                origins = column_origins(self._run, step, written, inputs, self._keys)
+                self._columns[self._keys[step.index]] = columns_metadata(written, origins)
+            if may_break(step):
+                letters = cast(FromKafka, step.method).dead_letter_sources()
+                self._columns[self._letters[step.name]] = letters_metadata(letters, self._sources[step.index])
+            if step.quarantine is not None:
+                bad = self._run.quarantined(step, inputs[step.inputs[0]])
+                origins = quarantine_origins(self._run, step, inputs, self._keys)
+                self._columns[quarantine_key(self._keys[step.index])] = columns_metadata(bad, origins)
 
     def _told(self, interval: _Interval) -> Iterator[Event]:
         progress = interval.last
@@ -220,14 +251,15 @@ class _Report:
                     "rows_written": interval.rows,
                     "table_version": progress.written.version,
                     "batch_id": progress.batch_id,
+                    **self._columns.get(key, {}),
                 },
             )
         for name, count in interval.dead_letters.items():
             total = self.dead_letters[name]
             if count:
-                yield dg.AssetMaterialization(
-                    self._letters[name], metadata={"dead_letters": count, "dead_letters_of_run": total}
-                )
+                letters = self._letters[name]
+                told = {"dead_letters": count, "dead_letters_of_run": total, **self._columns.get(letters, {})}
+                yield dg.AssetMaterialization(letters, metadata=told)
             yield dg.AssetCheckEvaluation(
                 asset_key=self._names[name],
                 check_name=DEAD_LETTERS_CHECK,

@@ -45,18 +45,23 @@ def describe(frame: DataFrame) -> FrameDescription:
     plan = explain_text(frame, "formatted").strip()
     level = frame.storageLevel
     return FrameDescription(
-        columns=tuple(
-            Column(
-                name=field.name,
-                type=field.dataType.simpleString(),
-                nullable=field.nullable,
-                comment=field.metadata.get("comment"),
-            )
-            for field in frame.schema.fields
-        ),
+        columns=columns_of(frame),
         plan=redact(plan),
         partitions=partitions_of(plan),
         storage_level=str(level) if level.useDisk or level.useMemory or level.useOffHeap else None,
+    )
+
+
+def columns_of(frame: DataFrame) -> tuple[Column, ...]:
+    """Return the columns of ``frame``. Runs no Spark job."""
+    return tuple(
+        Column(
+            name=field.name,
+            type=field.dataType.simpleString(),
+            nullable=field.nullable,
+            comment=field.metadata.get("comment"),
+        )
+        for field in frame.schema.fields
     )
 
 

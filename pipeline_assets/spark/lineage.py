@@ -9,7 +9,7 @@ literals unquoted: where that makes it ambiguous, the columns concerned get no e
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -76,20 +76,24 @@ def column_lineage(
     transform: Callable[[Mapping[str, DataFrame]], DataFrame],
     inputs: Mapping[str, StructType],
     spark: SparkSession,
+    streams: Collection[str] = (),
 ) -> ColumnLineage | None:
     """Return, per output column, the (input DataFrame, column) pairs that it is computed from, sorted.
 
     An output column that takes nothing from an input (a literal, ``count(*)``) has an empty tuple; one whose
     origin is not understood is left out; None when nothing could be understood. Conditions of filters and
     joins do not count, the keys of a window do, those of an aggregation where a column shows them. No Spark
-    job runs.
+    job runs. ``streams``: which of the inputs are to be streaming DataFrames.
 
     What ``transform`` raises is passed on: it would raise the same on the real inputs. A ``transform`` that
     registers temp views under the inputs' names leaves views of the empty stand-ins behind; the caller puts
     the real ones back.
     """
     names = list(inputs)
-    stand_ins = {name: _empty(spark, inputs[name]).alias(f"{_MARKER}{index}") for index, name in enumerate(names)}
+    stand_ins = {
+        name: (_endless if name in streams else _empty)(spark, inputs[name]).alias(f"{_MARKER}{index}")
+        for index, name in enumerate(names)
+    }
     frame = transform(stand_ins)
     try:
         root = _analyzed_plan(explain_text(frame, "extended"))
@@ -119,6 +123,14 @@ def _empty(spark: SparkSession, schema: StructType) -> DataFrame:
     session: Any = spark._jsparkSession
     rows = spark.sparkContext._jsc.emptyRDD().rdd()
     return ClassicDataFrame(session.applySchemaToPythonRDD(rows, schema.json()), spark)
+
+
+def _endless(spark: SparkSession, schema: StructType) -> DataFrame:
+    """Return a streaming DataFrame that is never started, whose operator on top lists plain columns."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    nulls = [F.lit(None).cast(field.dataType).alias(field.name) for field in schema.fields]
+    return spark.readStream.format("rate").load().select(*nulls).select("*")
 
 
 def _analyzed_plan(text: str) -> PlanNode:

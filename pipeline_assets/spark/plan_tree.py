@@ -29,7 +29,8 @@ class PlanNode:
     @property
     def name(self) -> str:
         """The operator's name: ``Project``, ``HashAggregate``."""
-        found = re.match(r"(?:\* |\*\(\d+\) )?(\w+)", self.text)
+        # Before it, a star marks generated code, a tilde an operator of a stream.
+        found = re.match(r"(?:~|\* |\*\(\d+\) )?(\w+)", self.text)
         return found[1] if found else self.text
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -40,6 +40,10 @@ class Dataset:
     kind: Literal["postgres", "s3", "kafka", "deltalake", "file"]
     parts: tuple[str, ...]
     uri: str
+
+
+ColumnSources = dict[str, tuple[tuple[Dataset, str], ...]]
+"""By column: the columns of datasets that it comes from."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,13 @@ class ExtractMethod(DataFrameMethod):
         """Return the streaming DataFrame; ``context.source`` is set."""
         raise NotImplementedError
 
+    def column_sources(self, columns: Sequence[str]) -> ColumnSources:
+        """Return what each of ``columns``, those of its DataFrame, comes from; one that is not known is left out.
+
+        Sources that are read together have the same columns.
+        """
+        return {column: tuple((source, column) for source in self.sources()) for column in columns if self.sources()}
+
     def stream_identity(self) -> dict[str, str]:
         """Return what a checkpoint's offsets belong to: they can't be used for a source where this differs."""
         raise NotImplementedError
@@ -329,6 +340,10 @@ class LoadMethod(StepMethod):
 
     def check_schema(self, frame: DataFrame, context: StepContext) -> None:
         """Raise ConfigurationError when the config does not fit the DataFrame's schema. Moves no data."""
+
+    def written(self, frame: DataFrame, context: StepContext) -> DataFrame:
+        """Return ``frame`` with the columns that the target gets, lazily."""
+        return frame
 
     def stream_problem(self, stream: StreamTraits) -> str | None:
         return f"{self.method} does not take streams: use toDeltaLake or toKafka"

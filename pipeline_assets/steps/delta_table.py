@@ -58,7 +58,9 @@ def write_delta(
     spark = frame.sparkSession
     there = table_columns(spark, path)
     if partition is not None:
-        frame, partition_by = _in_slice(frame, partition, partition_by)
+        frame = with_partition(frame, partition)
+        if partition.column is None:
+            partition_by = tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
         if there is not None:
             _check_slice_column(there, partition, path, merge_schema=merge_schema or overwrite_schema)
     mark = f"pipeline-assets:{uuid.uuid4()}"
@@ -111,16 +113,13 @@ def is_missing_table(error: Exception) -> bool:
     return isinstance(error, AnalysisException) and error.getCondition() in _MISSING
 
 
-def _in_slice(
-    frame: DataFrame, partition: PartitionSlice, partition_by: Sequence[str]
-) -> tuple[DataFrame, Sequence[str]]:
+def with_partition(frame: DataFrame, partition: PartitionSlice | None) -> DataFrame:
     """Give the rows the partition's key where the table has no column of its own for it."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    if partition.column is not None:
-        return frame, partition_by
-    keyed = frame.withColumn(PARTITION_KEY_COLUMN, F.lit(partition.key))
-    return keyed, tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
+    if partition is None or partition.column is not None:
+        return frame
+    return frame.withColumn(PARTITION_KEY_COLUMN, F.lit(partition.key))
 
 
 def _check_slice_column(there: Sequence[str], partition: PartitionSlice, path: str, *, merge_schema: bool) -> None:

@@ -6,15 +6,24 @@ import json
 import logging
 import re
 import uuid
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, PipelineCancelledError, PipelineExecutionError, did_you_mean
-from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext, StreamSource, StreamTraits
+from pipeline_assets.steps.base import (
+    ColumnSources,
+    Dataset,
+    ExtractMethod,
+    StepContext,
+    StreamSource,
+    StreamTraits,
+)
 from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options
 from pipeline_assets.steps.kafka_records import (
+    METADATA_COLUMNS,
     RecordFormat,
     RecordParser,
     check_avro_schema,
@@ -172,6 +181,17 @@ class FromKafka(ExtractMethod):
     def sources(self) -> tuple[Dataset, ...]:
         names = (self.topic_pattern,) if self.topic_pattern else self.topic_names()
         return tuple(kafka_dataset(self.connection, name) for name in names)
+
+    def column_sources(self, columns: Sequence[str]) -> ColumnSources:
+        """Return the parts of the records, called as Spark calls them: ``value``, ``key``, ``offset`` ..."""
+        told = {name: name.removeprefix("kafka_") for name in METADATA_COLUMNS} if self.include_metadata else {}
+        return {column: tuple((topic, told.get(column, "value")) for topic in self.sources()) for column in columns}
+
+    def dead_letter_sources(self) -> ColumnSources:
+        """Return what the columns of ``dead_letters`` come from."""
+        parts = ("topic", "partition", "offset", "timestamp", "key", "value")
+        told = {**dict(zip(parts, parts, strict=True)), "value_text": "value", "reason": "value"}
+        return {column: tuple((topic, part) for topic in self.sources()) for column, part in told.items()}
 
     def stream_identity(self) -> dict[str, str]:
         if self.topic_pattern:

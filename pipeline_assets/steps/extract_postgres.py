@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, Any, Self
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
-from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext
+from pipeline_assets.steps.base import ColumnSources, Dataset, ExtractMethod, StepContext
 from pipeline_assets.steps.postgres import (
     TableName,
+    columns_in,
     connect,
     database_errors,
     jdbc_options,
@@ -72,6 +74,14 @@ class FromPostgres(ExtractMethod):
         if self.table is not None:
             return (table_dataset(self.connection, TableName.parse(self.table)),)
         return tuple(table_dataset(self.connection, table) for table in tables_in(self.query or ""))
+
+    def column_sources(self, columns: Sequence[str]) -> ColumnSources:
+        if self.query is None:
+            return super().column_sources(columns)
+        return {
+            column: tuple((table_dataset(self.connection, table), source) for table, source in origins)
+            for column, origins in columns_in(self.query, columns).items()
+        }
 
     def extract(self, context: StepContext) -> DataFrame:
         connection = context.connections.postgres(self.connection)

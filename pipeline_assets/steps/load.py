@@ -8,7 +8,7 @@ from pydantic import AfterValidator, model_validator
 
 from pipeline_assets.steps.base import Dataset, LoadResult, StepContext, StreamingLoad, StreamTraits
 from pipeline_assets.steps.delta_stream import MergeBatch, merge_app_id
-from pipeline_assets.steps.delta_table import DeltaMode, write_delta
+from pipeline_assets.steps.delta_table import DeltaMode, with_partition, write_delta
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.paths import check_any, delta_dataset, open_for_spark
 from pipeline_assets.steps.sql_texts import SqlExpression
@@ -96,6 +96,9 @@ class ToDeltaLake(StreamingLoad):
             require_columns(wanted, self.input_data_frame or "input", frame)
         if context.partition is not None and context.partition.column is not None:
             require_columns((context.partition.column,), self.input_data_frame or "input", frame)
+
+    def written(self, frame: DataFrame, context: StepContext) -> DataFrame:
+        return with_partition(frame, context.partition)
 
     def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
         self.check_schema(frame, context)

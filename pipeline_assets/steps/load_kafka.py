@@ -65,19 +65,19 @@ class ToKafka(StreamingLoad):
         """
         rows = RowCount()
         self._check(frame, context)
-        records = self._records(rows.on(frame))
+        records = self.written(rows.on(frame), context)
         with _counting_writer(context.spark):
             records.write.format("kafka").mode("append").options(**self._options(context)).save()
         return LoadResult(uri=self.sinks()[0].uri, rows=rows.get())
 
     def start_stream(self, frame: DataFrame, context: StepContext, query_name: str) -> StreamingQuery:
         self._check(frame, context)
-        writer = stream_writer(self._records(frame), self, context, query_name)
+        writer = stream_writer(self.written(frame, context), self, context, query_name)
         return writer.format("kafka").options(**self._options(context)).start()
 
     def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, query_id: str) -> None:
         self._check(frame, context)
-        self._records(frame).write.format("kafka").mode("append").options(**self._options(context)).save()
+        self.written(frame, context).write.format("kafka").mode("append").options(**self._options(context)).save()
 
     @property
     def _input(self) -> str:
@@ -94,8 +94,8 @@ class ToKafka(StreamingLoad):
         own = {"topic": self.topic, **kafka_options(connection, context.connections.secrets)}
         return {**option_texts(self.options), **own}
 
-    def _records(self, frame: DataFrame) -> DataFrame:
-        """Return the columns that Spark's sink takes."""
+    def written(self, frame: DataFrame, context: StepContext) -> DataFrame:
+        """Return the columns that Spark's sink takes: ``value``, and ``key`` where there is a ``keyColumn``."""
         from pyspark.sql import functions as F  # noqa: N812
 
         value: Column

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError, RetryableError
-from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
+from pipeline_assets.steps.delta_table import with_partition
 from pipeline_assets.steps.postgres import (
     TableName,
     column_type,
@@ -83,9 +83,21 @@ class ToPostgres(LoadMethod):
         for field in frame.schema.fields:
             column_type(field.name, field.dataType)
 
+    def written(self, frame: DataFrame, context: StepContext) -> DataFrame:
+        """Return ``frame`` as JDBC takes it, with the partition's key where the slice has no column of its own."""
+        from pyspark.sql import functions as F  # noqa: N812
+        from pyspark.sql.types import NullType
+
+        nulls = {
+            field.name: F.lit(None).cast("string")
+            for field in frame.schema.fields
+            if isinstance(field.dataType, NullType)
+        }
+        return with_partition(frame.withColumns(nulls) if nulls else frame, context.partition)
+
     def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
         self.check_schema(frame, context)
-        frame = _writable(frame, context)
+        frame = self.written(frame, context)
         target = TableName.parse(self.table)
         staging = TableName(target.schema, f"_staging_{uuid.uuid4().hex}")
         types = {field.name: column_type(field.name, field.dataType) for field in frame.schema.fields}
@@ -132,21 +144,6 @@ class ToPostgres(LoadMethod):
             connect(connection, context.connections.secrets) as database,
         ):
             yield database
-
-
-def _writable(frame: DataFrame, context: StepContext) -> DataFrame:
-    """Return ``frame`` as JDBC takes it, with the partition's key where the slice has no column of its own."""
-    from pyspark.sql import functions as F  # noqa: N812
-    from pyspark.sql.types import NullType
-
-    nulls = {
-        field.name: F.lit(None).cast("string") for field in frame.schema.fields if isinstance(field.dataType, NullType)
-    }
-    if nulls:
-        frame = frame.withColumns(nulls)
-    if context.partition is not None and context.partition.column is None:
-        frame = frame.withColumn(PARTITION_KEY_COLUMN, F.lit(context.partition.key))
-    return frame
 
 
 @dataclass(frozen=True)

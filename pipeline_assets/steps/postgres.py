@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +14,7 @@ from pipeline_assets.errors import (
     PipelineError,
 )
 from pipeline_assets.steps.base import Dataset
-from pipeline_assets.steps.sql_names import postgres_tables
+from pipeline_assets.steps.sql_names import postgres_columns, postgres_tables
 from pipeline_assets.transience import execution_error, transience_of
 
 if TYPE_CHECKING:
@@ -112,6 +112,14 @@ def table_dataset(connection: str, table: TableName) -> Dataset:
 def tables_in(query: str) -> tuple[TableName, ...]:
     """Return the tables that ``query`` reads, as far as it can be parsed."""
     return tuple(TableName(schema or DEFAULT_SCHEMA, table) for schema, table in postgres_tables(query))
+
+
+def columns_in(query: str, columns: Sequence[str]) -> dict[str, tuple[tuple[TableName, str], ...]]:
+    """Return what ``columns`` of ``query``'s result come from; one that is not understood is left out."""
+    return {
+        column: tuple((TableName(schema or DEFAULT_SCHEMA, table), source) for schema, table, source in origins)
+        for column, origins in postgres_columns(query, columns).items()
+    }
 
 
 def column_type(name: str, data_type: DataType) -> str:

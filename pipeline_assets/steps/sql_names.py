@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -81,6 +81,65 @@ def spark_table_names(query: str) -> tuple[str, ...]:
 def postgres_tables(query: str) -> tuple[tuple[str | None, str], ...]:
     """Return (schema or None, table) of each table that ``query`` reads; none when it can't be parsed."""
     return tuple(dict.fromkeys(_tables(query, "postgres")))
+
+
+def postgres_columns(query: str, columns: Iterable[str]) -> dict[str, tuple[tuple[str | None, str, str], ...]]:
+    """Return, for ``columns`` of the result, the (schema or None, table, column) that each is computed from.
+
+    One that is not understood is left out: without the tables' columns, a name alone does not tell in a join where it
+    is from, and neither does ``*``.
+    """
+    import sqlglot
+
+    try:
+        with _quiet():
+            statement = sqlglot.parse_one(query, dialect="postgres")
+    except sqlglot.errors.SqlglotError:
+        return {}
+    found = {column: _origins(statement, column) for column in columns}
+    return {column: origins for column, origins in found.items() if origins is not None}
+
+
+def _origins(statement: exp.Expr, column: str) -> tuple[tuple[str | None, str, str], ...] | None:
+    from sqlglot import exp
+    from sqlglot.errors import SqlglotError
+    from sqlglot.lineage import Node, lineage
+
+    quoted = exp.to_identifier(column, quoted=True).sql(dialect="postgres")
+    try:
+        with _quiet():
+            root = lineage(quoted, statement, schema={}, dialect="postgres")
+    except SqlglotError:
+        table = _only_starred_table(statement)
+        return None if table is None else ((*_named(table), column),)
+    assert isinstance(root, Node)  # noqa: S101  (it is one for one column)
+    origins: set[tuple[str | None, str, str]] = set()
+    for node in root.walk():
+        if node.downstream:
+            continue
+        if isinstance(node.expression, exp.Table):
+            source = exp.to_column(node.name, dialect="postgres").name
+            if source == "*":
+                return None
+            origins.add((*_named(node.expression), source))
+        elif isinstance(node.expression, exp.Placeholder) or node.expression.find(exp.Column) is not None:
+            return None
+    return tuple(sorted(origins, key=lambda origin: (origin[0] or "", *origin[1:])))
+
+
+def _only_starred_table(statement: exp.Expr) -> exp.Table | None:
+    """Return the one table of a query that has ``*`` and, but for filters and the like, nothing else."""
+    from sqlglot import exp
+
+    source = statement.args.get("from_")
+    if not isinstance(statement, exp.Select) or not statement.is_star or statement.args.get("joins") or source is None:
+        return None
+    return source.this if isinstance(source.this, exp.Table) and not _is_cte(source.this) else None
+
+
+def _named(table: exp.Table) -> tuple[str | None, str]:
+    schema = table.args.get("db")
+    return _folded(schema, "postgres") if schema is not None else None, _folded(table.this, "postgres")
 
 
 def _tables(query: str, dialect: str) -> Iterator[tuple[str | None, str]]:

@@ -79,8 +79,12 @@ def test_what_the_assets_show(location: Location, topic: Topic) -> None:
     told = {key: value.value for key, value in observations[-1].metadata.items()}
     assert told["end_offsets"] == {f"{topic.name}/0": 20, f"{topic.name}/1": 20}
     assert told["lag"] == 0
-    columns = location.metadata("stream", "events")["dagster/column_schema"].columns
-    assert {column.name for column in columns} == set(COLUMNS)
+    view = location.metadata("stream", "events")
+    assert {column.name for column in view["dagster/column_schema"].columns} == set(COLUMNS)
+    source = dg.TableColumnDep(dg.AssetKey(["kafka", "default", topic.name]), "value")
+    assert view["dagster/column_lineage"].deps_by_column == {name: [source] for name in COLUMNS}
+    lineage = written["dagster/column_lineage"].deps_by_column
+    assert lineage == {name: [dg.TableColumnDep(dg.AssetKey(["stream", "events"]), name)] for name in COLUMNS}
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, None])
@@ -93,7 +97,10 @@ def test_broken_records_go_to_the_dead_letters(location: Location, topic: Topic,
     location.write(document)
     result = location.run("stream")
     same_rows(rows_of(root(location, "out"))[COLUMNS], frame(good))
+    told = location.metadata("stream", "events_dead_letters")["dagster/column_lineage"].deps_by_column
+    assert told["value_text"] == [dg.TableColumnDep(dg.AssetKey(["kafka", "default", topic.name]), "value")]
     letters = rows_of(location.table("stream", "events_dead_letters"))
+    assert set(told) == set(letters.columns)
     values = [None if value is None else bytes(value).decode() for value in letters["value"]]
     assert Counter(values) == Counter([*broken, None])
     assert set(letters["topic"]) == {topic.name}

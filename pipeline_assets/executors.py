@@ -1,0 +1,75 @@
+"""Dagster's executors, which also tell of the run what neither its steps nor their resources can: start and end."""
+
+# No postponed annotations here, as in all modules that define what Dagster runs.
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.executor_definition import (
+    IN_PROC_CONFIG,
+    MULTI_PROC_CONFIG,
+    multiple_process_executor_requirements,
+)
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.retries import RetryMode
+from dagster._core.execution.step_dependency_config import StepDependencyConfig
+from dagster._core.executor.base import Executor
+
+from pipeline_assets.openlineage.publishing import lineage_publisher
+from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.settings import Settings
+
+
+def executor_of(settings: Settings, plans: Mapping[str, PipelinePlan]) -> dg.ExecutorDefinition:
+    """Return the executor that ``settings`` name; ``plans`` are those of the jobs, by name."""
+
+    @dg.executor(name="in_process", config_schema=IN_PROC_CONFIG)
+    def in_process(context: dg.InitExecutorContext) -> Executor:
+        return _TellingExecutor(_created(dg.in_process_executor, context), plans, own_processes=False)
+
+    @dg.executor(
+        name="multiprocess", config_schema=MULTI_PROC_CONFIG, requirements=multiple_process_executor_requirements()
+    )
+    def multiprocess(context: dg.InitExecutorContext) -> Executor:
+        return _TellingExecutor(_created(dg.multiprocess_executor, context), plans, own_processes=True)
+
+    return multiprocess if settings.executor == "multiprocess" else in_process
+
+
+def _created(definition: dg.ExecutorDefinition, context: dg.InitExecutorContext) -> Executor:
+    create = definition.executor_creation_fn
+    assert create is not None  # noqa: S101  (for the type checker: Dagster's have one)
+    return create(context)
+
+
+class _TellingExecutor(Executor):
+    """An executor whose run is told of. ``own_processes``: whether its steps have processes of their own, which tell
+    of them, and may die.
+    """
+
+    def __init__(self, executor: Executor, plans: Mapping[str, PipelinePlan], *, own_processes: bool) -> None:
+        self._executor = executor
+        self._plans = plans
+        self._own_processes = own_processes
+
+    @property
+    def retries(self) -> RetryMode:
+        return self._executor.retries
+
+    @property
+    def step_dependency_config(self) -> StepDependencyConfig:
+        return self._executor.step_dependency_config
+
+    def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[Any]:
+        self._tell(plan_context.instance, plan_context.dagster_run)
+        yield from self._executor.execute(plan_context, execution_plan)
+
+    def _tell(self, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+        publisher = lineage_publisher(Settings.from_environment(), run, instance)
+        if publisher is None:
+            return
+        publisher.of_job(self._plans.get(run.job_name), tells_steps=self._own_processes)
+        for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_START):
+            publisher.take(entry)  # it is over by now
+        instance.add_event_listener(run.run_id, publisher.take)
