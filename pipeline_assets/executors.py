@@ -18,6 +18,7 @@ from dagster._core.executor.base import Executor
 
 from pipeline_assets.openlineage.publishing import lineage_publisher
 from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
 
 
@@ -62,11 +63,20 @@ class _TellingExecutor(Executor):
         return self._executor.step_dependency_config
 
     def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[Any]:
-        self._tell(plan_context.instance, plan_context.dagster_run)
+        settings = Settings.from_environment()
+        self._dress_console(settings, plan_context)
+        self._tell(settings, plan_context.instance, plan_context.dagster_run)
         yield from self._executor.execute(plan_context, execution_plan)
 
-    def _tell(self, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-        publisher = lineage_publisher(Settings.from_environment(), run, instance)
+    def _dress_console(self, settings: Settings, context: PlanOrchestrationContext) -> None:
+        log = RunLog(settings, context.dagster_run, context.log)
+        plan = self._plans.get(context.dagster_run.job_name)
+        if plan is not None:
+            log.know(plan)
+        log.dress_console()
+
+    def _tell(self, settings: Settings, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+        publisher = lineage_publisher(settings, run, instance)
         if publisher is None:
             return
         publisher.of_job(self._plans.get(run.job_name), tells_steps=self._own_processes)

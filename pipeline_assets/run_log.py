@@ -74,13 +74,17 @@ class RunLog:
             log_as(spark, fields)
             self._spark_tells = fields
 
-    @contextmanager
-    def written(self) -> Iterator[None]:
-        """Give the lines that are written inside, and Dagster's of the run until it ends, their form."""
+    def dress_console(self) -> None:
+        """Give the lines that Dagster writes from now on by its logger their form."""
         # No public way leads to a run's console: another logger has to be named in the run config of each launch.
         for logger in self._log._dagster_handler._loggers:
             for console in logger.handlers:
                 console.setFormatter(self._formatter(console.formatter))
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Give the lines that are written inside their form, and Dagster's of the run's steps."""
+        self.dress_console()
         root, package = logging.getLogger(), logging.getLogger(_PACKAGE)
         handler = _RootHandler(self)
         handler.setFormatter(self._formatter(None))
