@@ -19,8 +19,8 @@ from pipeline_assets.metrics.publishing import RunPublisher
 from pipeline_assets.openlineage.publishing import LineagePublisher, lineage_publisher
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.redacted_output import RedactedOutput, redacted_logs
-from pipeline_assets.run_log import RunLog
 from pipeline_assets.report.run_reports import write_reports
+from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.spark.session import SparkSessions
