@@ -38,6 +38,7 @@ def render_page(report: RunReport) -> str:
     shown = {id(stage) for stage in longest(stage for _, stage in stages)}
     return _template().render(
         report=report,
+        between=span(report.start, report.end),
         graph=_graph(report),
         timeline=[_TimelineRow.of(op, report) for op in _by_start(report.ops)],
         stages=sorted(
@@ -64,7 +65,6 @@ def _template() -> jinja2.Template:
         "duration": duration,
         "bytes": byte_count,
         "moment": moment,
-        "clock": clock,
         "mark": _MARKS.__getitem__,
     }
     return environment.get_template("page.html.j2")
@@ -117,9 +117,11 @@ def moment(at: float | None) -> str:
     return _NONE if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def clock(at: float) -> str:
-    """Return the time of day, in UTC."""
-    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
+def span(start: float, end: float) -> tuple[str, str]:
+    """Return both ends of a stretch of time, in UTC: as times of day, or with the date where that is another one."""
+    ends = datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)
+    form = "%H:%M:%S" if ends[0].date() == ends[1].date() else "%Y-%m-%d %H:%M:%S"
+    return ends[0].strftime(form), ends[1].strftime(form)
 
 
 def _by_start(ops: Iterable[OpReport]) -> list[OpReport]:
@@ -277,8 +279,7 @@ class _Chart:
 
     title: str
     told: str
-    start: float
-    end: float
+    between: tuple[str, str]
     top: float
     lines: tuple[_Line, ...]
 
@@ -299,16 +300,16 @@ def _chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> _C
     times = [at for points in lines.values() for at, _ in points]
     start, end = min(times), max(times)
     top = max((value for points in lines.values() for _, value in points), default=0.0)
-    span, height = (end - start) or 1.0, top or 1.0
+    whole, height = (end - start) or 1.0, top or 1.0
     told = [
         f"{name}: at most {amount(max(value for _, value in points))}, at last {amount(points[-1][1])}"
         for name, points in lines.items()
     ]
     drawn = []
     for name, points in lines.items():
-        places = (((at - start) / span * 1000, 200 - value / height * 200) for at, value in _drawable(points, end))
+        places = (((at - start) / whole * 1000, 200 - value / height * 200) for at, value in _drawable(points, end))
         drawn.append(_Line(name, " ".join(f"{x:.1f},{y:.1f}" for x, y in places)))
-    return _Chart(title, "; ".join(told), start, end, top, tuple(drawn))
+    return _Chart(title, "; ".join(told), span(start, end), top, tuple(drawn))
 
 
 def _drawable(points: Sequence[tuple[float, float]], end: float) -> Sequence[tuple[float, float]]:

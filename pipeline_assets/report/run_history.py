@@ -13,7 +13,7 @@ import dagster as dg
 from dagster._core.execution.plan.objects import ErrorSource
 
 from pipeline_assets.asset_metadata import STAGE_TIMES
-from pipeline_assets.errors import RunNotFoundError, first_line
+from pipeline_assets.errors import first_line
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.report.model import (
     Attempt,
@@ -29,6 +29,7 @@ from pipeline_assets.report.model import (
     Status,
     StepReport,
 )
+from pipeline_assets.report.runs import find_run, own_ops, selected_ops
 from pipeline_assets.report.schema_changes import schema_changes
 from pipeline_assets.spark.job_metrics import JobMetrics, StageTime
 
@@ -55,72 +56,6 @@ _WORK = frozenset(field.name for field in fields(JobMetrics))
 _PER_CHECK = ("failed_rows", "total_rows", "failed_percent", "failed_sample", "dead_letters")
 # How far to look back for another run's materialization: a step that is tried again may have several of this one.
 _LOOK_BACK = 25
-_RUNS_SEARCHED = 1000
-_SHORT_ID = re.compile(r"[0-9a-f]{4,35}-?[0-9a-f-]*")
-
-
-def find_run(instance: dg.DagsterInstance, plan: PipelinePlan, run_id: str | None = None) -> dg.RunRecord:
-    """Return the run ``run_id`` (or the only one that starts so), or else the last one that had steps of ``plan``.
-
-    Raises RunNotFoundError when there is none, and for a run without any step of ``plan``.
-    """
-    name = plan.pipeline.config.name
-    if run_id is None:
-        found = _last_run(instance, plan)
-        if found is None:
-            raise RunNotFoundError(
-                f"pipeline {name!r} has not run yet, as far as this Dagster instance knows: "
-                f"run it (`dagster job execute -m pipeline_assets.definitions -j {plan.name}`), or look at DAGSTER_HOME"
-            )
-        return found
-    found = _run(instance, run_id)
-    if found is None:
-        raise RunNotFoundError(
-            f"there is no run {run_id!r} in this Dagster instance: look at its page in the UI for the id, and at "
-            "DAGSTER_HOME"
-        )
-    if not _has_steps(instance, plan, found.dagster_run):
-        raise RunNotFoundError(f"run {run_id!r} is one of {found.dagster_run.job_name!r}: no step of {name!r} is in it")
-    return found
-
-
-def _run(instance: dg.DagsterInstance, run_id: str) -> dg.RunRecord | None:
-    found = instance.get_run_records(dg.RunsFilter(run_ids=[run_id]))
-    if not found and _SHORT_ID.fullmatch(run_id):
-        # The UI shows the first eight characters.
-        recent = instance.get_run_records(limit=_RUNS_SEARCHED)
-        found = [record for record in recent if record.dagster_run.run_id.startswith(run_id)]
-    return found[0] if len(found) == 1 else None
-
-
-def _last_run(instance: dg.DagsterInstance, plan: PipelinePlan) -> dg.RunRecord | None:
-    candidates = list(instance.get_run_records(dg.RunsFilter(job_name=plan.name), limit=1))
-    keys = [dg.AssetKey([plan.name, step.name]) for step in plan.steps]
-    # Any job may have materialized them.
-    others = {record.asset_entry.last_run_id for record in instance.get_asset_records(keys)} - {None}
-    if others:
-        candidates += instance.get_run_records(dg.RunsFilter(run_ids=[str(run_id) for run_id in others]))
-    return max(candidates, key=lambda record: record.create_timestamp, default=None)
-
-
-def _has_steps(instance: dg.DagsterInstance, plan: PipelinePlan, run: dg.DagsterRun) -> bool:
-    return run.job_name == plan.name or bool(_own_ops(plan, run, _selected_ops(instance, run)))
-
-
-def _selected_ops(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
-    """Return the keys of the ops that the run was to execute."""
-    if run.step_keys_to_execute:
-        return list(run.step_keys_to_execute)
-    if run.execution_plan_snapshot_id is None:
-        return []
-    snapshot = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
-    return list(snapshot.step_keys_to_execute) if snapshot else []
-
-
-def _own_ops(plan: PipelinePlan, run: dg.DagsterRun, keys: Iterable[str]) -> list[str]:
-    """Return those of ``keys`` that are ops of the pipeline; of its own job, all."""
-    known = {f"{plan.name}__{step.name}" for step in plan.steps} | {f"{plan.name}__stream"}
-    return [key for key in dict.fromkeys(keys) if run.job_name == plan.name or key in known]
 
 
 def read_run(
@@ -134,7 +69,7 @@ def read_run(
     record = find_run(instance, plan, run_id)
     run = record.dagster_run
     log = _Log(instance, run.run_id, most_events)
-    ops = _Ops(_selected_ops(instance, run))
+    ops = _Ops(selected_ops(instance, run))
     for entry in log.entries(_STEP_EVENTS):
         ops.take(entry)
     told = _Told(plan)
@@ -145,7 +80,7 @@ def read_run(
     ):
         for found in log.some(kind):
             told.take(found)
-    own = _own_ops(plan, run, ops.keys())
+    own = own_ops(plan, run, ops.keys())
     start = record.start_time or record.create_timestamp.timestamp()
     ends = [attempt.end for key in own for attempt in ops.attempts(key) if attempt.end]
     reports = {key: ops.report(key, plan) for key in own}

@@ -21,7 +21,7 @@ from pipeline_assets.report.model import (
     SchemaComparison,
     StepReport,
 )
-from pipeline_assets.report.page import amount, byte_count, duration, render_page, thinned
+from pipeline_assets.report.page import amount, byte_count, duration, render_page, span, thinned
 from pipeline_assets.spark.job_metrics import STAGES_KEPT, StageTime
 
 HOSTILE = """<script>alert('x')</script>"><img src=x onerror=alert(1)>{{ 7 * 7 }}"""
@@ -207,3 +207,8 @@ def test_many_points_are_thinned_and_no_peak_is_lost() -> None:
 )
 def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_times_have_a_date_where_it_is_another_one() -> None:
+    assert span(0.0, 60.0) == ("00:00:00", "00:01:00")
+    assert span(86390.0, 86400.0) == ("1970-01-01 23:59:50", "1970-01-02 00:00:00")
