@@ -49,6 +49,8 @@ _PASSING = frozenset(
     }
 )
 _ITEM_END = re.compile(r"#(\d+)L?(?=, |$)")
+# What follows the id of a column with a watermark: its delay.
+_WATERMARK = re.compile(r"(#\d+L?)-T\d+ms\b")
 _SUBQUERY = re.compile(r"\b(?:scalar-subquery|list|exists|lateral-subquery)#\d+ \[")
 # Ids that are no attributes: lambda variables, results of Python functions, subqueries.
 _OTHER_IDS = re.compile(r"\blambda \w+#\d+L?|\)#\d+L?|\b(?:scalar-subquery|list|exists|lateral-subquery)#\d+")
@@ -140,7 +142,7 @@ def _analyzed_plan(text: str) -> PlanNode:
     start = lines.index("== Analyzed Logical Plan ==") + 1
     plan = list(takewhile(lambda line: line != "== Optimized Logical Plan ==", lines[start:]))
     # The first line lists names and types. A name with a line break in it would shift the rest.
-    root = parse_tree(line for line in plan[1:] if line)
+    root = parse_tree(_WATERMARK.sub(r"\1", line) for line in plan[1:] if line)
     if root is None or re.search(r"\.\.\. \d+ more fields", text):
         raise _NotUnderstoodError("the plan is not complete")
     return root

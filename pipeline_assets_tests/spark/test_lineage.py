@@ -76,6 +76,19 @@ def test_new_and_renamed_columns(any_spark: SparkSession) -> None:
     }
 
 
+def test_a_stream(any_spark: SparkSession) -> None:
+    def transform(inputs: Mapping[str, DataFrame]) -> DataFrame:
+        late = inputs["customers"].withWatermark("since", "1 hour").dropDuplicatesWithinWatermark(["id"])
+        return late.join(inputs["orders"], late.id == inputs["orders"].customer_id).select("city", "amount", "since")
+
+    found = column_lineage(transform, schemas(any_spark), any_spark, streams=["customers"])
+    assert found == {
+        "city": (("customers", "city"),),
+        "amount": (("orders", "amount"),),
+        "since": (("customers", "since"),),
+    }
+
+
 @pytest.mark.parametrize("kind", ["inner", "left", "right", "full", "cross", "left_semi", "left_anti"])
 def test_joins_of_every_kind(any_spark: SparkSession, kind: str) -> None:
     from pyspark.sql import functions as F  # noqa: N812
