@@ -29,6 +29,7 @@ from pipeline_assets.partitions import Partitions
 from pipeline_assets.plan import plan_pipeline
 from pipeline_assets.sql_check import sql_issues
 from pipeline_assets.steps import ENTRY_POINT_GROUP, METHODS
+from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets_tests.config_documents import EVENT_STREAM, batch, extract_file, write_config
 from pipeline_assets_tests.docs.command_lines import is_ours, problems
 from pipeline_assets_tests.docs.pages import PAGES, PROJECT, Example, commands, examples, inline_code, matches
@@ -214,15 +215,13 @@ def takes(model: type[BaseModel], document: Mapping[str, Any]) -> bool:
 
 
 def is_a_value(document: Mapping[str, Any]) -> bool:
-    """Return whether some key of a pipeline or of a step takes an object like this."""
-    fields = [field for model in (PipelineConfig, *METHODS) for field in model.model_fields.values()]
-    for field in fields:
-        if "dict" in str(field.annotation) or field.annotation is PipelineConfig.model_fields["schedule"].annotation:
-            try:
-                TypeAdapter(field.rebuild_annotation()).validate_python(document)
-            except ValidationError:
-                continue
-            return True
+    """Return whether one of the keys whose values may be objects takes this one."""
+    for field in (PipelineConfig.model_fields["schedule"], FromKafka.model_fields["starting_offsets"]):
+        try:
+            TypeAdapter(field.rebuild_annotation()).validate_python(document)
+        except ValidationError:
+            continue
+        return True
     return False
 
 
