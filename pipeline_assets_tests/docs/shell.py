@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +32,7 @@ class Shell:
 
 @contextmanager
 def shell(folder: Path, environment: Mapping[str, str]) -> Iterator[Shell]:
-    """Open a shell in ``folder``; at the end nothing that it started is left."""
+    """Open a shell in ``folder``, and end it. What runs in its background goes on."""
     process = subprocess.Popen(
         ["bash", "--noprofile", "--norc"],
         cwd=folder,
@@ -43,10 +41,10 @@ def shell(folder: Path, environment: Mapping[str, str]) -> Iterator[Shell]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
+        start_new_session=True,  # without the terminal of the tests
     )
     with process:
         try:
             yield Shell(process)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
