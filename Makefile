@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-stream ui down test check bench clean
+.PHONY: help setup demo demo-stream ui down test check bench docs docs-serve clean
 SHELL := bash
 PYTHON := .venv/bin/python
 
@@ -33,5 +33,12 @@ check: setup  ## Lint and type-check.
 bench: setup  ## Measure against bare PySpark and plain Dagster; writes docs/benchmarks.md.
 	@$(PYTHON) -m benchmarks
 
+docs: setup  ## Build the site of the documentation into site/.
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+	@echo "$(CURDIR)/site/index.html"
+
+docs-serve: setup  ## Show the site, with its search, and again after each change (Ctrl+C ends it).
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs serve --dev-addr 127.0.0.1:8000
+
 clean:  ## Remove what the demo, the tests and the tools left in this folder.
-	rm -rf warehouse .dagster_home artifacts .pytest_cache .mypy_cache .ruff_cache spark-warehouse
+	rm -rf warehouse .dagster_home artifacts site .pytest_cache .mypy_cache .ruff_cache spark-warehouse

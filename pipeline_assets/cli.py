@@ -58,7 +58,8 @@ def validate(files: tuple[Path, ...], with_spark: bool) -> None:
             click.echo(line, err=True)
     if errors:
         sys.exit(1)
-    click.echo(f"{len(files) or len(valid)} configs are valid")
+    count = len(files) or len(valid)
+    click.echo("1 config is valid" if count == 1 else f"{count} configs are valid")
 
 
 @main.command()

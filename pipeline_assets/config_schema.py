@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from inspect import cleandoc
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from pipeline_assets.config import PipelineConfig
 from pipeline_assets.steps import METHODS, method_registry
-from pipeline_assets.steps.base import DataFrameMethod, StepMethod
+from pipeline_assets.steps.base import DataFrameMethod, StepMethod, ValidateMethod
 
 _VARIABLE = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
 _NUMBER_AS_TEXT = rf"^\s*-?[0-9]+(\.[0-9]+)?\s*$|{_VARIABLE}"
@@ -38,20 +41,52 @@ def pipeline_schema() -> dict[str, Any]:
 
 def step_reference() -> str:
     """Return the reference of all step methods as Markdown, for docs/steps.md."""
-    lines = ["# Step methods", "", "Made from the models: `pipeline-assets schema --reference > docs/steps.md`."]
-    common = sorted(DataFrameMethod.model_fields)
+    lines = _REFERENCE_HEAD.splitlines()
     for method in METHODS:
-        lines += ["", f"## {method.type} {method.method}", "", cleandoc(method.__doc__ or ""), ""]
-        lines += ["| key | required | meaning |", "|---|---|---|"]
-        for name, field in method.model_fields.items():
-            if name not in common:
-                about = " ".join((field.description or "").split()).replace("|", "\\|")
-                lines.append(f"| `{field.alias or name}` | {'yes' if field.is_required() else ''} | {about} |")
-    lines += ["", "## Keys of every extract and transform", "", "| key | meaning |", "|---|---|"]
-    for name in common:
-        field = DataFrameMethod.model_fields[name]
-        lines.append(f"| `{field.alias}` | {' '.join((field.description or '').split())} |")
+        shared = next((base for base in _SHARED if issubclass(method, base)), None)
+        lines += ["", f"## {method.type} {method.method}", "", cleandoc(method.__doc__ or "")]
+        own = {name: key for name, key in method.model_fields.items() if not shared or name not in shared.model_fields}
+        if own:
+            lines += ["", *_key_table(own)]
+        if shared:
+            heading = _SHARED[shared]
+            lines += ["", f"{'Further keys' if own else 'Keys'}: [{heading.lower()}](#{_anchor(heading)})."]
+        elif not own:
+            lines += ["", "It has no keys."]
+    for base, heading in _SHARED.items():
+        lines += ["", f"## {heading}", "", *_key_table(dict(sorted(base.model_fields.items())))]
     return "\n".join(lines) + "\n"
+
+
+_REFERENCE_HEAD = """# Step methods
+
+The keys of a step's `config`, by its type and method. Which DataFrame a step takes, and how its asset is called:
+[configuration.md](configuration.md#a-step).
+
+Made from the models: `pipeline-assets schema --reference > docs/steps.md`."""
+_SHARED: dict[type[StepMethod], str] = {
+    DataFrameMethod: "Keys of every extract and transform",
+    ValidateMethod: "Keys of every validate step",
+}
+
+
+def _key_table(fields: dict[str, FieldInfo]) -> list[str]:
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for name, field in fields.items():
+        about = " ".join((field.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{field.alias or name}` | {_default(field)} | {about} |")
+    return lines
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.get_default()
+    return "" if default is None or default in ((), {}, []) else f"`{json.dumps(default)}`"
+
+
+def _anchor(heading: str) -> str:
+    return heading.lower().replace(" ", "-")
 
 
 def _branch(method: type[StepMethod]) -> dict[str, Any]:

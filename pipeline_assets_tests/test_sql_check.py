@@ -132,4 +132,4 @@ def test_the_command_checks_a_folder_in_one_go(
     ]
     (tmp_path / "event-stream.json").unlink()
     checked = CliRunner().invoke(main, ["validate", "--with-spark"])
-    assert (checked.exit_code, checked.stdout) == (0, "1 configs are valid\n")
+    assert (checked.exit_code, checked.stdout) == (0, "1 config is valid\n")

@@ -50,6 +50,7 @@ class JoinDataFrames(TransformMethod):
     """Joins two or more DataFrames, from left to right.
 
     Columns of the result: those of the DataFrames in their order.
+
     - Keys of the same name on both sides appear once: with the left's value, the right's in a right join, whichever
       is not null in a full one. Keys of different names are both kept.
     - Any other column of the right DataFrame whose name is taken gets the DataFrame's name as a prefix: `id` of

@@ -38,6 +38,13 @@ def _marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def kill_processes_of(mark: str) -> None:
+    """Kill what was started with ``mark`` in its environment."""
+    for process in _marked(mark):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def wait_until(condition: Callable[[], object], seconds: float = LIMIT) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + seconds
@@ -95,7 +102,5 @@ class JobProcess:
 
     def kill_all(self) -> None:
         """Leave nothing behind, whatever the test has come to."""
-        for process in _marked(self.mark):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill_processes_of(self.mark)
         self._process.wait(LIMIT)
