@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -426,3 +427,39 @@ def test_the_spark_connect_server(image: Path, tmp_path: Path) -> None:
     finally:
         run.stop()
     assert sorted(rows_of(tmp_path / "table")["id"]) == list(range(10))
+
+
+# What docs/operations.md says
+
+
+def guide() -> str:
+    return (PROJECT / "docs" / "operations.md").read_text()
+
+
+def test_what_the_guide_quotes_is_said() -> None:
+    """Each message in its tables of symptoms is put together from texts in the code."""
+    texts = [
+        "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        if isinstance(node, ast.JoinedStr)
+        else node.value
+        for path in (PROJECT / "pipeline_assets").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+    ]
+    symptoms = guide().partition("## When a stream is down")[2].partition("## Routine")[0]
+    quoted = re.findall(r"^\| (?:\.\.\. )?`([^`]+)`", symptoms, re.MULTILINE)
+    assert len(quoted) >= 15
+    for message in quoted:
+        for part in re.split(r"\.{3}|\d[\d.]*(?: s\b)?|[(),:]", message):
+            words = part.strip()
+            assert len(words) < 6 or any(words in text for text in texts), f"nobody says {words!r} of {message!r}"
+
+
+def test_where_the_guide_points_to() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", guide()):
+        file, _, anchor = target.partition("#")
+        path = (PROJECT / "docs" / file) if file else PROJECT / "docs" / "operations.md"
+        assert path.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}, target
