@@ -15,9 +15,9 @@ from pipeline_assets.report.graph_layout import lay_out
 from pipeline_assets.report.model import OpReport, Progress, ProgressPoint, RunReport, Status, StepReport
 from pipeline_assets.spark.job_metrics import longest
 
-_NODE = (216, 70)
+_NODE = (228, 70)
 _GAP = (22, 38)
-_CHARS_IN_NODE = 27
+_CHARS_IN_NODE = 26
 _POINTS_SHOWN = 400
 _NONE = "\N{EN DASH}"
 _MARKS: Mapping[Status, str] = {
@@ -259,7 +259,7 @@ def _place_box(node: tuple[str, ...], place: Any) -> tuple[tuple[str, ...], str,
     direction = "read from" if node[0] == "from" else "written to"
     shown = place.uri.removeprefix("file://").removeprefix("warehouse table ")
     # The end of a path says most.
-    fitted = shown if len(shown) <= _CHARS_IN_NODE else f"…{shown[-(_CHARS_IN_NODE - 1) :]}"
+    fitted = shown if len(shown) <= _CHARS_IN_NODE else f"…{shown[1 - _CHARS_IN_NODE :]}"
     return (fitted, f"{direction} {place.kind}"), "place", "", f"{direction} {place.kind}: {place.uri}"
 
 
