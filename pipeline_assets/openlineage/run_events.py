@@ -240,14 +240,13 @@ class LineageEvents:
         facets = {**self._run_facets(plan), "parent": parent, **(told or {})}
         if op is not None and attempt.checks:
             facets["test"] = f.test_facet(op.steps, attempt.checks.values())
-        is_known = state in (RunState.COMPLETE, RunState.RUNNING)
         return RunEvent(
             eventType=state,
             eventTime=f.time_text(at),
             run=Run(attempt_uuid(self._run.run_id, attempt.step_key, attempt.number), facets=facets),
             job=Job(self._namespace, name, facets=f.job_facets(plan, step, "STEP")),
             inputs=self._inputs(op, attempt) if op is not None else [],
-            outputs=self._outputs(op, attempt, is_known=is_known) if op is not None else [],
+            outputs=self._outputs(op, attempt) if op is not None else [],
             producer=f.PRODUCER,
         )
 
@@ -289,8 +288,8 @@ class LineageEvents:
         # None are told where the source does not count them, as PostgreSQL's JDBC driver does not count bytes.
         return {name: int(told[key].value) for name, key in keys.items() if key in told and told[key].value}
 
-    def _outputs(self, op: _Op, attempt: _Attempt, *, is_known: bool) -> list[OutputDataset]:
-        """Return what is written; ``is_known``: with what the assets tell of it.
+    def _outputs(self, op: _Op, attempt: _Attempt) -> list[OutputDataset]:
+        """Return what is written, with what the assets have told of it.
 
         Quarantine and dead letters are told of once there are some.
         """
@@ -298,7 +297,7 @@ class LineageEvents:
         for step in op.steps:
             for asset in op.datasets.assets_of(step):
                 name = op.datasets.written_as(asset)
-                told = attempt.metadata.get(dg.AssetKey([op.plan.name, asset])) if is_known else None
+                told = attempt.metadata.get(dg.AssetKey([op.plan.name, asset]))
                 if name is not None and (told is not None or asset == step.name):
                     origins = self._origins_of(op, asset, told) if told else None
                     found.append(f.output_dataset(name, told, origins))

@@ -6,6 +6,7 @@ import copy
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,9 +138,11 @@ class Heard:
         selection = dg.AssetSelection.all()
         defined = dg.Definitions(assets=others, asset_checks=checks, jobs=[dg.define_asset_job(job, selection)])
         resolved = defined.resolve_job_def(job)
-        self.result = resolved.execute_in_process(
-            instance=instance, run_id=self.run_id, raise_on_error=False, **execution
-        )
+        self.result: dg.ExecuteInProcessResult | None = None
+        with suppress(dg.DagsterExecutionInterruptedError):
+            self.result = resolved.execute_in_process(
+                instance=instance, run_id=self.run_id, raise_on_error=False, **execution
+            )
 
     def events(self, plan: Any, *, of_run: bool = False) -> list[Event]:
         run = self._instance.get_run_by_id(self.run_id)
@@ -289,6 +292,7 @@ def test_each_try_is_a_run_of_its_own(instance: dg.DagsterInstance, tmp_path: Pa
             raise RuntimeError("not yet")
 
     heard = Heard(instance, assets(joined=fail_twice))
+    assert heard.result is not None
     assert heard.result.success
     events = [event for event in heard.events(planned(tmp_path, SALES)) if event["job"]["name"] == "sales.joined"]
     assert [event["eventType"] for event in events] == ["START", "FAIL", "START", "FAIL", "START", "COMPLETE"]
@@ -335,7 +339,7 @@ STREAM = {
 }
 
 
-def stream_of(numbers: list[int]) -> Any:
+def stream_of(numbers: list[int], *, is_stopped: bool = False) -> Any:
     out, letters = dg.AssetKey(["stream", "to_delta_lake"]), dg.AssetKey(["stream", "events_dead_letters"])
     specs = [dg.AssetSpec(found, skippable=True) for found in (dg.AssetKey(["stream", "events"]), out, letters)]
     deps = {"id": [dg.TableColumnDep(dg.AssetKey(["stream", "events"]), "id")]}
@@ -347,6 +351,8 @@ def stream_of(numbers: list[int]) -> Any:
         for version, number in enumerate(numbers):
             told = {"rows_written": number, "table_version": version, **about}
             yield dg.AssetMaterialization(out, metadata=told)
+        if is_stopped:
+            raise dg.DagsterExecutionInterruptedError("stopped")
 
     return stream
 
@@ -368,3 +374,13 @@ def test_a_stream_tells_of_itself_now_and_then(
     assert [output["facets"]["version"]["datasetVersion"] for output in told] == ["0", "2", "3"]
     (origin,) = told[0]["facets"]["columnLineage"]["fields"]["id"]["inputFields"]
     assert (origin["namespace"], origin["name"], origin["field"]) == ("kafka://one:9092", "events", "value")
+
+
+def test_a_stream_that_is_stopped_has_written_what_it_has(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    heard = Heard(instance, [stream_of([5, 6], is_stopped=True)], job="stream")
+    events = heard.events(planned(tmp_path, STREAM))
+    assert [event["eventType"] for event in events] == ["START", "RUNNING", "ABORT"]
+    (output,) = events[-1]["outputs"]
+    assert output["outputFacets"]["outputStatistics"]["rowCount"] == 5 + 6
+    assert output["facets"]["version"]["datasetVersion"] == "1"
+    assert "errorMessage" not in events[-1]["run"]["facets"]
