@@ -7,8 +7,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import click
 
@@ -26,7 +28,9 @@ def problems(text: str) -> Iterator[str]:
     if parsed.returncode:
         yield parsed.stderr
         return
-    for line in text.replace("\\\n", " ").splitlines():
+    # What is between <<'END' and END is for the command to read.
+    without_input = re.sub(r"<<'?(\w+)'?\n.*?\n\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for line in without_input.replace("\\\n", " ").splitlines():
         for words in _simple_commands(line):
             problem = _problem(words)
             if problem is not None:
@@ -67,7 +71,8 @@ def _problem(words: list[str]) -> str | None:
     if "/" in program:
         paths = [program, *(argument for argument in arguments if "/" in argument)]
         return next((f"there is no {path}" for path in paths if not (PROJECT / path).exists()), None)
-    if program in ELSEWHERE or shutil.which(program) or _is_builtin(program):
+    own = Path(sys.executable).with_name(program)
+    if program in ELSEWHERE or own.exists() or shutil.which(program) or _is_builtin(program):
         return None
     return f"there is no program {program}"
 
@@ -90,6 +95,8 @@ def _click_problem(command: click.Command, name: str, arguments: list[str]) -> s
 
 
 def _python_problem(arguments: list[str]) -> str | None:
+    if arguments[0] == "-":
+        return None  # its program is what it is given as input
     if arguments[0] != "-m":
         return None if (PROJECT / arguments[0]).exists() else f"there is no {arguments[0]}"
     if importlib.util.find_spec(arguments[1]) is None:

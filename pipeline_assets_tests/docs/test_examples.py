@@ -36,10 +36,17 @@ from pipeline_assets_tests.docs.pages import PAGES, PROJECT, Example, commands, 
 from pipeline_assets_tests.docs.shell import shell
 from pipeline_assets_tests.integration.delta_tables import rows_of
 from pipeline_assets_tests.integration.location import Location
+from pipeline_assets_tests.openlineage.event_schema import FACETS, KEYS
+from pipeline_assets_tests.openlineage.event_schema import problems as lineage_problems
 
 ALL = [example for page in PAGES for example in examples(page)]
 # test_tutorial.py saves and runs the others of the tutorial.
-CHECKED = [example for example in ALL if example.page != "docs/tutorial.md" or example.language in ("json", "yaml")]
+CHECKED = [
+    example
+    for example in ALL
+    if (example.page != "docs/tutorial.md" or example.language in ("json", "yaml"))
+    and (example.page, example.language) != ("docs/logs.md", "python")
+]
 # What the variables in examples are, where examples are read.
 VARIABLES = {"PGHOST": "db.example.com"}
 MODELS: tuple[type[BaseModel], ...] = (
@@ -79,6 +86,12 @@ def check_json(example: Example, folder: Path) -> None:
     if "kind" in document:
         check_metrics_line(example, document)
         return
+    if "eventType" in document:
+        assert lineage_problems(with_the_rest(document)) == []
+        return
+    if "ts" in document:
+        check_log_line(example, document)
+        return
     assert set(document) <= set(ConnectionsFile.model_fields), f"{example} is no JSON that anybody checks"
     (folder / "connections.json").write_text(example.text)
     assert set(load_connections(folder, VARIABLES).file.model_fields_set) == set(document)
@@ -92,6 +105,38 @@ def check_metrics_line(example: Example, document: dict[str, Any]) -> None:
     assert record.kind in get_args(Kind)
     named = set(inline_code(PROJECT / example.page))
     assert set(record.numbers) <= named
+
+
+def with_the_rest(event: dict[str, Any]) -> dict[str, Any]:
+    """Return a lineage event with what each facet has beside what it tells."""
+    producer = event["producer"]
+    schemas = {KEYS[cls.__name__]: url for url, cls in FACETS.items() if cls.__name__ in KEYS}
+    for owner in (event["run"], event["job"], *event["inputs"], *event["outputs"]):
+        for facets in (owner.get(name, {}) for name in ("facets", "inputFacets", "outputFacets")):
+            for name, facet in facets.items():
+                facet |= {"_producer": producer, "_schemaURL": schemas[name]}
+    return {**event, "schemaURL": "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"}
+
+
+def check_log_line(example: Example, document: dict[str, Any]) -> None:
+    from pyspark.logger import SPARK_LOG_SCHEMA
+
+    assert set(document) - {"run_id", "pipeline"} <= set(re.findall(r"(?:^|, )(\w+) ", SPARK_LOG_SCHEMA))
+    named = " ".join(inline_code(PROJECT / example.page))
+    assert [name for name in document["context"] if f".{name}" not in named] == []
+
+
+def check_log(example: Example, folder: Path) -> None:
+    form = re.compile(
+        r"[-\d]{10} [:\d]{8} [+]0000 - (dagster|spark\.\w+) - (INFO|WARN|ERROR) - \w+ - [-0-9a-f]{36} - .+\]$"
+    )
+    lines = example.text.splitlines()
+    assert lines
+    assert [line for line in lines if not form.match(line)] == []
+
+
+def check_properties(example: Example, folder: Path) -> None:
+    assert all(re.fullmatch(r"[\w.]+ \S+", line) for line in example.text.splitlines())
 
 
 def check_commands(example: Example, folder: Path) -> None:
@@ -151,6 +196,8 @@ CHECKS: dict[str, Callable[[Example, Path], None]] = {
     "python": check_python,
     "yaml": check_yaml,
     "toml": check_toml,
+    "log": check_log,
+    "properties": check_properties,
     "promql": check_promql,
     "text": check_modules,
 }
@@ -173,6 +220,16 @@ def test_the_sql_in_examples(tmp_path: Path, spark: Any) -> None:
     loaded = [load(pipeline, tmp_path) for pipeline in pipelines if pipeline is not None]
     assert len(loaded) > 5
     assert list(sql_issues(loaded, spark)) == []
+
+
+def test_logs_are_read_by_spark(tmp_path: Path, spark: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (line,) = [example for example in ALL if (example.page, example.language) == ("docs/logs.md", "json")]
+    (program,) = [example for example in ALL if (example.page, example.language) == ("docs/logs.md", "python")]
+    (tmp_path / "run.log").write_text(json.dumps(json.loads(line.text)))
+    text = program.text.replace('"run.log"', repr(str(tmp_path / "run.log")))
+    assert text != program.text
+    exec(compile(text, str(program), "exec"), {"spark": spark})
+    assert json.loads(line.text)["msg"][:15] in capsys.readouterr().out
 
 
 def inline_commands() -> list[Any]:
