@@ -72,10 +72,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def job(location: Location, server: Server, tmp_path: Path) -> Iterator[Callable[[str], JobProcess]]:
     """Starts jobs of the location on the server."""
     running = []
-    (tmp_path / "home").mkdir()
-    environment = {**location.environment, "DAGSTER_HOME": str(tmp_path / "home"), "SPARK_REMOTE": server.remote}
 
     def start(name: str) -> JobProcess:
+        home = tmp_path / f"{name}_home"
+        home.mkdir()
+        environment = {**location.environment, "DAGSTER_HOME": str(home), "SPARK_REMOTE": server.remote}
         running.append(JobProcess(name, environment, tmp_path / f"{name}.log"))
         return running[-1]
 
@@ -96,12 +97,12 @@ def test_many_runs_at_once_do_not_mix(location: Location, job: Callable[[str], J
     for number in range(RUNS):
         rows = pd.DataFrame({"id": range(1000 + number), "kind": [row % (number + 2) for row in range(1000 + number)]})
         rows.to_parquet(location.folder / f"rows{number}.parquet", index=False)
+        counts = "SELECT kind, count(*) AS n, max(id) AS last FROM rows GROUP BY kind"
         location.write(
             batch(
                 f"run{number}",
                 extract_file("rows", f"file://{location.folder}/rows{number}.parquet", cache=True),
-                transform("sql", query="SELECT kind, count(*) AS n, max(id) AS last FROM rows GROUP BY kind",
-                          inputDataFrames=["rows"], registerAs="kinds"),
+                transform("sql", query=counts, registerAs="kinds"),
                 transform("joinDataFrames", inputDataFrames=["rows", "kinds"], joinType="inner",
                           leftKeys=["kind"], rightKeys=["kind"], registerAs="joined"),
             )
