@@ -125,7 +125,8 @@ class RunLog:
             fields["partition"] = self._partition
         event = metadata.get("dagster_event")
         if event is not None:
-            fields["event"] = event.event_type_value
+            # As Dagster's UI and its text have them: what was called a pipeline there is a job.
+            fields["event"] = event.event_type_value.replace("PIPELINE_", "RUN_")
             if event.asset_key is not None:
                 fields["asset"] = event.asset_key.to_user_string()
             if (batch := _batch_id(event)) is not None:

@@ -7,6 +7,7 @@ Sources: https://spark.apache.org/docs/latest/configuration.html#structured-logg
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,11 +31,16 @@ def log_conf(settings: Settings) -> dict[str, str]:
 
 def log_options(settings: Settings, run_id: str, pipeline: str) -> str:
     """Return the options by which a driver's log says whose it is; its layout is left to a user who has given one."""
-    told = f"-Dpipeline_assets.run_id={run_id} -Dpipeline_assets.pipeline={pipeline}"
+    told = f'"-Dpipeline_assets.run_id={_plain(run_id)}" "-Dpipeline_assets.pipeline={_plain(pipeline)}"'
     if _CONFIGURATION in given_java_options() or "SPARK_CONF_DIR" in os.environ:
         return told
     file = Path(__file__).with_name(f"log4j2-{settings.log_format}.properties")
     return f'{told} "{_CONFIGURATION}{file}"'
+
+
+def _plain(text: str) -> str:
+    """Return ``text`` without what would end or change an option in quotes."""
+    return re.sub(r'["\\\s]', "_", text)
 
 
 def log_as(spark: SparkSession, fields: Mapping[str, str]) -> None:

@@ -58,7 +58,7 @@ def test_a_real_prometheus_answers_from_what_runs_have_recorded(
     assert answer(f"sum(pipeline_assets_step_attempts_total{orders})") == 3
     assert answer(f"pipeline_assets_step_duration_seconds_sum{orders}") == 44
     assert answer('pipeline_assets_step_duration_seconds_bucket{step="load", le="2.5"}') == 2
-    (alert,) = re.findall(r"```\n(.+?)```", documented("Alerts and dashboards"), re.DOTALL)
+    (alert,) = re.findall(r"```promql\n(.+?)```", documented("Alerts and dashboards"), re.DOTALL)
     assert {(found["metric"]["step"], found["value"][1]) for found in prometheus.query(alert)} == {
         ("load", "9"),
         ("never", "3"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from devstack.stack import Stack
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark import session
 from pipeline_assets.spark.jars import EXCLUDES, PACKAGES, resolve_jars
+from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.session import (
     SparkSessions,
     connect_url,
@@ -332,3 +334,9 @@ def test_java_that_is_missing_is_said(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=120, check=True, env=environment,
     )  # fmt: skip
     assert "JDK or JRE 17 or 21" in done.stdout
+
+
+def test_no_name_changes_the_options_of_the_jvm() -> None:
+    told = log_options(Settings(), 'a "run\\" -Dx=y', "p q")
+    options = shlex.split(told)
+    assert options[:2] == ["-Dpipeline_assets.run_id=a__run___-Dx=y", "-Dpipeline_assets.pipeline=p_q"]
