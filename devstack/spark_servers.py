@@ -13,6 +13,7 @@ from devstack import java
 from devstack.loopback_http import open_without_proxy
 from devstack.ports import LOOPBACK, free_port
 from devstack.processes import PartRun, server_environment
+from pipeline_assets.spark.properties_file import write_properties
 
 # What an HTTP/2 client says first, an empty SETTINGS frame last; the server answers with SETTINGS of its own.
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
@@ -72,10 +73,8 @@ class SparkConnect:
             "spark.connect.grpc.binding.address": server.host,
             "spark.connect.grpc.binding.port": str(server.port),
         }
-        # A file and not the command line, which every user of the machine can read.
         properties = run.data / "spark.properties"
-        properties.touch(mode=0o600)
-        properties.write_text("".join(f"{_escaped(key)}={_escaped(value)}\n" for key, value in conf.items()))
+        write_properties(properties, conf)
         run.say("starting")
         run.spawn(
             "spark-connect",
@@ -186,10 +185,3 @@ def _spark_environment(data: Path, extra: Mapping[str, str]) -> dict[str, str]:
             **extra,
         }
     )
-
-
-def _escaped(text: str) -> str:
-    """As Java's property files want it."""
-    for character, escape in {"\\": "\\\\", "\n": "\\n", "=": "\\=", ":": "\\:", " ": "\\ "}.items():
-        text = text.replace(character, escape)
-    return text

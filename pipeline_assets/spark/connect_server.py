@@ -17,6 +17,7 @@ from pipeline_assets.settings import Settings, cache_folder
 from pipeline_assets.spark.class_archive import archived_classes
 from pipeline_assets.spark.java_options import java_options
 from pipeline_assets.spark.jvm_log import log_options
+from pipeline_assets.spark.properties_file import write_properties
 from pipeline_assets.spark.session import session_conf
 
 _MAIN = "org.apache.spark.sql.connect.service.SparkConnectServer"
@@ -122,10 +123,8 @@ class ConnectServer:
             "spark.connect.grpc.binding.address": self._host,
             "spark.connect.grpc.binding.port": str(self._port),
         }
-        # A file, and not the command line, which every user of the machine can read.
         file = self._folder / "spark.properties"
-        file.touch(mode=0o600)
-        file.write_text("".join(f"{_escaped(key)}={_escaped(value)}\n" for key, value in conf.items()), "utf-8")
+        write_properties(file, conf)
         return str(file)
 
     def _wait_until_it_answers(self, record: ServerRecord) -> None:
@@ -160,10 +159,3 @@ def _end(process: psutil.Process) -> None:
         process.wait(_STOP_SECONDS)
     except psutil.NoSuchProcess:
         return
-
-
-def _escaped(text: str) -> str:
-    """As Java's property files want it."""
-    for character, escape in {"\\": "\\\\", "\n": "\\n", "=": "\\=", ":": "\\:", " ": "\\ "}.items():
-        text = text.replace(character, escape)
-    return text
