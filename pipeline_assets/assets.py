@@ -283,7 +283,7 @@ class _PipelineFactory:
         checked, *references = (self._key(index) for index in step.inputs)
 
         @dg.multi_asset_check(
-            name=f"{plan.name}__{step.name}",
+            name=plan.op_name(step),
             specs=check_specs(step, checked, [key for key in dict.fromkeys(references) if key != checked]),
             required_resource_keys={"spark"},
             can_subset=True,
@@ -311,7 +311,7 @@ class _PipelineFactory:
         upstream = {index: self._key(index) for index in step.inputs}
 
         @dg.multi_asset(
-            name=f"{plan.name}__{step.name}",
+            name=plan.op_name(step),
             ins=ins,
             deps=self._deps(step),
             outs={

@@ -95,6 +95,15 @@ class PipelinePlan:
         """Name ``step`` for an error."""
         return StepLocation(self.pipeline.config.name, step.index, step.method.type, step.method.method)
 
+    def op_name(self, step: PlannedStep) -> str:
+        """Return the name of the op that runs ``step`` of a batch; it is its step key, too."""
+        return f"{self.name}__{step.name}"
+
+    @property
+    def stream_op_name(self) -> str:
+        """The name of the op that runs a streaming pipeline."""
+        return f"{self.name}__stream"
+
     def stream_loads(self) -> tuple[PlannedStep, ...]:
         """Return the loads that write streams, each by a query of its own."""
         return tuple(step for step in self.steps if step.role is Role.LOAD and step.is_stream)
@@ -470,7 +479,7 @@ def _take_op_names(plan: PipelinePlan, taken: dict[str, tuple[PipelinePlan, Plan
 
     Raises ConfigurationError for those that another pipeline's have, as ``a`` / ``b__c`` and ``a__b`` / ``c``.
     """
-    own = {f"{plan.name}__{step.name}": step for step in plan.steps}
+    own = {plan.op_name(step): step for step in plan.steps}
     issues = []
     for name, step in own.items():
         if name in taken:

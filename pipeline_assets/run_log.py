@@ -56,7 +56,7 @@ class RunLog:
     def know(self, plan: PipelinePlan) -> None:
         """Have lines about the steps of ``plan`` tell more of them than their keys. It is planned on a Spark anew."""
         self._spark_tells = {}
-        self._steps |= {f"{plan.name}__{step.name}": log_fields(plan, step) for step in plan.steps}
+        self._steps |= {plan.op_name(step): log_fields(plan, step) for step in plan.steps}
 
     @contextmanager
     def of_step(self, log: DagsterLogManager) -> Iterator[None]:
@@ -107,7 +107,7 @@ class RunLog:
 
         It does not while it files another: what a listener of its events has to say is no event.
         """
-        if record.name.partition(".")[0] == _PACKAGE and self._log.isEnabledFor(record.levelno):
+        if _is_own(record) and self._log.isEnabledFor(record.levelno):
             setattr(record, _LOGGER, record.name)
             self._log.handle(record)
         return hasattr(record, LOG_RECORD_METADATA_ATTR)
@@ -134,6 +134,10 @@ class RunLog:
         return fields
 
 
+def _is_own(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] == _PACKAGE
+
+
 def _batch_id(event: dg.DagsterEvent) -> Any:
     if event.event_type is dg.DagsterEventType.ASSET_OBSERVATION:
         told = event.asset_observation_data.asset_observation.metadata
@@ -156,9 +160,8 @@ class _RootHandler(logging.StreamHandler[Any]):
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        own = record.name.partition(".")[0] == _PACKAGE
         # Others' lines are written once: by the handlers that somebody has put here, if there are any.
-        if not self._run_log.hand_on(record) and (own or len(logging.getLogger().handlers) == 1):
+        if not self._run_log.hand_on(record) and (_is_own(record) or len(logging.getLogger().handlers) == 1):
             super().emit(record)
 
 

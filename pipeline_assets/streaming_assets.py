@@ -56,7 +56,7 @@ def streaming_asset(
 
     @dg.multi_asset(
         # Not the job's name: a code location has each once.
-        name=f"{plan.name}__stream",
+        name=plan.stream_op_name,
         # Its outputs come as events, while it runs: when it is stopped it has materialized them all the same.
         specs=[
             spec.replace_attributes(skippable=True)

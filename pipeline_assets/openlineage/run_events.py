@@ -113,8 +113,8 @@ class LineageEvents:
     def planned(self, plan: PipelinePlan, settings: Settings, connections: Connections) -> Iterator[RunEvent]:
         """Take what the run will do, which its first events come before; yield the events that have waited for it."""
         datasets = PipelineDatasets(plan, settings, connections)
-        self._ops[f"{plan.name}__stream"] = _Op(datasets, None)
-        self._ops |= {f"{plan.name}__{step.name}": _Op(datasets, step) for step in plan.steps}
+        self._ops[plan.stream_op_name] = _Op(datasets, None)
+        self._ops |= {plan.op_name(step): _Op(datasets, step) for step in plan.steps}
         for attempt in self._attempts.values():
             if self._op(attempt.step_key) is not None:
                 yield from self._start(attempt)

@@ -340,10 +340,10 @@ def _table(markdown: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _steps(plan: PipelinePlan, ops: Mapping[str, OpReport], told: _Told, is_stream: bool) -> Iterator[StepReport]:
-    stream = ops.get(f"{plan.name}__stream")
-    known: set[str] = {f"{plan.name}__stream"} if is_stream else set()
+    stream = ops.get(plan.stream_op_name)
+    known: set[str] = {plan.stream_op_name} if is_stream else set()
     for step in plan.steps:
-        key = f"{plan.name}__{step.name}"
+        key = plan.op_name(step)
         known.add(key)
         missing = OpReport(key, step.name, "not selected")
         yield _step(plan, step, (stream if is_stream else ops.get(key)) or missing, told)

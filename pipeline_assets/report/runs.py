@@ -75,5 +75,5 @@ def selected_ops(instance: dg.DagsterInstance, run: dg.DagsterRun) -> list[str]:
 
 def own_ops(plan: PipelinePlan, run: dg.DagsterRun, keys: Iterable[str]) -> list[str]:
     """Return those of ``keys`` that are ops of the pipeline; of its own job, all."""
-    known = {f"{plan.name}__{step.name}" for step in plan.steps} | {f"{plan.name}__stream"}
+    known = {plan.op_name(step) for step in plan.steps} | {plan.stream_op_name}
     return [key for key in dict.fromkeys(keys) if run.job_name == plan.name or key in known]
