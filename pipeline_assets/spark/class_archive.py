@@ -36,12 +36,18 @@ def archive_file() -> Path | None:
         return None
     from pyspark.find_spark_home import _find_spark_home
 
-    program = Path(java).resolve()
+    program, spark = Path(java).resolve(), Path(_find_spark_home()).resolve()
     release = program.parents[1] / "release"
-    # The archive is bound to the paths of all that it was made from.
-    parts = [str(program), release.read_text() if release.exists() else "", str(Path(_find_spark_home()).resolve())]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    return cache_folder() / f"spark-classes-{digest}.jsa"
+    place = _digest(str(program), str(spark))
+    # Java takes no archive whose JARs have other sizes or times now, as those of an environment that was made anew.
+    facts = ((jar.name, jar.stat()) for jar in sorted((spark / "jars").glob("*.jar")))
+    jars = [f"{name} {fact.st_size} {fact.st_mtime_ns}" for name, fact in facts]
+    content = _digest(release.read_text() if release.exists() else "", *jars)
+    return cache_folder() / f"spark-classes-{place}-{content}.jsa"
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -72,7 +78,16 @@ def make_archive(conf: Mapping[str, str]) -> Path:
         if not made.exists():
             raise ConfigurationError(f"this Java has made no archive of its classes: {archive}")
         made.replace(archive)
+    _remove_older(archive)
     return archive
+
+
+def _remove_older(archive: Path) -> None:
+    """Remove what has been made for the same Java and Spark before: nothing looks for it any more."""
+    place = archive.name.rpartition("-")[0]
+    for other in archive.parent.glob(f"{place}-*.jsa"):
+        if other != archive:
+            other.unlink(missing_ok=True)
 
 
 def _run_to_exit(conf: Mapping[str, str], folder: Path) -> None:

@@ -36,6 +36,27 @@ def test_a_driver_takes_its_classes_from_it(tmp_path: Path, monkeypatch: pytest.
     assert shared > len(sources) / 2 > 1000
 
 
+def test_jars_that_are_not_those_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jars = tmp_path / "spark" / "jars"
+    jars.mkdir(parents=True)
+    jar = jars / "spark-core.jar"
+    jar.write_bytes(b"classes")
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path / "spark"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = archive_file()
+    os.utime(jar, (1, 1))
+    after = archive_file()
+    assert before is not None
+    assert after is not None
+    assert before != after == archive_file()
+    other_place = tmp_path / "pipeline-assets" / "spark-classes-0-0.jsa"
+    for file in (before, after, other_place):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    class_archive._remove_older(after)
+    assert sorted(other_place.parent.glob("*.jsa")) == sorted([after, other_place])
+
+
 def test_one_that_does_not_fit_is_passed_over_in_silence(tmp_path: Path) -> None:
     other = tmp_path / "other.jsa"
     other.write_bytes(b"no archive" * 1000)
