@@ -164,6 +164,12 @@ def cache_metadata(run: PipelineRun, step: PlannedStep) -> Metadata:
     return {"storage_level": levels[step.dataframe]} if step.dataframe in levels else {}
 
 
+def optimization_metadata(run: PipelineRun, step: PlannedStep) -> Metadata:
+    """Return what was decided for ``step`` beyond its config, and why; nothing when nothing was."""
+    told = run.optimizations.told(run.plan, step)
+    return {} if told is None else {"optimization": told}
+
+
 def work_metadata(run: PipelineRun, step: PlannedStep, told: Mapping[str, int | str] | None = None) -> Metadata:
     """Return what Spark's jobs have done for ``step``: numbers that Dagster plots, and a table of the longest stages.
 

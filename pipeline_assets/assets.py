@@ -15,6 +15,7 @@ from pipeline_assets.asset_metadata import (
     columns_metadata,
     dataframe_metadata,
     load_metadata,
+    optimization_metadata,
     quarantine_metadata,
     quarantine_origins,
     table_columns_metadata,
@@ -30,7 +31,7 @@ from pipeline_assets.pipeline_job import PipelineJob
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.report.run_reports import report_metadata
 from pipeline_assets.settings import Settings
-from pipeline_assets.step_op import step_op
+from pipeline_assets.step_op import asset_key, step_op
 from pipeline_assets.steps.base import Dataset, ValidateMethod
 from pipeline_assets.streaming_assets import streaming_asset
 from pipeline_assets.validation import raise_for_failures
@@ -104,11 +105,6 @@ def _broken_asset(name: str, broken: BrokenConfig) -> dg.AssetSpec:
         kinds={"error"},
         metadata={"file": broken.file},
     )
-
-
-def asset_key(plan: PipelinePlan, step: PlannedStep) -> dg.AssetKey:
-    """Return the asset key of a step: ``<pipeline>/<step>``."""
-    return dg.AssetKey([plan.name, step.name])
 
 
 def dataset_key(dataset: Dataset) -> dg.AssetKey:
@@ -232,12 +228,12 @@ class _PipelineFactory:
                 for source in external:
                     context.log_event(dg.AssetObservation(source))
                 origins = column_origins(run, here, frame, inputs, upstream, sources)
-                about_cache = cache_metadata(run, here)
+                about_cache = {**cache_metadata(run, here), **optimization_metadata(run, here)}
                 if step.role is Role.VIEW:
                     metadata = {**work_metadata(run, here), **about_cache, **dataframe_metadata(frame, origins)}
                     return dg.MaterializeResult(value=frame, metadata=metadata)
                 metadata = {**about_cache, **table_columns_metadata(run, here, frame, origins)}
-                written = run.write_table(here, frame, _selected(context, plan))
+                written = run.write_table(here, frame)
                 metadata = {**table_metadata(run, here, written), **_report_link(run), **metadata}
                 return dg.MaterializeResult(value=None, metadata=metadata)
 
@@ -251,11 +247,13 @@ class _PipelineFactory:
         def load(context: dg.AssetExecutionContext, **frames: Any) -> dg.MaterializeResult[Any]:
             with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
-                result = run.load(here, frames[name], _selected(context, plan))
+                result = run.load(here, frames[name])
                 inputs = {step.inputs[0]: frames[name]}
                 written = run.written(here, frames[name])
                 origins = column_origins(run, here, written, inputs, upstream)
-                about_load = {**load_metadata(run, here, result), **_report_link(run)}
+                about_load = {
+                    **load_metadata(run, here, result), **optimization_metadata(run, here), **_report_link(run),
+                }  # fmt: skip
                 return dg.MaterializeResult(metadata={**about_load, **dataframe_metadata(written, origins)})
 
         return self._asset(step, load, ins=self._ins(step), deps=self._deps(step))
@@ -292,7 +290,7 @@ class _PipelineFactory:
             wanted = {key.name for key in context.selected_asset_check_keys}
             with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
-                results = run.check(here, _selected(context, plan))
+                results = run.check(here)
             chosen = [result for result in results if check_name(here.name, result.name) in wanted]
             yield from check_results(here, checked, chosen, work_metadata(run, here))
             if cast(ValidateMethod, here.method).reaction == "fail":
@@ -333,10 +331,9 @@ class _PipelineFactory:
             required_resource_keys={"spark"},
         )
         def quarantine(context: dg.AssetExecutionContext, **frames: Any) -> Iterator[dg.MaterializeResult[Any]]:
-            selected = _selected(context, plan)
             with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
-                found = run.quarantine(here, frames[name], selected)
+                found = run.quarantine(here, frames[name])
                 inputs = {step.inputs[0]: frames[name]}
                 about_bad = {
                     **quarantine_metadata(run, found.path, found.written),
@@ -349,7 +346,7 @@ class _PipelineFactory:
                 value: Any = found.good
                 about_write = work_metadata(run, here)
                 if step.role is Role.TABLE:
-                    written = run.write_table(here, found.good, selected)
+                    written = run.write_table(here, found.good)
                     value, about_write = None, {**table_metadata(run, here, written), **_report_link(run)}
                     about_good = table_columns_metadata(run, here, found.good, origins)
                 metadata = {
@@ -483,10 +480,3 @@ def _step_op(context: Any, plan: PipelinePlan, step: PlannedStep) -> AbstractCon
 
 def _report_link(run: PipelineRun) -> dict[str, Any]:
     return report_metadata(run.context.settings, run.plan.name, run.context.run_id)
-
-
-def _selected(context: Any, plan: PipelinePlan) -> list[int]:
-    """Return the steps of ``plan`` that the run materializes, and the checks of what it materializes."""
-    keys = context.job_def.asset_layer.selected_asset_keys
-    shown = (step if step.role is not Role.CHECK else plan.steps[step.inputs[0]] for step in plan.steps)
-    return [step.index for step, asset in zip(plan.steps, shown, strict=True) if asset_key(plan, asset) in keys]

@@ -20,6 +20,7 @@ from pipeline_assets.config import CONNECTIONS_FILE, Pipeline, load_connections,
 from pipeline_assets.config_schema import pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.metrics_commands import metrics
+from pipeline_assets.optimizer import optimize
 from pipeline_assets.plan import PipelinePlan, PlannedFolder, PlannedStep, Role, plan_folder, plan_pipeline, select
 from pipeline_assets.report_commands import report
 from pipeline_assets.settings import Settings
@@ -137,6 +138,7 @@ def _in_partition(plan: PipelinePlan, key: str) -> PipelinePlan:
 
 def _tree(plan: PipelinePlan) -> Tree:
     config = plan.pipeline.config
+    decided = optimize(plan)
     tree = Tree(f"[bold]{config.name}[/] ({config.mode}, job {plan.name}, {plan.pipeline.file})")
     for step in plan.steps:
         takes = ", ".join(f"{plan.name}/{plan.steps[index].name}" for index in step.inputs)
@@ -145,6 +147,9 @@ def _tree(plan: PipelinePlan) -> Tree:
         )
         if takes:
             branch.add(f"from    {takes}")
+        told = decided.told(plan, step)
+        if told is not None:
+            branch.add(f"optimized: {told}")
         for source in step.method.sources():
             branch.add(f"source  {source.uri}")
         for sink in step.method.sinks():
@@ -187,6 +192,7 @@ def _explain(plan: PipelinePlan, partition: str | None) -> None:
         for step in plan.steps:
             if step.has_dataframe:
                 click.echo(f"\n{plan.name}/{step.name}\n{describe(run.build(step)).plan}")
+        run.context.cache.release()
 
 
 def _planned() -> PlannedFolder:

@@ -158,6 +158,9 @@ class PipelineConfig(_Model):
     retry: Retry | None = None
     """When a failed step is tried again; never when left out."""
     sensor: Sensor | None = None
+    optimize: bool = True
+    """Whether what the steps leave open is decided from the whole pipeline: which DataFrames are kept while several
+    steps read them, what is read once, how partitioned targets are written. What a step says itself always holds."""
     steps: tuple[StepEnvelope, ...] = Field(min_length=1)
 
     @property

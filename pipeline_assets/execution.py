@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline_assets.credentials.secrets import secrets_needed_by
 from pipeline_assets.errors import PipelineError, PipelineExecutionError, first_line
+from pipeline_assets.optimizer import optimize
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.redaction import redact, redact_data
@@ -59,12 +60,23 @@ class PipelineRun:
 
     A DataFrame that this process has not built comes from the Spark session when another process of the run left it
     there (Spark Connect), from the warehouse when it is a table, and is planned anew from its config otherwise. All
-    three give the same rows.
+    three give the same rows. ``selected``: the steps that the run is for; all of them when left out.
+    ``in_one_process``: whether this process runs all of these.
     """
 
-    def __init__(self, plan: PipelinePlan, context: StepContext) -> None:
+    def __init__(
+        self,
+        plan: PipelinePlan,
+        context: StepContext,
+        selected: Collection[int] | None = None,
+        *,
+        in_one_process: bool = True,
+    ) -> None:
         self.plan = plan
         self.context = context
+        self._selected = frozenset(range(len(plan.steps)) if selected is None else selected)
+        self.optimizations = optimize(plan, selected, in_one_process=in_one_process)
+        self._done: set[int] = set()
         self._frames: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
         self._work: dict[int, JobMetrics] = {}
@@ -90,12 +102,21 @@ class PipelineRun:
         frames = {
             index: given[index] if index in given else self.dataframe(self.plan.steps[index]) for index in step.inputs
         }
-        frame = self._apply(step, frames)
+        first = self.optimizations.same.get(step.index)
+        # Not the very same: joined with itself, Spark would take one for the other.
+        frame = self._apply(step, frames) if first is None else self.dataframe(self.plan.steps[first]).select("*")
         if isinstance(step.method, DataFrameMethod) and step.method.cache:
             with self.errors_of(step):
                 frame = self.context.cache.cache(step.dataframe, frame, step.method.cache_storage_level)
+        elif step.index in self.optimizations.kept:
+            with self.errors_of(step):
+                frame = self.context.cache.cache(step.dataframe, frame)
         self._frames[step.index] = frame
         return frame
+
+    @property
+    def _optimizes(self) -> bool:
+        return self.plan.pipeline.config.optimize
 
     def register(self, step: PlannedStep, frame: DataFrame) -> None:
         """Hand a view on by name: to this process, and through the session's temp views to others."""
@@ -135,9 +156,9 @@ class PipelineRun:
             open_for_spark([path], "default", self.context)
         return path
 
-    def write_table(self, step: PlannedStep, frame: DataFrame, selected: Iterable[int]) -> DeltaWrite:
+    def write_table(self, step: PlannedStep, frame: DataFrame) -> DeltaWrite:
         """Write ``frame`` as the table of ``step``: whole, or just the run's partition. All or nothing."""
-        self.check_before_data_moves(selected)
+        self._check_before_data_moves()
         with self.errors_of(step), self._working(step):
             path = self._reachable_table_path(step)
             written = write_delta(
@@ -149,16 +170,20 @@ class PipelineRun:
                 partition=self.context.partition,
                 folder=Folder.seen_from_here(path, "default", self.context.connections),
             )
+        self._let_go_after(step)
         # Whoever takes the DataFrame next reads what has been written, in just this version.
         self._frames.pop(step.index, None)
         self._versions[step.index] = written.version
         return written
 
-    def load(self, step: PlannedStep, frame: DataFrame, selected: Iterable[int]) -> LoadResult:
+    def load(self, step: PlannedStep, frame: DataFrame) -> LoadResult:
         """Run a load step."""
-        self.check_before_data_moves(selected)
+        self._check_before_data_moves()
+        context = dataclasses.replace(self.context, optimize=step.index in self.optimizations.clustered)
         with self.errors_of(step, [frame]), self._working(step):
-            return cast(LoadMethod, step.method).load(frame, self.context)
+            result = cast(LoadMethod, step.method).load(frame, context)
+        self._let_go_after(step)
+        return result
 
     def written(self, step: PlannedStep, frame: DataFrame) -> DataFrame:
         """Return ``frame`` with the columns that a load's target, or the table of ``step``, gets."""
@@ -166,11 +191,13 @@ class PipelineRun:
             return step.method.written(frame, self.context)
         return with_partition(frame, self.context.partition) if step.role is Role.TABLE else frame
 
-    def check(self, step: PlannedStep, selected: Iterable[int]) -> tuple[ExpectationResult, ...]:
+    def check(self, step: PlannedStep) -> tuple[ExpectationResult, ...]:
         """Evaluate the expectations of a validate step."""
-        self.check_before_data_moves(selected)
+        self._check_before_data_moves()
         frames = {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
-        return self._evaluated(step, frames)
+        results = self._evaluated(step, frames)
+        self._let_go_after(step)
+        return results
 
     def _evaluated(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> tuple[ExpectationResult, ...]:
         method = cast(ValidateMethod, step.method)
@@ -178,13 +205,13 @@ class PipelineRun:
         with self.errors_of(step, [frame]), self._working(step):
             return method.validate_frame(frame, references, self.context)
 
-    def quarantine(self, step: PlannedStep, frame: DataFrame, selected: Iterable[int]) -> Quarantined:
+    def quarantine(self, step: PlannedStep, frame: DataFrame) -> Quarantined:
         """Evaluate a validate step, write the rows that do not meet it to its table, and hand the others on.
 
         ``frame`` is computed once: it is kept for the rest of the run, unless it is kept or written already. The table
         holds the rows of the last run, or of the last run of each partition.
         """
-        self.check_before_data_moves(selected)
+        self._check_before_data_moves()
         method = cast(ValidateMethod, step.method)
         source = self.plan.steps[step.inputs[0]]
         with self.errors_of(step, [frame]):
@@ -199,6 +226,8 @@ class PipelineRun:
             good = method.good_rows(frame, self.context)
             _ = good.schema
         self._frames[step.index] = good
+        if step.role is not Role.TABLE:
+            self._let_go_after(step)
         return Quarantined(good, bad, results, self.quarantine_path(step), written)
 
     def quarantined(self, step: PlannedStep, frame: DataFrame) -> DataFrame:
@@ -230,30 +259,40 @@ class PipelineRun:
             folder=Folder.seen_from_here(path, "default", self.context.connections),
         )
 
+    def _let_go_after(self, step: PlannedStep) -> None:
+        """Let go of what was kept here for ``step`` and others, once all of them are done."""
+        self._done.add(step.index)
+        for index, kept in self.optimizations.kept.items():
+            name = self.plan.steps[index].dataframe
+            if step.index in kept.readers <= self._done and name in self.context.cache:
+                with self.errors_of(step):
+                    self.context.cache.uncache(name)
+
     def control(self, step: PlannedStep) -> None:
         """Run a step that says what stays cached."""
         frames = {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
         with self.errors_of(step):
             cast(TransformMethod, step.method).transform(_by_name(step, frames), self.context)
 
-    def check_before_data_moves(self, selected: Iterable[int]) -> None:
-        """Plan all ``selected`` steps once, so that a mistake in a later one is found before the first write."""
+    def _check_before_data_moves(self) -> None:
+        """Plan all steps of the run once, so that a mistake in a later one is found before the first write."""
         if self._checked:
             return
-        chosen = sorted(selected)
         planned = dict(self._frames)
 
         def plan(step: PlannedStep) -> DataFrame:
             if step.index not in planned:
                 # A table that this run is yet to write is planned like a view.
-                if step.role is Role.TABLE and step.index not in chosen:
+                if step.role is Role.TABLE and step.index not in self._selected:
                     planned[step.index] = self._read_table(step)
                 else:
+                    first = self.optimizations.same.get(step.index)
                     inputs = {index: plan(self.plan.steps[index]) for index in step.inputs}
-                    planned[step.index] = self._apply(step, inputs)
+                    again = None if first is None else plan(self.plan.steps[first]).select("*")
+                    planned[step.index] = self._apply(step, inputs) if again is None else again
             return planned[step.index]
 
-        for step in (self.plan.steps[index] for index in chosen):
+        for step in (self.plan.steps[index] for index in sorted(self._selected)):
             if self._waits_for_a_write(step):
                 continue
             if isinstance(step.method, ValidateMethod):
@@ -281,7 +320,7 @@ class PipelineRun:
                 frame = method.extract_stream(self.source_context(step))
             elif isinstance(method, ExtractMethod):
                 with self._working(step):  # what it reads to learn the columns
-                    frame = method.extract(self.context)
+                    frame = method.extract(dataclasses.replace(self.context, optimize=self._optimizes))
             elif isinstance(method, ValidateMethod):
                 frame = method.good_rows(_compared(step, frames)[0], self.context)
             else:

@@ -1,7 +1,7 @@
 """Dagster resources: Spark for a run, and the IO manager that hands DataFrames on by name."""
 
 # No postponed annotations here: Dagster reads those of resources and IO managers when it loads them.
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -134,8 +134,10 @@ class SparkResource(dg.ConfigurableResource[Any]):
         """Have ``callback`` called when the run ends, before its Spark does."""
         self._ending.callback(callback)
 
-    def pipeline_run(self, plan: PipelinePlan, run_id: str, partition_key: str | None = None) -> PipelineRun:
-        """Return the run of ``plan`` in this process; the same one for the same arguments."""
+    def pipeline_run(
+        self, plan: PipelinePlan, run_id: str, partition_key: str | None = None, selected: Collection[int] | None = None
+    ) -> PipelineRun:
+        """Return the run of ``plan`` in this process, for the ``selected`` steps, or all; the same one in one run."""
         key = (run_id, plan.name, partition_key)
         self._plans[plan.name] = plan
         if self._sessions.has_died():
@@ -168,6 +170,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
                     cancellation=self._cancellation,
                     partition=partitions.slice(partition_key) if partitions and partition_key else None,
                 ),
+                selected,
+                in_one_process=self._settings.executor == "in_process",
             )
         return self._runs[key]
 

@@ -4,7 +4,7 @@
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import Retry
 from pipeline_assets.errors import PipelineCancelledError, PipelineError
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.plan import PipelinePlan, PlannedStep
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.retries import seconds_before_retry
 from pipeline_assets.run_log import RunLog
 
@@ -33,8 +33,10 @@ class RunSource(Protocol):
     def run_log(self) -> RunLog:
         """The log lines of the process's run."""
 
-    def pipeline_run(self, plan: PipelinePlan, run_id: str, partition_key: str | None = None) -> PipelineRun:
-        """Return the run of ``plan``; the same one for the same arguments."""
+    def pipeline_run(
+        self, plan: PipelinePlan, run_id: str, partition_key: str | None = None, selected: Collection[int] | None = None
+    ) -> PipelineRun:
+        """Return the run of ``plan`` for the ``selected`` steps, or all; the same one for the same arguments."""
 
 
 @contextmanager
@@ -57,13 +59,27 @@ def step_op(
         spark.cancellation.guard(),
     ):
         try:
-            run = spark.pipeline_run(plan, context.run_id, partition_key)
+            run = spark.pipeline_run(plan, context.run_id, partition_key, _selected(context, plan))
             spark.run_log.tell_spark(run.context.spark)
             with run.interruptible():
                 yield run
         except PipelineError as error:
             error.located(plan.location(step), run_id=context.run_id)
             raise
+
+
+def asset_key(plan: PipelinePlan, step: PlannedStep) -> dg.AssetKey:
+    """Return the asset key of a step: ``<pipeline>/<step>``."""
+    return dg.AssetKey([plan.name, step.name])
+
+
+def _selected(context: StepExecutionContext, plan: PipelinePlan) -> frozenset[int]:
+    """Return the steps of ``plan`` that the run materializes, and the checks of what it materializes."""
+    keys = context.job_def.asset_layer.selected_asset_keys
+    shown = (step if step.role is not Role.CHECK else plan.steps[step.inputs[0]] for step in plan.steps)
+    return frozenset(
+        step.index for step, asset in zip(plan.steps, shown, strict=True) if asset_key(plan, asset) in keys
+    )
 
 
 @contextmanager

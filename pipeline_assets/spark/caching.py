@@ -83,6 +83,10 @@ class DataFrameCache:
             self._cached[name] = (frame, level)
         return frame
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the DataFrame called ``name`` is cached."""
+        return name in self._cached
+
     def uncache(self, name: str) -> None:
         """Let go of the DataFrame called ``name``; DataFrameResolutionError when it is not cached."""
         if name not in self._cached:

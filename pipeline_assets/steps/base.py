@@ -66,7 +66,8 @@ class StreamSource:
 class StepContext:
     """What a step works with, beside its input DataFrames. ``partition`` is None in an unpartitioned run, and
     ``source`` in everything but a streaming extract. A step that waits for something other than Spark has
-    ``cancellation`` interrupt it.
+    ``cancellation`` interrupt it. ``optimize``: an extract may tell Spark what it knows of its source's size; a load
+    brings the rows together by the columns that its target is partitioned by.
     """
 
     pipeline: str
@@ -77,6 +78,7 @@ class StepContext:
     cache: DataFrameCache
     partition: PartitionSlice | None = None
     source: StreamSource | None = None
+    optimize: bool = False
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 
@@ -176,7 +178,11 @@ class StepMethod(BaseModel):
 
 
 class DataFrameMethod(StepMethod):
-    """A method that yields a DataFrame."""
+    """A method that yields a DataFrame. Subclasses that read their input's rows more than once, as one that trains a
+    model does, say by ``passes`` about how often: the input is then kept where that costs less.
+    """
+
+    passes: ClassVar[int] = 1
 
     register_as: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name under which later steps find the DataFrame."""
@@ -337,6 +343,11 @@ class LoadMethod(StepMethod):
 
     def input_names(self) -> tuple[str, ...] | None:
         return None if self.input_data_frame is None else (self.input_data_frame,)
+
+    @property
+    def partition_columns(self) -> tuple[str, ...]:
+        """The columns that the target's files are partitioned by."""
+        return ()
 
     def check_schema(self, frame: DataFrame, context: StepContext) -> None:
         """Raise ConfigurationError when the config does not fit the DataFrame's schema. Moves no data."""

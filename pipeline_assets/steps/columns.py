@@ -36,6 +36,17 @@ def type_of(name: str, frame: DataFrame) -> DataType:
     return frame.select(column_of(name, frame)).schema.fields[0].dataType
 
 
+def clustered(frame: DataFrame, columns: Iterable[str]) -> DataFrame:
+    """Return ``frame`` with the rows of equal values in ``columns`` together, in partitions of a sane size.
+
+    Spark splits large groups and merges small ones while it runs:
+    https://spark.apache.org/docs/latest/sql-ref-syntax-qry-select-hints.html#partitioning-hints
+    """
+    from pyspark.sql import functions as F  # noqa: N812
+
+    return frame.hint("rebalance", *(F.col(quote(name)) for name in columns))
+
+
 def top_level(name: str, frame: DataFrame) -> str:
     """Return the column that ``name`` is, or that it is a part of, as the DataFrame spells it."""
     folded = {column.casefold(): column for column in frame.columns}

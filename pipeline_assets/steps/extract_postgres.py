@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
+from pipeline_assets.spark.broadcasts import broadcast_limit
 from pipeline_assets.steps.base import ColumnSources, Dataset, ExtractMethod, StepContext
 from pipeline_assets.steps.postgres import (
     TableName,
@@ -92,6 +93,7 @@ class FromPostgres(ExtractMethod):
             context.cancellation.interrupting(database.cancel_safe),
         ):
             bounds = self._probe(database, connection)
+            size = self._table_bytes(database) if context.optimize else None
         options = jdbc_options(connection, secrets) | {
             "dbtable": self._relation(),
             "fetchsize": str(self.fetch_size),
@@ -100,7 +102,20 @@ class FromPostgres(ExtractMethod):
         frame = context.spark.read.format("jdbc").options(**options).load()
         if self.columns:
             frame = frame.select(*(quoted_for_spark(name) for name in self.columns))
+        if size is not None and size <= broadcast_limit(context.spark):
+            # Spark knows no sizes of JDBC's tables: it would shuffle whatever is joined with one.
+            frame = frame.hint("broadcast")
         return frame
+
+    def _table_bytes(self, database: psycopg.Connection[Any]) -> int | None:
+        """Return how large the table is on PostgreSQL's disk; None where it does not tell, as for a view."""
+        if self.table is None:
+            return None
+        found = database.execute(
+            "SELECT pg_table_size(oid) FROM pg_catalog.pg_class WHERE oid = %s::regclass AND relkind IN ('r', 'm')",
+            (TableName.parse(self.table).sql,),
+        ).fetchone()
+        return int(found[0]) if found else None
 
     def _relation(self) -> str:
         """Return what stands in Spark's FROM."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from pipeline_assets.steps.base import Dataset, LoadResult, StepContext, StreamingLoad, StreamTraits
+from pipeline_assets.steps.columns import clustered
 from pipeline_assets.steps.delta_stream import MergeBatch, merge_app_id
 from pipeline_assets.steps.delta_table import DeltaMode, with_partition, write_delta
 from pipeline_assets.steps.file_systems import Folder
@@ -86,6 +87,10 @@ class ToDeltaLake(StreamingLoad):
             return "outputMode 'complete' writes the whole table each time: leave 'mergeKeys' out"
         return super().stream_problem(stream)
 
+    @property
+    def partition_columns(self) -> tuple[str, ...]:
+        return self.partition_by
+
     def sinks(self) -> tuple[Dataset, ...]:
         return (delta_dataset(self.path),)
 
@@ -104,7 +109,7 @@ class ToDeltaLake(StreamingLoad):
         self.check_schema(frame, context)
         (path,) = open_for_spark([self.path], self.connection, context)
         written = write_delta(
-            frame,
+            clustered(frame, self.partition_by) if context.optimize and self.mode != "merge" else frame,
             path,
             mode=self.mode,
             merge_keys=self.merge_keys,

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline_assets.errors import PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
+from pipeline_assets.steps.columns import clustered
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.paths import (
     OptionValue,
@@ -80,6 +81,10 @@ class ToS3(LoadMethod):
             raise ValueError("'partitionBy' names a column twice")
         return self
 
+    @property
+    def partition_columns(self) -> tuple[str, ...]:
+        return self.partition_by
+
     def sinks(self) -> tuple[Dataset, ...]:
         return (files_dataset(self.path),)
 
@@ -100,7 +105,7 @@ class ToS3(LoadMethod):
         is_new = not root.exists()
         staging = f"_staging_{uuid.uuid4().hex}"
         try:
-            rows = self._write(frame, f"{path.rstrip('/')}/{staging}")
+            rows = self._write(frame, f"{path.rstrip('/')}/{staging}", clusters=context.optimize)
             new = _visible(root.below(staging).names())
             target.take(root.below(staging), list(new))
         finally:
@@ -121,9 +126,11 @@ class ToS3(LoadMethod):
         escaped = _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", partition.key)
         return f"{PARTITION_KEY_COLUMN}={escaped}"
 
-    def _write(self, frame: DataFrame, path: str) -> int | None:
+    def _write(self, frame: DataFrame, path: str, *, clusters: bool) -> int | None:
         if self.num_files is not None:
             frame = frame.repartition(self.num_files)
+        elif clusters:
+            frame = clustered(frame, self.partition_by)
         count = RowCount()
         writer = count.on(frame).write.format(self.format).mode("error")
         # Files of finished tasks need not be moved once more by the job: nobody reads here before it is done.

@@ -62,15 +62,56 @@ def keeps_state(query: str) -> bool:
 
     What the parser does not understand is taken to.
     """
-    import sqlglot
     from sqlglot import exp
+
+    statement = _parsed(query)
+    return statement is None or statement.find(exp.Group, exp.AggFunc, exp.Distinct, exp.Join) is not None
+
+
+def moves_rows(query: str) -> bool:
+    """Whether ``query`` brings rows together that were apart: it groups, joins, sorts, or has windows over them.
+
+    What the parser does not understand is taken to.
+    """
+    from sqlglot import exp
+
+    statement = _parsed(query)
+    if statement is None:
+        return True
+    moving = (exp.Group, exp.AggFunc, exp.Distinct, exp.Join, exp.Window, exp.Order, exp.SetOperation, exp.Exists)
+    return statement.find(*moving) is not None or any(found.args.get("query") for found in statement.find_all(exp.In))
+
+
+def has_groups(query: str) -> bool:
+    """Whether the rows of ``query`` are those of groups. What the parser does not understand is taken not to be."""
+    from sqlglot import exp
+
+    statement = _parsed(query)
+    if not isinstance(statement, exp.Select):
+        return False
+    if statement.args.get("group") is not None:
+        return True
+    found = (aggregate for column in statement.expressions for aggregate in column.find_all(exp.AggFunc))
+    return any(aggregate.find_ancestor(exp.Window, exp.Subquery) is None for aggregate in found)
+
+
+def has_filter(query: str) -> bool:
+    """Whether ``query`` leaves rows of its tables out. What the parser does not understand is taken to."""
+    from sqlglot import exp
+
+    statement = _parsed(query)
+    return statement is None or statement.find(exp.Where, exp.Limit, exp.TableSample) is not None
+
+
+def _parsed(query: str) -> exp.Expr | None:
+    """Return ``query`` as the parser of Spark SQL understands it, or None."""
+    import sqlglot
 
     try:
         with _quiet():
-            statement = sqlglot.parse_one(query, dialect="spark")
+            return sqlglot.parse_one(query, dialect="spark")
     except sqlglot.errors.SqlglotError:
-        return True
-    return statement.find(exp.Group, exp.AggFunc, exp.Distinct, exp.Join) is not None
+        return None
 
 
 def spark_table_names(query: str) -> tuple[str, ...]:

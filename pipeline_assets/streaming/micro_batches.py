@@ -67,7 +67,7 @@ class MicroBatches:
         """
         # A micro-batch lives in a session of its own: what is joined with it has to be read there.
         context = dataclasses.replace(self._run.context, spark=frame.sparkSession)
-        batch = PipelineRun(self._run.plan, context)
+        batch = PipelineRun(self._run.plan, context, selected=())
         batch.given(self._source, frame)
         frame.persist()
         try:
@@ -81,7 +81,7 @@ class MicroBatches:
             frame.unpersist()
 
     def _write(self, batch: PipelineRun, batch_id: int) -> None:
-        found = {guard.index: batch.check(guard, ()) for guard in self._guards if self._checks(guard)}
+        found = {guard.index: batch.check(guard) for guard in self._guards if self._checks(guard)}
         checks = [
             BatchChecks(self._load, guard, batch_id, found[guard.index])
             for guard in self._guards

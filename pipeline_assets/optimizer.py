@@ -1,0 +1,287 @@
+"""What a config leaves open is decided here: what is kept, what is read once, which writes are clustered.
+
+Pure, from the plan alone: the same config is run the same way everywhere, and `pipeline-assets plan` can tell. Costs
+are in reads of the same rows from columnar files. They only have to tell apart what is far apart: a join, or text to
+parse, from a second look at a Parquet file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
+from pipeline_assets.steps.base import (
+    CacheControlMethod,
+    DataFrameMethod,
+    ExtractMethod,
+    LoadMethod,
+    StepMethod,
+    ValidateMethod,
+)
+from pipeline_assets.steps.extract import FromDeltaLake
+from pipeline_assets.steps.extract_files import FilesExtract
+from pipeline_assets.steps.extract_postgres import FromPostgres
+from pipeline_assets.steps.sql_names import has_filter, has_groups, moves_rows
+from pipeline_assets.steps.transform import (
+    AggregateData,
+    Cache,
+    Coalesce,
+    FilterRows,
+    Repartition,
+    RepartitionByColumns,
+    SelectColumns,
+    Sql,
+    Union,
+    WithColumns,
+    WithWatermark,
+)
+
+_COLUMNAR = 1.0
+_NARROW = 0.25
+_SHUFFLED = 4.0
+_PARSED = 5.0
+_FETCHED = 6.0
+# Making Spark's columns in memory, of all rows or of those of groups; and reading them.
+_KEEPING = 3.0
+_KEEPING_GROUPS = 0.5
+_KEPT = 0.5
+# A filter reads less of what is computed before it; how much less, no config tells.
+_FILTERED = 0.5
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A DataFrame that is kept once it has been computed, until the ``readers``, steps that move data, are done."""
+
+    readers: frozenset[int]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Optimizations:
+    """What was decided for a pipeline, by step index.
+
+    ``same``: the earlier extract whose DataFrame a step takes, since it reads the same. ``clustered``: the loads whose
+    rows are brought together by the columns that the target is partitioned by.
+    """
+
+    kept: dict[int, Kept]
+    same: dict[int, int]
+    clustered: frozenset[int]
+
+    def told(self, plan: PipelinePlan, step: PlannedStep) -> str | None:
+        """Return what was decided for ``step`` and why, as a sentence; None when nothing was."""
+        if step.index in self.same:
+            return f"not read again: it reads the same as {plan.steps[self.same[step.index]].name}"
+        if step.index in self.kept:
+            return self.kept[step.index].reason
+        if step.index in self.clustered:
+            columns = ", ".join(step.method.partition_columns) if isinstance(step.method, LoadMethod) else ""
+            return f"rows are brought together by {columns} first: each partition gets few files instead of many"
+        return None
+
+
+def optimize(
+    plan: PipelinePlan, selected: Collection[int] | None = None, *, in_one_process: bool = True
+) -> Optimizations:
+    """Decide for a run of the ``selected`` steps, or all, what the config of ``plan`` does not say.
+
+    Nothing is decided for a stream, nor with ``"optimize": false``. What a process keeps is gone when it ends, so that
+    nothing is kept where each step has one of its own.
+    """
+    if plan.pipeline.config.mode == "streaming" or not plan.pipeline.config.optimize:
+        return Optimizations({}, {}, frozenset())
+    chosen = frozenset(range(len(plan.steps)) if selected is None else selected)
+    clustered = frozenset(step.index for step in plan.steps if step.index in chosen and _is_to_cluster(plan, step))
+    if not in_one_process:
+        return Optimizations({}, {}, clustered)
+    keeping = _Keeping(plan, chosen)
+    kept = keeping.decide()
+    same = {index: first for index, first in keeping.same.items() if first in kept or first in keeping.kept_by_config}
+    return Optimizations(kept, same, clustered)
+
+
+class _Keeping:
+    """Finds the DataFrames that cost less to keep than to compute again. All its tables are by step index."""
+
+    def __init__(self, plan: PipelinePlan, selected: frozenset[int]) -> None:
+        self.same = dict(_same_extracts(plan))
+        self.kept_by_config = {
+            index for step in plan.steps if isinstance(step.method, Cache) for index in step.inputs
+        } | {step.index for step in plan.steps if isinstance(step.method, DataFrameMethod) and step.method.cache}
+        self._steps = plan.steps
+        self._selected = selected
+        self._readers: dict[int, list[PlannedStep]] = {step.index: [] for step in plan.steps}
+        for step in plan.steps:
+            for index in step.inputs:
+                self._readers[self.same.get(index, index)].append(step)
+        self._scans: dict[int, bool] = {}
+        self._groups: dict[int, bool] = {}
+        for step in plan.steps:
+            self._scans[step.index] = self._is_scan(step)
+            self._groups[step.index] = self._is_grouped(step)
+        self._runs: dict[int, float] = {}
+        self._passes: dict[int, float] = {}
+
+    def decide(self) -> dict[int, Kept]:
+        """Return what is to be kept."""
+        kept: set[int] = set()
+        costs = self._costs(kept)
+        # The last steps first: what is kept there is not read again before.
+        for step in reversed(self._steps):
+            self._passes[step.index] = sum(self._times(step, reader) for reader in self._readers[step.index])
+            if self._is_worth_it(step, costs[step.index]):
+                kept.add(step.index)
+            self._runs[step.index] = self._run(step, step.index in kept)
+        # What is made of something kept may have become cheap.
+        for index in sorted(kept):
+            cost = self._costs(kept)[index]
+            if not self._is_worth_it(self._steps[index], cost):
+                kept.discard(index)
+        costs = self._costs(kept)
+        return {index: self._described(index, costs[index]) for index in sorted(kept)}
+
+    def _costs(self, kept: Collection[int]) -> dict[int, float]:
+        """Return what it costs to compute each DataFrame once more, when the ``kept`` are there."""
+        own: dict[int, float] = {}
+        read: dict[int, float] = {}
+        for step in self._steps:
+            index = step.index
+            own[index] = _own_cost(step.method) + sum(read[source] for source in step.inputs)
+            if index in kept or index in self.kept_by_config or step.quarantine is not None:
+                read[index] = _KEPT
+            else:
+                read[index] = _COLUMNAR if step.role is Role.TABLE else own[index]
+        return own
+
+    def _is_worth_it(self, step: PlannedStep, cost: float) -> bool:
+        index = step.index
+        if step.role is not Role.VIEW or step.quarantine or index in self.same or index in self.kept_by_config:
+            return False
+        readers = self._readers[index]
+        if len(readers) == 1 and _passes(readers[0].method) == 1:
+            return False  # where its one reader is read twice, that one is the one to keep
+        passes = self._passes[index]
+        keep = _KEEPING_GROUPS if self._groups[index] else _KEEPING
+        return (passes - 1) * cost > keep + passes * _KEPT
+
+    def _times(self, step: PlannedStep, reader: PlannedStep) -> float:
+        """Return how many passes over the rows of ``step`` one reader stands for."""
+        times = self._runs[reader.index] * _passes(reader.method)
+        if not _filters(reader.method):
+            return times
+        # Sources leave out what a filter does not want: to read all of it may cost any number of times more.
+        return 0.0 if self._scans[step.index] else times * _FILTERED
+
+    def _run(self, step: PlannedStep, is_kept: bool) -> float:
+        """Return how often what ``step`` does is done."""
+        if isinstance(step.method, CacheControlMethod):
+            return 0.0
+        if step.role is not Role.VIEW or (step.quarantine and step.index in self._selected):
+            return 1.0 if step.index in self._selected else 0.0
+        passes = self._passes[step.index]
+        return min(passes, 1.0) if is_kept or step.index in self.kept_by_config else passes
+
+    def _is_scan(self, step: PlannedStep) -> bool:
+        """Whether a DataFrame is read from sources that can leave rows out, and only changed row by row since."""
+        if step.role is Role.TABLE or isinstance(step.method, ExtractMethod):
+            return step.role is Role.TABLE or _leaves_rows_out(step.method)
+        return _own_cost(step.method) == _NARROW and all(self._scans[source] for source in step.inputs)
+
+    def _is_grouped(self, step: PlannedStep) -> bool:
+        """Whether a DataFrame has the few rows of groups."""
+        if isinstance(step.method, AggregateData) or (isinstance(step.method, Sql) and has_groups(step.method.query)):
+            return True
+        narrow = _own_cost(step.method) == _NARROW and bool(step.inputs)
+        return narrow and all(self._groups[source] for source in step.inputs)
+
+    def _described(self, index: int, cost: float) -> Kept:
+        names = ", ".join(dict.fromkeys(reader.name for reader in self._readers[index]))
+        movers = frozenset(self._movers(index))
+        return Kept(
+            movers,
+            f"kept until {self._steps[max(movers)].name} is done: {names} would have it computed "
+            f"{self._passes[index]:g} times, at the cost of {cost:g} reads of its rows from columnar files each",
+        )
+
+    def _movers(self, index: int) -> set[int]:
+        """Return the steps that move the rows of a DataFrame, directly or by way of views."""
+        found: set[int] = set()
+        seen: set[int] = set()
+        pending = list(self._readers[index])
+        while pending:
+            step = pending.pop()
+            if step.index in seen:
+                continue
+            seen.add(step.index)
+            if step.role is Role.VIEW:
+                pending += self._readers[step.index]
+            if step.index in self._selected and (step.role is not Role.VIEW or step.quarantine is not None):
+                found.add(step.index)
+        return found
+
+
+_NOT_READ_BY = {"register_as", "cache", "cache_storage_level", "materialized"}
+
+
+def _same_extracts(plan: PipelinePlan) -> Iterator[tuple[int, int]]:
+    """Yield (step, earlier step) of the extracts that read the same, with no write to it between them."""
+    found: dict[tuple[object, ...], int] = {}
+    for step in plan.steps:
+        if isinstance(step.method, ExtractMethod) and step.role is Role.VIEW:
+            config = step.method.model_dump_json(exclude=_NOT_READ_BY)
+            writers = tuple(writer.index for writer in plan.writers_before(step))
+            first = found.setdefault((step.method.method, config, writers), step.index)
+            if first != step.index and not step.method.cache:
+                yield step.index, first
+
+
+def _is_to_cluster(plan: PipelinePlan, load: PlannedStep) -> bool:
+    if not isinstance(load.method, LoadMethod) or not load.method.partition_columns:
+        return False
+    step = plan.steps[load.inputs[0]]
+    while step.inputs and _own_cost(step.method) == _NARROW and not isinstance(step.method, Coalesce | Union):
+        step = plan.steps[step.inputs[0]]
+    # Whoever lays the rows out in the config means it.
+    return not isinstance(step.method, Coalesce | Repartition | RepartitionByColumns)
+
+
+def _own_cost(method: StepMethod) -> float:
+    match method:
+        case FilterRows() | SelectColumns() | WithColumns() | Union() | Coalesce() | WithWatermark():
+            return _NARROW
+        case Sql():
+            return _SHUFFLED if moves_rows(method.query) else _NARROW
+        case ValidateMethod():
+            return _NARROW
+        case FilesExtract():
+            return _COLUMNAR if _is_columnar(method) else _PARSED
+        case FromDeltaLake():
+            return _COLUMNAR
+        case ExtractMethod():
+            return _FETCHED
+        case _:
+            return _SHUFFLED
+
+
+def _is_columnar(method: FilesExtract) -> bool:
+    return method.file_format() in ("parquet", "orc")
+
+
+def _leaves_rows_out(method: StepMethod) -> bool:
+    match method:
+        case FilesExtract():
+            return _is_columnar(method)
+        case FromDeltaLake() | FromPostgres():
+            return True
+        case _:
+            return False
+
+
+def _filters(method: StepMethod) -> bool:
+    return isinstance(method, FilterRows) or (isinstance(method, Sql) and has_filter(method.query))
+
+
+def _passes(method: StepMethod) -> int:
+    return method.passes if isinstance(method, DataFrameMethod) else 1
