@@ -98,6 +98,9 @@ class PipelineRun:
 
         Raises ConfigurationError when an expression does not fit the schema that it meets.
         """
+        if step.index in self.optimizations.kept and step.index in self._frames:
+            # A step that takes it may have come first: that of another extract of the same.
+            return self._frames[step.index]
         given = inputs or {}
         frames = {
             index: given[index] if index in given else self.dataframe(self.plan.steps[index]) for index in step.inputs

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline_assets.steps.sql_names import check_is_query, postgres_tables, spark_table_names
+from pipeline_assets.steps.sql_names import (
+    check_is_query,
+    has_filter,
+    has_groups,
+    moves_rows,
+    postgres_tables,
+    spark_table_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +81,27 @@ def test_queries(query: str) -> None:
 def test_statements_that_are_no_queries(query: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_is_query(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "moves", "groups", "filters"),
+    [
+        ("SELECT a + 1 AS b FROM t", False, False, False),
+        ("SELECT a FROM t WHERE a > 1", False, False, True),
+        ("SELECT a FROM t LIMIT 3", False, False, True),
+        ("SELECT a, count(*) FROM t GROUP BY a", True, True, False),
+        ("SELECT max(a) FROM t", True, True, False),
+        ("SELECT max(a) OVER (PARTITION BY b) FROM t", True, False, False),
+        ("SELECT a, (SELECT max(b) FROM u) AS most FROM t", True, False, False),
+        ("SELECT DISTINCT a FROM t", True, False, False),
+        ("SELECT a FROM t ORDER BY a", True, False, False),
+        ("SELECT t.a FROM t, u", True, False, False),
+        ("SELECT a FROM t WHERE a IN (SELECT b FROM u)", True, False, True),
+        ("SELECT a FROM t WHERE a IN (1, 2)", False, False, True),
+        ("SELECT a FROM t WHERE EXISTS (SELECT 1 FROM u)", True, False, True),
+        ("SELECT a FROM t INTERSECT SELECT a FROM u", True, False, False),
+        ("SELECT a -> FROM what sqlglot does not know", True, False, True),
+    ],
+)
+def test_what_queries_do(query: str, moves: bool, groups: bool, filters: bool) -> None:
+    assert (moves_rows(query), has_groups(query), has_filter(query)) == (moves, groups, filters)

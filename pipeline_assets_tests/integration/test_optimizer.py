@@ -1,0 +1,200 @@
+"""What is decided beyond a config changes no result; PostgreSQL itself counts what is read of it, by a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+
+from devstack.postgres import PostgresServer
+from pipeline_assets_tests.config_documents import batch, load, transform
+from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
+from pipeline_assets_tests.integration.location import Location
+
+Database = psycopg.Connection[Any]
+ROWS = 1000
+COUNTED = "SELECT nextval('counted.reads') AS read, id, id % 7 AS day FROM counted.orders"
+
+
+@pytest.fixture
+def database(postgres: PostgresServer, reach_sources: None) -> Iterator[Database]:
+    with psycopg.connect(
+        host=postgres.host, port=postgres.port, dbname=postgres.database, user=postgres.user,
+        password=postgres.password, autocommit=True,
+    ) as opened:  # fmt: skip
+        opened.execute(
+            "DROP SCHEMA IF EXISTS counted CASCADE; CREATE SCHEMA counted; CREATE SEQUENCE counted.reads;"
+            f"CREATE TABLE counted.orders AS SELECT n AS id FROM generate_series(1, {ROWS}) n"
+        )
+        yield opened
+        opened.execute("DROP SCHEMA counted CASCADE")
+
+
+def reads(database: Database) -> int:
+    """How many rows have been read since the last call."""
+    (found,) = database.execute("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM counted.reads").fetchall()
+    database.execute("SELECT setval('counted.reads', 1, false)")
+    return int(found[0])
+
+
+def extract(name: str) -> dict[str, Any]:
+    return {"type": "extract", "method": "fromPostgres", "config": {"query": COUNTED, "registerAs": name}}
+
+
+def to_delta(name: str, source: str, **config: Any) -> dict[str, Any]:
+    found = load("toDeltaLake", path=f"/{name}", inputDataFrame=source, mode="overwrite", **config)
+    return {**found, "name": name}
+
+
+def expected() -> pd.DataFrame:
+    ids = pd.Series(range(1, ROWS + 1))
+    return pd.DataFrame({"id": ids, "day": ids % 7})
+
+
+def persistent(spark: Any) -> list[str]:
+    names = [str(rdd.name()) for rdd in spark.sparkContext._jsc.getPersistentRDDs().values()]
+    return [name for name in names if "Delta Table State" not in name]
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_what_several_steps_take_is_read_once(
+    location: Location, database: Database, spark: Any, optimize: bool
+) -> None:
+    location.write(
+        batch(
+            "p",
+            extract("orders"),
+            {"type": "validate", "method": "expectations", "config": {"expectations": {"positive": "id > 0"}}},
+            to_delta("all", "orders"),
+            transform("filterRows", registerAs="late", inputDataFrame="orders", condition="day > 3"),
+            to_delta("late_ones", "late"),
+            extract("again"),
+            to_delta("twice", "again"),
+            optimize=optimize,
+        )
+    )
+    location.run("p")
+    tables = {name: rows_of(location.folder / "root" / name) for name in ("all", "late_ones", "twice")}
+    same_rows(tables["all"][["id", "day"]], expected())
+    same_rows(tables["twice"][["id", "day"]], expected())
+    same_rows(tables["late_ones"][["id", "day"]], expected().query("day > 3"))
+    # PostgreSQL filters for itself, where it is asked again.
+    assert reads(database) == (ROWS if optimize else 3 * ROWS + len(tables["late_ones"]))
+    assert persistent(spark) == []
+    told = location.metadata("p", "orders").get("optimization")
+    if not optimize:
+        assert told is None
+        return
+    assert told is not None
+    assert told.startswith("kept until twice is done: ")
+    assert location.metadata("p", "orders")["storage_level"] == "MEMORY_AND_DISK"
+    assert location.metadata("p", "again")["optimization"] == "not read again: it reads the same as orders"
+    # All of it is one state of the source.
+    same_rows(tables["all"], tables["twice"])
+
+
+def test_it_is_let_go_after_its_last_reader(location: Location, database: Database) -> None:
+    location.write(
+        batch(
+            "p",
+            extract("orders"),
+            to_delta("one", "orders"),
+            to_delta("two", "orders"),
+            {"type": "extract", "method": "fromPostgres", "config": {"table": "counted.orders", "registerAs": "other"}},
+            transform("cache", dataFrames=["other"]),
+            to_delta("three", "other"),
+            {**transform("uncache", dataFrames=["other"]), "name": "end"},
+        )
+    )
+    location.run("p")
+    assert reads(database) == ROWS
+    assert location.metadata("p", "end")["cached_dataframes"] == "none"
+
+
+def test_a_run_that_fails_lets_go(location: Location, database: Database, spark: Any) -> None:
+    checked = transform(
+        "withColumns", registerAs="checked", columns={"bad": "if(id > 990, raise_error('too late'), 1)"}
+    )
+    location.write(batch("p", extract("orders"), to_delta("one", "orders"), checked, to_delta("two", "checked")))
+    location.run("p", fail=True)
+    assert reads(database) == ROWS
+    same_rows(rows_of(location.folder / "root" / "one")[["id", "day"]], expected())
+    assert persistent(spark) == []
+
+
+def test_one_load_alone_keeps_nothing(location: Location, database: Database) -> None:
+    location.write(batch("p", extract("orders"), to_delta("one", "orders"), to_delta("two", "orders")))
+    location.run("p", only=["orders", "one"])
+    assert reads(database) == ROWS
+    assert "optimization" not in location.metadata("p", "orders")
+    assert not (location.folder / "root" / "two").exists()
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("optimize", [True, False])
+def test_a_small_table_is_sent_to_what_it_is_joined_with(location: Location, optimize: bool) -> None:
+    facts = location.folder / "facts.parquet"
+    pd.DataFrame({"order_id": [n % ROWS + 1 for n in range(5000)], "n": range(5000)}).to_parquet(facts)
+    location.write(
+        batch(
+            "p",
+            {"type": "extract", "method": "fromFile", "config": {"path": f"file://{facts}", "registerAs": "facts"}},
+            {
+                "type": "extract",
+                "method": "fromPostgres",
+                "config": {"table": "counted.orders", "registerAs": "orders"},
+            },
+            # What makes the facts too large, to Spark, to be sent themselves.
+            transform("filterRows", registerAs="some", inputDataFrame="orders", condition="id > 10"),
+            transform(
+                "joinDataFrames",
+                registerAs="joined",
+                joinType="left",
+                inputDataFrames=["facts", "some"],
+                leftKeys=["order_id"],
+                rightKeys=["id"],
+            ),
+            optimize=optimize,
+        )
+    )
+    location.run("p")
+    plan = location.metadata("p", "joined")["physical_plan"]
+    assert ("BroadcastHashJoin" in plan) is optimize
+    assert ("SortMergeJoin" in plan) is not optimize
+    facts_rows = pd.read_parquet(facts)
+    orders = expected().query("id > 10")[["id"]].assign(key=lambda rows: rows["id"])
+    same_rows(
+        rows_of(location.table("p", "joined")),
+        facts_rows.merge(orders, how="left", left_on="order_id", right_on="key")[["order_id", "n", "id"]],
+    )
+
+
+@pytest.mark.parametrize("method", ["toDeltaLake", "toS3"])
+@pytest.mark.parametrize("optimize", [True, False])
+def test_partitioned_targets_get_few_files(location: Location, method: str, optimize: bool) -> None:
+    source = location.folder / "source"
+    source.mkdir()
+    rows = pd.DataFrame({"id": range(600), "day": [n % 5 for n in range(600)]})
+    for number in range(40):  # Spark packs small files into tasks: some four of these
+        rows[rows["id"] % 40 == number].to_parquet(source / f"{number:02}.parquet", index=False)
+    target = location.folder / "root" / "out"
+    location.write(
+        batch(
+            "p",
+            {"type": "extract", "method": "fromFile", "config": {"path": f"file://{source}/*.parquet"}},
+            load(method, path="/out", partitionBy=["day"]),
+            optimize=optimize,
+        )
+    )
+    location.run("p")
+    if method == "toDeltaLake":
+        files = [Path(file).relative_to(target) for file in delta_files(target)]
+    else:
+        files = [file.relative_to(target) for file in target.rglob("*.parquet")]
+    found = [pd.read_parquet(target / file, partitioning=None).assign(day=int(file.parent.name[4:])) for file in files]
+    same_rows(pd.concat(found), rows)
+    assert (len(files) == 5) is optimize, "one for each day"
