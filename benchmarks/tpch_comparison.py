@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import geometric_mean
@@ -20,14 +21,20 @@ from benchmarks.paired_runs import Spread
 from benchmarks.table_contents import contents
 from benchmarks.tpch import environment, query_config, query_names
 from benchmarks.tpch_runs import VARIANTS
+from pipeline_assets.config import load_folder
+from pipeline_assets.optimizer import optimize
+from pipeline_assets.plan import plan_folder
 
 
 @dataclass
 class TpchComparison:
-    """``seconds``: by query and variant, those of each round."""
+    """``seconds``: by query and variant, those of each round. ``decided``: for how many steps of a query the optimizer
+    does something; where that is 0, both variants are the same plan, and their ratio tells of noise alone.
+    """
 
     scale: float
     seconds: dict[str, dict[str, list[float]]]
+    decided: dict[str, int]
 
     def ratio(self, query: str) -> Spread:
         """The time of a query with the optimizer over that of the plain plan, round by round."""
@@ -72,4 +79,16 @@ def compare_tpch(folder: Path, data: Path, scale: float, rounds: int, report: Re
         plain, optimized = (contents(warehouse / f"{query}_{name}") for name in VARIANTS)
         if plain != optimized:
             raise ProgramFailedError(f"{query}: the optimizer changes the answer")
-    return TpchComparison(scale, json.loads(told.output.splitlines()[-1]))
+    return TpchComparison(scale, json.loads(told.output.splitlines()[-1]), decided_steps(data, scale))
+
+
+def decided_steps(data: Path, scale: float) -> dict[str, int]:
+    """Return for how many steps of each query the optimizer does something."""
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        for query in query_names():
+            (Path(name) / f"{query}.json").write_text(json.dumps(query_config(query, query)))
+        for plan in plan_folder(load_folder(Path(name), environment(data, scale))).plans:
+            decided = optimize(plan)
+            found[plan.name] = sum(decided.told(plan, step) is not None for step in plan.steps)
+    return found

@@ -33,7 +33,7 @@ def tuning_tables(claims: Sequence[ClaimComparison], tpch: TpchComparison | None
     if tpch is not None:
         rounds = len(next(iter(tpch.seconds.values()))["plain"])
         title = f"TPC-H's queries: scale factor {tpch.scale:g}, {rounds} rounds"
-        yield title, ("query", "plain", "optimized", "ratio"), _tpch_rows(tpch)
+        yield title, ("query", "plain", "optimized", "ratio", "steps decided on"), _tpch_rows(tpch)
 
 
 _CLAIM_HEADER = (
@@ -73,7 +73,8 @@ def _tpch_rows(tpch: TpchComparison) -> list[list[str]]:
             query,
             *(spread_text(Spread.of(found[name]), " s") for name in ("plain", "optimized")),
             spread_text(tpch.ratio(query), "x"),
+            str(tpch.decided[query]),
         ]
         for query, found in tpch.seconds.items()
     ]
-    return [*rows, ["geometric mean", "", "", spread_text(tpch.mean_ratio(), "x")]]
+    return [*rows, ["geometric mean", "", "", spread_text(tpch.mean_ratio(), "x"), str(sum(tpch.decided.values()))]]

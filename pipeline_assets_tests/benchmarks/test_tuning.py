@@ -133,6 +133,7 @@ def test_what_is_told() -> None:
             "q01": {"plain": [1.0, 2.0], "optimized": [1.0, 2.0]},
             "q02": {"plain": [1.0, 1.0], "optimized": [4.0, 4.0]},
         },
+        {"q01": 0, "q02": 1},
     )
     measured = [comparison(adaptive=True), comparison(adaptive=False)]
     tuned, query = tuning_goals(measured, tpch)
@@ -143,4 +144,4 @@ def test_what_is_told() -> None:
     assert summary[2][0][1:4] == ["3.8x", "2.10x (2.00 to 2.20)", "5.40x (5.00 to 5.80)"]
     assert summary[2][0][-1] == "plain 2,000, tuned 50, optimized 2"
     assert times[2][0][1:3] == ["42.0 s (40.0 to 44.0)", "27.0 s (25.0 to 29.0)"]
-    assert queries[2][-1] == ["geometric mean", "", "", "2.00x"]
+    assert queries[2][-1] == ["geometric mean", "", "", "2.00x", "1"]
