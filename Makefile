@@ -30,7 +30,7 @@ check: setup  ## Lint and type-check.
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-bench: setup  ## Measure against bare PySpark and plain Dagster; writes docs/benchmarks.md.
+bench: setup  ## Measure against bare PySpark, plain Dagster and tuning by hand; writes docs/benchmarks.md.
 	@$(PYTHON) -m benchmarks
 
 docs: setup  ## Build the site of the documentation into site/.

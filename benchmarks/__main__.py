@@ -23,25 +23,46 @@ from benchmarks.overhead import batch_overhead, stream_overhead
 from benchmarks.report import Results, started_now
 from benchmarks.stream_recovery import measure_recovery, measure_ticks
 from benchmarks.streaming import compare_streaming, fill_topic, kafka_server
+from benchmarks.tpch import make_tables
+from benchmarks.tpch_comparison import compare_tpch
+from benchmarks.tuning import FIVE_CLAIMS, ClaimPlace, compare_claim
 
 RESULTS = PROJECT / "benchmarks" / "results"
 PAGE = PROJECT / "docs" / "benchmarks.md"
-PARTS = ("demo", "many", "loading", "streaming", "overhead", "recovery")
+PARTS = ("demo", "many", "loading", "streaming", "overhead", "recovery", "tuning", "tpch")
+CLAIM_NAMES = tuple(claim.name for claim in FIVE_CLAIMS)
 
 console = Console()
 
 
 @click.command()
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Measure this alone; repeatable.")
-@click.option("--pairs", default=5, show_default=True, help="Pairs of runs at the demo's size, and of loads.")
+@click.option(
+    "--pairs",
+    default=5,
+    show_default=True,
+    help="Pairs of runs at the demo's size and of loads, rounds of claims and queries.",
+)
 @click.option("--orders", default=10_000_000, show_default=True, help="Orders of the big comparison.")
 @click.option(
-    "--many-pairs", default=3, show_default=True, help="Pairs of those, and of loads of 1,000 configs or more."
+    "--many-pairs",
+    default=3,
+    show_default=True,
+    help="Pairs of those and of loads of 1,000 configs, rounds of claims without adaptive execution.",
 )
 @click.option("--records", default=5_000_000, show_default=True, help="Records in the topic of the streams.")
 @click.option("--kills", default=3, show_default=True, help="How often a stream's run worker is killed.")
 @click.option(
     "--configs", multiple=True, default=(10, 100, 1000), show_default=True, help="Sizes of locations to load."
+)
+@click.option("--scale", default=2.0, show_default=True, help="TPC-H's scale factor of the five claims.")
+@click.option("--query-scale", default=1.0, show_default=True, help="That of TPC-H's own queries.")
+@click.option(
+    "--claim",
+    "claims",
+    type=click.Choice(CLAIM_NAMES),
+    multiple=True,
+    help="Of the claims, measure this alone; repeatable.",
 )
 @click.option(
     "--page", default=PAGE, type=click.Path(path_type=Path), help="The page to write; docs/benchmarks.md when left out."
@@ -54,10 +75,14 @@ def main(
     records: int,
     kills: int,
     configs: tuple[int, ...],
+    scale: float,
+    query_scale: float,
+    claims: tuple[str, ...],
     page: Path,
 ) -> None:
     """Measure batch and streaming pipelines beside bare PySpark scripts, loading beside assets written by hand, and
-    how long a stream that was killed takes to be back.
+    how long a stream that was killed takes to be back; pipelines tuned by hand beside the same without, and what the
+    optimizer makes of those.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     chosen = parts or PARTS
@@ -114,6 +139,20 @@ def main(
                     _keep(results)
         if "recovery" in chosen:
             results.ticks = measure_ticks(folder / "ticks", report)
+            _keep(results)
+        if "tuning" in chosen:
+            report(f"making TPC-H's tables, scale factor {scale:g}")
+            make_tables(folder / "tpch", scale)
+            workbench = ClaimPlace(folder / "tuning", folder / "tpch", scale)
+            wanted = [claim for claim in FIVE_CLAIMS if claim.name in (claims or CLAIM_NAMES)]
+            for adaptive, rounds in ((True, pairs), (False, many_pairs)):
+                for claim in wanted if rounds else ():
+                    results.claims.append(compare_claim(workbench, claim, scale, rounds, report, adaptive=adaptive))
+                    _keep(results)
+        if "tpch" in chosen:
+            report(f"making TPC-H's tables, scale factor {query_scale:g}")
+            make_tables(folder / "tpch_queries", query_scale)
+            results.tpch = compare_tpch(folder / "queries", folder / "tpch_queries", query_scale, pairs, report)
             _keep(results)
     results.load.append(os.getloadavg()[0])
     results.print(console)

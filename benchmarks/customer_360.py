@@ -168,7 +168,7 @@ def compare(workplace: Workplace, orders: int, pairs: int, *, with_empty: bool, 
         empty = workplace.run_empty() if with_empty else None
         workplace.check_tables(orders)
         if number:
-            found.job.add(job, _job_phases(job, workplace.dagster_home))
+            found.job.add(job, job_phases(job, workplace.dagster_home, JOB))
             found.script.add(script, _script_phases(script))
             if empty is not None:
                 found.empty.add(empty, {})
@@ -193,14 +193,14 @@ def _script_phases(cost: ProcessCost) -> Phases:
     return _between({"start": cost.started, **reached, "process gone": cost.ended})
 
 
-def _job_phases(cost: ProcessCost, dagster_home: Path) -> Phases:
-    """Return the seconds between the events that Dagster recorded of its last run."""
+def job_phases(cost: ProcessCost, dagster_home: Path, job: str) -> Phases:
+    """Return the seconds between the events that Dagster recorded of the job's last run."""
     import dagster as dg
 
     reached: dict[str, float] = {"start": cost.started}
     with ExitStack() as closing:
         instance = closing.enter_context(dg.DagsterInstance.from_config(str(dagster_home)))
-        (run,) = instance.get_runs(dg.RunsFilter(job_name=JOB), limit=1)
+        (run,) = instance.get_runs(dg.RunsFilter(job_name=job), limit=1)
         for record in instance.all_logs(run.run_id):
             event = record.dagster_event
             if event is None:

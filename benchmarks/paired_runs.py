@@ -41,3 +41,10 @@ class Goal:
     def met(self) -> bool:
         """Whether the median is within the limit."""
         return self.measured.median >= self.limit if self.at_least else self.measured.median <= self.limit
+
+
+def spread_text(spread: Spread, unit: str, digits: int = 2) -> str:
+    """Return the median and, where they differ, the least and the greatest in parentheses."""
+    if spread.least == spread.greatest:
+        return f"{spread.median:.{digits}f}{unit}"
+    return f"{spread.median:.{digits}f}{unit} ({spread.least:.{digits}f} to {spread.greatest:.{digits}f})"

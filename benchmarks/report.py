@@ -15,10 +15,13 @@ from rich.table import Table
 from benchmarks.customer_360 import EMPTY_COMMAND, JOB_COMMAND, SCRIPT_COMMAND, Comparison, Runs
 from benchmarks.location_loading import Load, LoadingComparison, cost_of_one_more
 from benchmarks.overhead import Overhead
-from benchmarks.paired_runs import Goal, Spread
+from benchmarks.paired_runs import Goal, Spread, spread_text
 from benchmarks.spark_event_log import SparkWork
 from benchmarks.stream_recovery import Recovery, Ticks
 from benchmarks.streaming import STREAM_COMMAND, STREAM_SCRIPT_COMMAND, StreamingComparison
+from benchmarks.tpch_comparison import TpchComparison
+from benchmarks.tuning import TUNING_COMMAND, ClaimComparison
+from benchmarks.tuning_report import tuning_goals, tuning_tables
 
 # What stands between these lines is written anew by each run; what people write around them stays.
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -41,6 +44,8 @@ class Results:
     overheads: list[Overhead] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
     ticks: Ticks | None = None
+    claims: list[ClaimComparison] = field(default_factory=list)
+    tpch: TpchComparison | None = None
 
     def goals(self) -> list[Goal]:
         """Hold what was measured against the goals."""
@@ -76,7 +81,7 @@ class Results:
         if self.ticks is not None:
             what = f"{self.ticks.pipelines} streaming pipelines, dead brokers: longest look of a sensor"
             found.append(Goal(what, 1.0, Spread.of([self.ticks.longest]), " s"))
-        return found
+        return [*found, *tuning_goals(self.claims, self.tpch)]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, single runs included."""
@@ -93,6 +98,8 @@ class Results:
             "overheads": [asdict(each) for each in self.overheads],
             "recoveries": [asdict(each) for each in self.recoveries],
             "ticks": None if self.ticks is None else asdict(self.ticks),
+            "claims": [asdict(each) for each in self.claims],
+            "tpch": None if self.tpch is None else asdict(self.tpch),
         }
 
     def print(self, console: Console) -> None:
@@ -123,10 +130,12 @@ class Results:
             f"- Empty job: `{' '.join(EMPTY_COMMAND)}`",
             "- Location: `python -m benchmarks.load_once MODULE`",
             f"- Stream: `{' '.join(STREAM_COMMAND)}`, and bare: `{' '.join(STREAM_SCRIPT_COMMAND)}`",
+            f"- Claim: `{' '.join(TUNING_COMMAND)}`",
             "",
             "Numbers are medians, with the least and the greatest of all runs in parentheses; a ratio is that of the",
             "two runs of a pair. What was measured is in turn: job, script, empty job, job, script, ... Each ran once",
-            "before that without being counted. Streams and their scripts take turns in being the first of a pair.",
+            "before that without being counted. Streams and their scripts take turns in being the first of a pair, and",
+            "so do the variants of a claim or a query, each of which is run once in a round.",
         ]
         for title, header, rows in self._tables():
             lines += ["", f"## {title}", "", *_markdown_table(header, rows)]
@@ -183,7 +192,7 @@ class Results:
                 ("", "wall time", "peak memory of Python", "peak memory of the JVM"),
                 [
                     *(_runs_row(name, measured) for name, measured in runs.items()),
-                    ["ratio of the pairs", _spread(overhead.ratio(), "x"), "", ""],
+                    ["ratio of the pairs", spread_text(overhead.ratio(), "x"), "", ""],
                 ],
             )
         if self.recoveries:
@@ -198,6 +207,7 @@ class Results:
                 ("looks", "median", "longest"),
                 [[str(len(self.ticks.seconds)), f"{self.ticks.median:.2f} s", f"{self.ticks.longest:.2f} s"]],
             )
+        yield from tuning_tables(self.claims, self.tpch)
 
 
 def _work_goals(size: str, each: Comparison) -> list[Goal]:
@@ -215,18 +225,18 @@ def _work_goals(size: str, each: Comparison) -> list[Goal]:
 
 def _goal_row(goal: Goal) -> list[str]:
     if goal.unit:
-        limit, measured = f"{goal.limit:.2f}{goal.unit}", _spread(goal.measured, goal.unit)
+        limit, measured = f"{goal.limit:.2f}{goal.unit}", spread_text(goal.measured, goal.unit)
     else:
         limit, measured = f"{goal.limit:.0f}", f"{goal.measured.median:.0f}"
     return [goal.what, f"at {'least' if goal.at_least else 'most'} {limit}", measured, "yes" if goal.met else "no"]
 
 
 def _runs_row(name: str, runs: Runs) -> list[str]:
-    memory = [_spread(Spread.of(each / _MEGABYTE for each in runs.memory), " MB", 0)]
+    memory = [spread_text(Spread.of(each / _MEGABYTE for each in runs.memory), " MB", 0)]
     java = [
-        _spread(Spread.of(each / _MEGABYTE for each in runs.java_memory), " MB", 0) if any(runs.java_memory) else ""
+        spread_text(Spread.of(each / _MEGABYTE for each in runs.java_memory), " MB", 0) if any(runs.java_memory) else ""
     ]
-    return [name, _spread(Spread.of(runs.seconds), " s"), *memory, *java]
+    return [name, spread_text(Spread.of(runs.seconds), " s"), *memory, *java]
 
 
 def _stream_rows(streams: StreamingComparison) -> Rows:
@@ -236,14 +246,14 @@ def _stream_rows(streams: StreamingComparison) -> Rows:
         ("bare script", streams.script, streams.script_rates),
     ):
         what, seconds, *memory = _runs_row(name, runs)
-        rows.append([what, seconds, _spread(Spread.of(rates), " records/s", 0), *memory])
+        rows.append([what, seconds, spread_text(Spread.of(rates), " records/s", 0), *memory])
     time, rate = streams.over_script(), streams.rate_over_script()
-    return [*rows, ["ratio of the pairs", _spread(time, "x"), _spread(rate, "x"), "", ""]]
+    return [*rows, ["ratio of the pairs", spread_text(time, "x"), spread_text(rate, "x"), "", ""]]
 
 
 def _recovery_rows(recoveries: Sequence[Recovery]) -> Rows:
     def row(name: str, seconds: Iterable[float]) -> list[str]:
-        return [name, _spread(Spread.of(seconds), " s", 1)]
+        return [name, spread_text(Spread.of(seconds), " s", 1)]
 
     return [
         row("the sensor has noticed", (each.noticed for each in recoveries)),
@@ -262,7 +272,7 @@ def _phase_rows(each: Comparison) -> Rows:
         row = []
         for phases in (job, script):
             name, spread = phases[number] if number < len(phases) else ("", None)
-            row += [name, _spread(spread, " s") if spread else ""]
+            row += [name, spread_text(spread, " s") if spread else ""]
         rows.append(row)
     return rows
 
@@ -290,10 +300,10 @@ def _scanned(work: SparkWork) -> str:
 
 def _loading_row(loads: LoadingComparison) -> list[str]:
     def process(measured: list[Load]) -> str:
-        return _spread(Spread.of(load.process for load in measured), " s")
+        return spread_text(Spread.of(load.process for load in measured), " s")
 
     def location(measured: list[Load]) -> str:
-        return _spread(Spread.of(load.location for load in measured), " s")
+        return spread_text(Spread.of(load.location for load in measured), " s")
 
     return [
         f"{loads.count:,} pipelines",
@@ -308,12 +318,6 @@ def _loading_row(loads: LoadingComparison) -> list[str]:
 def _growth_row(fewer: LoadingComparison, more: LoadingComparison) -> list[str]:
     configs, by_hand = cost_of_one_more(fewer, more)
     return [f"{fewer.count:,} and {more.count:,}", f"{configs * 1000:.1f} ms", f"{by_hand * 1000:.1f} ms"]
-
-
-def _spread(spread: Spread, unit: str, digits: int = 2) -> str:
-    if spread.least == spread.greatest:
-        return f"{spread.median:.{digits}f}{unit}"
-    return f"{spread.median:.{digits}f}{unit} ({spread.least:.{digits}f} to {spread.greatest:.{digits}f})"
 
 
 def _markdown_table(header: Sequence[str], rows: Rows) -> list[str]:
