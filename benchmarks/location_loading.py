@@ -153,6 +153,10 @@ class LoadingComparison:
         """The same without what Python and `import dagster` take."""
         return Spread.of_ratios([load.location for load in self.configs], [load.location for load in self.by_hand])
 
+    def memory_ratio(self) -> Spread:
+        """The processes' memory at its peak, configs over hand-written."""
+        return Spread.of_ratios([load.memory for load in self.configs], [load.memory for load in self.by_hand])
+
     @property
     def pyspark_imported(self) -> bool:
         """Whether a load from configs has imported PySpark."""
@@ -182,10 +186,22 @@ def compare_loading(folder: Path, count: int, pairs: int, report: Report) -> Loa
     return found
 
 
-def cost_of_one_more(fewer: LoadingComparison, more: LoadingComparison) -> tuple[float, float]:
-    """Return the seconds that each further pipeline takes between two sizes: from configs, and written by hand."""
+@dataclass(frozen=True)
+class CostOfOneMore:
+    """What each further pipeline takes between two sizes: seconds, and bytes at the peak."""
+
+    seconds: float
+    memory: float
+
+
+def cost_of_one_more(fewer: LoadingComparison, more: LoadingComparison) -> tuple[CostOfOneMore, CostOfOneMore]:
+    """Return what each further pipeline takes between two sizes: from configs, and written by hand."""
+    count = more.count - fewer.count
     configs, by_hand = (
-        (median(load.location for load in many) - median(load.location for load in few)) / (more.count - fewer.count)
+        CostOfOneMore(
+            (median(load.location for load in many) - median(load.location for load in few)) / count,
+            (median(load.memory for load in many) - median(load.memory for load in few)) / count,
+        )
         for few, many in ((fewer.configs, more.configs), (fewer.by_hand, more.by_hand))
     )
     return configs, by_hand

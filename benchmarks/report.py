@@ -57,13 +57,18 @@ class Results:
             found.append(Goal(what, 1.20, each.memory_over_script()))
         for loads in self.loading:
             what = f"{loads.count:,} configs: loading the location over assets written by hand"
-            found.append(Goal(what, 1.50, loads.process_ratio()))
+            limit = 1.30 if loads.count >= 1000 else 1.50
+            found.append(Goal(what, limit, loads.process_ratio()))
             what = f"{loads.count:,} configs: the same without Python's start and `import dagster`"
-            found.append(Goal(what, 1.50, loads.location_ratio()))
+            found.append(Goal(what, limit, loads.location_ratio()))
+            what = f"{loads.count:,} configs: peak memory over that of assets written by hand"
+            found.append(Goal(what, 1.30, loads.memory_ratio()))
         if len(self.loading) > 2:
             before, last = (cost_of_one_more(*pair)[0] for pair in list(pairwise(self.loading))[-2:])
             what = "linear growth: time of one more config, at the greatest number over the one before"
-            found.append(Goal(what, 1.20, Spread.of([last / before])))
+            found.append(Goal(what, 1.20, Spread.of([last.seconds / before.seconds])))
+            what = "linear growth: memory of one more config, at the greatest number over the one before"
+            found.append(Goal(what, 1.20, Spread.of([last.memory / before.memory])))
         if self.loading:
             count = sum(loads.pyspark_imported for loads in self.loading)
             found.append(Goal("locations that import PySpark when they are loaded", 0, Spread.of([count]), ""))
@@ -161,6 +166,8 @@ class Results:
                     "written by hand",
                     "configs, location alone",
                     "by hand, location alone",
+                    "configs, memory",
+                    "by hand, memory",
                 ),
                 [_loading_row(loads) for loads in self.loading],
             )
@@ -295,6 +302,9 @@ def _loading_row(loads: LoadingComparison) -> list[str]:
     def location(measured: list[Load]) -> str:
         return _spread(Spread.of(load.location for load in measured), " s")
 
+    def memory(measured: list[Load]) -> str:
+        return _spread(Spread.of(load.memory / _MEGABYTE for load in measured), " MB", 0)
+
     return [
         f"{loads.count:,} pipelines",
         str(len(loads.configs)),
@@ -302,12 +312,15 @@ def _loading_row(loads: LoadingComparison) -> list[str]:
         process(loads.by_hand),
         location(loads.configs),
         location(loads.by_hand),
+        memory(loads.configs),
+        memory(loads.by_hand),
     ]
 
 
 def _growth_row(fewer: LoadingComparison, more: LoadingComparison) -> list[str]:
     configs, by_hand = cost_of_one_more(fewer, more)
-    return [f"{fewer.count:,} and {more.count:,}", f"{configs * 1000:.1f} ms", f"{by_hand * 1000:.1f} ms"]
+    costs = [f"{cost.seconds * 1000:.1f} ms, {cost.memory / 1000:.0f} kB" for cost in (configs, by_hand)]
+    return [f"{fewer.count:,} and {more.count:,}", *costs]
 
 
 def _spread(spread: Spread, unit: str, digits: int = 2) -> str:
