@@ -21,18 +21,24 @@ from benchmarks.location_loading import compare_loading
 from benchmarks.machine import machine, versions
 from benchmarks.overhead import batch_overhead, stream_overhead
 from benchmarks.report import Results, started_now
+from benchmarks.scaling import Sizes, measure_scaling
 from benchmarks.stream_recovery import measure_recovery, measure_ticks
 from benchmarks.streaming import compare_streaming, fill_topic, kafka_server
 
 RESULTS = PROJECT / "benchmarks" / "results"
 PAGE = PROJECT / "docs" / "benchmarks.md"
+SCALING_PAGE = PROJECT / "docs" / "scaling.md"
 PARTS = ("demo", "many", "loading", "streaming", "overhead", "recovery")
+# This takes an hour.
+SCALING = "scaling"
 
 console = Console()
 
 
 @click.command()
-@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Measure this alone; repeatable.")
+@click.option(
+    "--part", "parts", type=click.Choice([*PARTS, SCALING]), multiple=True, help="Measure this alone; repeatable."
+)
 @click.option("--pairs", default=5, show_default=True, help="Pairs of runs at the demo's size, and of loads.")
 @click.option("--orders", default=10_000_000, show_default=True, help="Orders of the big comparison.")
 @click.option(
@@ -47,6 +53,23 @@ console = Console()
     "--configs", multiple=True, default=(10, 100, 1000, 2000), show_default=True, help="Sizes of locations to load."
 )
 @click.option(
+    "--rows",
+    multiple=True,
+    default=(100_000, 1_000_000, 10_000_000, 100_000_000),
+    show_default=True,
+    help="Scaling: orders of customer_360; 0 for none, as in the next two.",
+)
+@click.option(
+    "--partitions", multiple=True, default=(10, 50), show_default=True, help="Scaling: partitions of a backfill."
+)
+@click.option("--topics", multiple=True, default=(1, 10, 50), show_default=True, help="Scaling: Kafka topics.")
+@click.option(
+    "--scaling-page",
+    default=SCALING_PAGE,
+    type=click.Path(path_type=Path),
+    help="The page about scaling to write; docs/scaling.md when left out.",
+)
+@click.option(
     "--page", default=PAGE, type=click.Path(path_type=Path), help="The page to write; docs/benchmarks.md when left out."
 )
 def main(
@@ -57,6 +80,10 @@ def main(
     records: int,
     kills: int,
     configs: tuple[int, ...],
+    rows: tuple[int, ...],
+    partitions: tuple[int, ...],
+    topics: tuple[int, ...],
+    scaling_page: Path,
     page: Path,
 ) -> None:
     """Measure batch and streaming pipelines beside bare PySpark scripts, loading beside assets written by hand, and
@@ -119,10 +146,20 @@ def main(
         if "recovery" in chosen:
             results.ticks = measure_ticks(folder / "ticks", report)
             _keep(results)
+        if SCALING in chosen:
+            counts = (sorted({count for count in given if count}) for given in (rows, configs, partitions, topics))
+            sizes = Sizes(*counts, records, runs=many_pairs, loads=pairs)
+            measure_scaling(folder / "scaling", sizes, results.scaling, report, lambda: _keep(results))
     results.load.append(os.getloadavg()[0])
     results.print(console)
-    results.write_page(page)
-    for written in (_keep(results), page):
+    pages = []
+    if SCALING in chosen:
+        results.write_scaling_page(scaling_page)
+        pages.append(scaling_page)
+    if set(chosen) - {SCALING}:
+        results.write_page(page)
+        pages.append(page)
+    for written in (_keep(results), *pages):
         console.print(f"[green]✓[/] {written.relative_to(PROJECT) if written.is_relative_to(PROJECT) else written}")
 
 

@@ -163,6 +163,17 @@ class LoadingComparison:
         return any(load.told["pyspark_imported"] for load in self.configs)
 
 
+def load_configs(folder: Path, count: int, times: int) -> list[Load]:
+    """Load ``count`` pipelines from configs ``times`` times, after a first load that does not count."""
+    configs = folder / f"configs_{count}"
+    _write_configs(configs, count)
+    loads = [
+        _load(folder, {"PIPELINE_ASSETS_CONFIGS": str(configs)}, "pipeline_assets.definitions")
+        for _ in range(times + 1)
+    ]
+    return loads[1:]
+
+
 def compare_loading(folder: Path, count: int, pairs: int, report: Report) -> LoadingComparison:
     """Load ``count`` pipelines both ways in turn, ``pairs`` times, after a first pair that does not count."""
     configs, by_hand = folder / f"configs_{count}", folder / f"by_hand_{count}"

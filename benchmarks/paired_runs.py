@@ -26,6 +26,12 @@ class Spread:
         """Summarize the ratios of the pairs: what slows the machine down for a while slows both of a pair."""
         return cls.of(above / below for above, below in zip(numerators, denominators, strict=True))
 
+    def text(self, unit: str, digits: int = 2) -> str:
+        """Return the median, with the least and the greatest in parentheses where they differ."""
+        if self.least == self.greatest:
+            return f"{self.median:.{digits}f}{unit}"
+        return f"{self.median:.{digits}f}{unit} ({self.least:.{digits}f} to {self.greatest:.{digits}f})"
+
 
 @dataclass(frozen=True)
 class Goal:

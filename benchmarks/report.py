@@ -16,6 +16,7 @@ from benchmarks.customer_360 import EMPTY_COMMAND, JOB_COMMAND, SCRIPT_COMMAND, 
 from benchmarks.location_loading import Load, LoadingComparison, cost_of_one_more
 from benchmarks.overhead import Overhead
 from benchmarks.paired_runs import Goal, Spread
+from benchmarks.scaling import Scaling
 from benchmarks.spark_event_log import SparkWork
 from benchmarks.stream_recovery import Recovery, Ticks
 from benchmarks.streaming import STREAM_COMMAND, STREAM_SCRIPT_COMMAND, StreamingComparison
@@ -41,6 +42,7 @@ class Results:
     overheads: list[Overhead] = field(default_factory=list)
     recoveries: list[Recovery] = field(default_factory=list)
     ticks: Ticks | None = None
+    scaling: Scaling = field(default_factory=Scaling)
 
     def goals(self) -> list[Goal]:
         """Hold what was measured against the goals."""
@@ -98,11 +100,12 @@ class Results:
             "overheads": [asdict(each) for each in self.overheads],
             "recoveries": [asdict(each) for each in self.recoveries],
             "ticks": None if self.ticks is None else asdict(self.ticks),
+            "scaling": asdict(self.scaling),
         }
 
     def print(self, console: Console) -> None:
         """Show the goals and what was measured."""
-        for title, header, rows in self._tables():
+        for title, header, rows in (*self._tables(), *self.scaling.sections()):
             table = Table(*header, title=title, title_justify="left")
             for row in rows:
                 table.add_row(*row)
@@ -110,19 +113,27 @@ class Results:
 
     def write_page(self, page: Path) -> None:
         """Put the results in their place in ``page``, which is made when it is missing."""
-        text = page.read_text(encoding="utf-8") if page.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-        before, _, rest = text.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.parent.mkdir(exist_ok=True)
-        page.write_text(f"{before}{BEGIN}\n{self._markdown()}\n{END}{after}", encoding="utf-8")
+        _write_between(page, "Benchmarks", self._markdown())
 
-    def _markdown(self) -> str:
+    def write_scaling_page(self, page: Path) -> None:
+        """Put what was measured of how cost grows in its place in ``page``."""
+        lines = self._facts()
+        for title, header, rows in self.scaling.sections():
+            lines += ["", f"### {title}", "", *_markdown_table(header, rows)]
+        _write_between(page, "Scaling", "\n".join(lines))
+
+    def _facts(self) -> list[str]:
         facts = [f"{name}: {value}" for name, value in self.machine.items()]
-        lines = [
+        return [
             f"Measured on {datetime.date(self.started)} by `{self.command}`.",
             "",
             f"- Machine: {', '.join(facts)}; load average {', then '.join(f'{load:.1f}' for load in self.load)}",
             f"- Versions: {', '.join(f'{name} {version}' for name, version in self.versions.items())}",
+        ]
+
+    def _markdown(self) -> str:
+        lines = [
+            *self._facts(),
             f"- Job: `{' '.join(JOB_COMMAND)}`",
             f"- Bare script: `{' '.join(SCRIPT_COMMAND)}`",
             f"- Empty job: `{' '.join(EMPTY_COMMAND)}`",
@@ -205,6 +216,14 @@ class Results:
                 ("looks", "median", "longest"),
                 [[str(len(self.ticks.seconds)), f"{self.ticks.median:.2f} s", f"{self.ticks.longest:.2f} s"]],
             )
+
+
+def _write_between(page: Path, title: str, measured: str) -> None:
+    text = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(f"{before}{BEGIN}\n{measured}\n{END}{after}", encoding="utf-8")
 
 
 def _work_goals(size: str, each: Comparison) -> list[Goal]:
@@ -324,9 +343,7 @@ def _growth_row(fewer: LoadingComparison, more: LoadingComparison) -> list[str]:
 
 
 def _spread(spread: Spread, unit: str, digits: int = 2) -> str:
-    if spread.least == spread.greatest:
-        return f"{spread.median:.{digits}f}{unit}"
-    return f"{spread.median:.{digits}f}{unit} ({spread.least:.{digits}f} to {spread.greatest:.{digits}f})"
+    return spread.text(unit, digits)
 
 
 def _markdown_table(header: Sequence[str], rows: Rows) -> list[str]:
