@@ -21,6 +21,7 @@ from benchmarks.location_loading import compare_loading
 from benchmarks.machine import machine, versions
 from benchmarks.overhead import batch_overhead, stream_overhead
 from benchmarks.report import Results, started_now
+from benchmarks.scaling import Sizes, measure_scaling
 from benchmarks.stream_recovery import measure_recovery, measure_ticks
 from benchmarks.streaming import compare_streaming, fill_topic, kafka_server
 from benchmarks.tpch import make_tables
@@ -29,14 +30,19 @@ from benchmarks.tuning import FIVE_CLAIMS, ClaimPlace, compare_claim
 
 RESULTS = PROJECT / "benchmarks" / "results"
 PAGE = PROJECT / "docs" / "benchmarks.md"
+SCALING_PAGE = PROJECT / "docs" / "scaling.md"
 PARTS = ("demo", "many", "loading", "streaming", "overhead", "recovery", "tuning", "tpch")
+# This takes an hour.
+SCALING = "scaling"
 CLAIM_NAMES = tuple(claim.name for claim in FIVE_CLAIMS)
 
 console = Console()
 
 
 @click.command()
-@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Measure this alone; repeatable.")
+@click.option(
+    "--part", "parts", type=click.Choice([*PARTS, SCALING]), multiple=True, help="Measure this alone; repeatable."
+)
 @click.option(
     "--pairs",
     default=5,
@@ -48,12 +54,30 @@ console = Console()
     "--many-pairs",
     default=3,
     show_default=True,
-    help="Pairs of those and of loads of 1,000 configs, rounds of claims without adaptive execution.",
+    help="Pairs of those and of loads of 1,000 configs (of more, one: by hand a load takes minutes), rounds of claims "
+    "without adaptive execution.",
 )
 @click.option("--records", default=5_000_000, show_default=True, help="Records in the topic of the streams.")
 @click.option("--kills", default=3, show_default=True, help="How often a stream's run worker is killed.")
 @click.option(
-    "--configs", multiple=True, default=(10, 100, 1000), show_default=True, help="Sizes of locations to load."
+    "--configs", multiple=True, default=(10, 100, 1000, 2000), show_default=True, help="Sizes of locations to load."
+)
+@click.option(
+    "--rows",
+    multiple=True,
+    default=(100_000, 1_000_000, 10_000_000, 100_000_000),
+    show_default=True,
+    help="Scaling: orders of customer_360; 0 for none, as in the next two.",
+)
+@click.option(
+    "--partitions", multiple=True, default=(10, 50), show_default=True, help="Scaling: partitions of a backfill."
+)
+@click.option("--topics", multiple=True, default=(1, 10, 50), show_default=True, help="Scaling: Kafka topics.")
+@click.option(
+    "--scaling-page",
+    default=SCALING_PAGE,
+    type=click.Path(path_type=Path),
+    help="The page about scaling to write; docs/scaling.md when left out.",
 )
 @click.option("--scale", default=2.0, show_default=True, help="TPC-H's scale factor of the five claims.")
 @click.option("--query-scale", default=1.0, show_default=True, help="That of TPC-H's own queries.")
@@ -78,6 +102,10 @@ def main(
     scale: float,
     query_scale: float,
     claims: tuple[str, ...],
+    rows: tuple[int, ...],
+    partitions: tuple[int, ...],
+    topics: tuple[int, ...],
+    scaling_page: Path,
     page: Path,
 ) -> None:
     """Measure batch and streaming pipelines beside bare PySpark scripts, loading beside assets written by hand, and
@@ -118,7 +146,8 @@ def main(
                     _keep(results)
         if "loading" in chosen:
             for count in sorted(set(configs)):
-                results.loading.append(compare_loading(folder, count, pairs if count < 1000 else many_pairs, report))
+                how_often = pairs if count < 1000 else many_pairs if count == 1000 else 1
+                results.loading.append(compare_loading(folder, count, how_often, report))
                 _keep(results)
         if {"streaming", "overhead", "recovery"} & set(chosen):
             report("starting Kafka")
@@ -154,10 +183,20 @@ def main(
             make_tables(folder / "tpch_queries", query_scale)
             results.tpch = compare_tpch(folder / "queries", folder / "tpch_queries", query_scale, pairs, report)
             _keep(results)
+        if SCALING in chosen:
+            counts = (sorted({count for count in given if count}) for given in (rows, configs, partitions, topics))
+            sizes = Sizes(*counts, records, runs=many_pairs, loads=pairs)
+            measure_scaling(folder / "scaling", sizes, results.scaling, report, lambda: _keep(results))
     results.load.append(os.getloadavg()[0])
     results.print(console)
-    results.write_page(page)
-    for written in (_keep(results), page):
+    pages = []
+    if SCALING in chosen:
+        results.write_scaling_page(scaling_page)
+        pages.append(scaling_page)
+    if set(chosen) - {SCALING}:
+        results.write_page(page)
+        pages.append(page)
+    for written in (_keep(results), *pages):
         console.print(f"[green]✓[/] {written.relative_to(PROJECT) if written.is_relative_to(PROJECT) else written}")
 
 

@@ -153,10 +153,25 @@ class LoadingComparison:
         """The same without what Python and `import dagster` take."""
         return Spread.of_ratios([load.location for load in self.configs], [load.location for load in self.by_hand])
 
+    def memory_ratio(self) -> Spread:
+        """The processes' memory at its peak, configs over hand-written."""
+        return Spread.of_ratios([load.memory for load in self.configs], [load.memory for load in self.by_hand])
+
     @property
     def pyspark_imported(self) -> bool:
         """Whether a load from configs has imported PySpark."""
         return any(load.told["pyspark_imported"] for load in self.configs)
+
+
+def load_configs(folder: Path, count: int, times: int) -> list[Load]:
+    """Load ``count`` pipelines from configs ``times`` times, after a first load that does not count."""
+    configs = folder / f"configs_{count}"
+    _write_configs(configs, count)
+    loads = [
+        _load(folder, {"PIPELINE_ASSETS_CONFIGS": str(configs)}, "pipeline_assets.definitions")
+        for _ in range(times + 1)
+    ]
+    return loads[1:]
 
 
 def compare_loading(folder: Path, count: int, pairs: int, report: Report) -> LoadingComparison:
@@ -182,10 +197,22 @@ def compare_loading(folder: Path, count: int, pairs: int, report: Report) -> Loa
     return found
 
 
-def cost_of_one_more(fewer: LoadingComparison, more: LoadingComparison) -> tuple[float, float]:
-    """Return the seconds that each further pipeline takes between two sizes: from configs, and written by hand."""
+@dataclass(frozen=True)
+class CostOfOneMore:
+    """What each further pipeline takes between two sizes: seconds, and bytes at the peak."""
+
+    seconds: float
+    memory: float
+
+
+def cost_of_one_more(fewer: LoadingComparison, more: LoadingComparison) -> tuple[CostOfOneMore, CostOfOneMore]:
+    """Return what each further pipeline takes between two sizes: from configs, and written by hand."""
+    count = more.count - fewer.count
     configs, by_hand = (
-        (median(load.location for load in many) - median(load.location for load in few)) / (more.count - fewer.count)
+        CostOfOneMore(
+            (median(load.location for load in many) - median(load.location for load in few)) / count,
+            (median(load.memory for load in many) - median(load.memory for load in few)) / count,
+        )
         for few, many in ((fewer.configs, more.configs), (fewer.by_hand, more.by_hand))
     )
     return configs, by_hand

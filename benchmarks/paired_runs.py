@@ -26,6 +26,12 @@ class Spread:
         """Summarize the ratios of the pairs: what slows the machine down for a while slows both of a pair."""
         return cls.of(above / below for above, below in zip(numerators, denominators, strict=True))
 
+    def text(self, unit: str, digits: int = 2) -> str:
+        """Return the median, with the least and the greatest in parentheses where they differ."""
+        if self.least == self.greatest:
+            return f"{self.median:.{digits}f}{unit}"
+        return f"{self.median:.{digits}f}{unit} ({self.least:.{digits}f} to {self.greatest:.{digits}f})"
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -41,10 +47,3 @@ class Goal:
     def met(self) -> bool:
         """Whether the median is within the limit."""
         return self.measured.median >= self.limit if self.at_least else self.measured.median <= self.limit
-
-
-def spread_text(spread: Spread, unit: str, digits: int = 2) -> str:
-    """Return the median and, where they differ, the least and the greatest in parentheses."""
-    if spread.least == spread.greatest:
-        return f"{spread.median:.{digits}f}{unit}"
-    return f"{spread.median:.{digits}f}{unit} ({spread.least:.{digits}f} to {spread.greatest:.{digits}f})"

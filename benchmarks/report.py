@@ -15,7 +15,8 @@ from rich.table import Table
 from benchmarks.customer_360 import EMPTY_COMMAND, JOB_COMMAND, SCRIPT_COMMAND, Comparison, Runs
 from benchmarks.location_loading import Load, LoadingComparison, cost_of_one_more
 from benchmarks.overhead import Overhead
-from benchmarks.paired_runs import Goal, Spread, spread_text
+from benchmarks.paired_runs import Goal, Spread
+from benchmarks.scaling import Scaling
 from benchmarks.spark_event_log import SparkWork
 from benchmarks.stream_recovery import Recovery, Ticks
 from benchmarks.streaming import STREAM_COMMAND, STREAM_SCRIPT_COMMAND, StreamingComparison
@@ -46,6 +47,7 @@ class Results:
     ticks: Ticks | None = None
     claims: list[ClaimComparison] = field(default_factory=list)
     tpch: TpchComparison | None = None
+    scaling: Scaling = field(default_factory=Scaling)
 
     def goals(self) -> list[Goal]:
         """Hold what was measured against the goals."""
@@ -62,13 +64,18 @@ class Results:
             found.append(Goal(what, 1.20, each.memory_over_script()))
         for loads in self.loading:
             what = f"{loads.count:,} configs: loading the location over assets written by hand"
-            found.append(Goal(what, 1.50, loads.process_ratio()))
+            limit = 1.30 if loads.count >= 1000 else 1.50
+            found.append(Goal(what, limit, loads.process_ratio()))
             what = f"{loads.count:,} configs: the same without Python's start and `import dagster`"
-            found.append(Goal(what, 1.50, loads.location_ratio()))
+            found.append(Goal(what, limit, loads.location_ratio()))
+            what = f"{loads.count:,} configs: peak memory over that of assets written by hand"
+            found.append(Goal(what, 1.30, loads.memory_ratio()))
         if len(self.loading) > 2:
             before, last = (cost_of_one_more(*pair)[0] for pair in list(pairwise(self.loading))[-2:])
             what = "linear growth: time of one more config, at the greatest number over the one before"
-            found.append(Goal(what, 1.20, Spread.of([last / before])))
+            found.append(Goal(what, 1.20, Spread.of([last.seconds / before.seconds])))
+            what = "linear growth: memory of one more config, at the greatest number over the one before"
+            found.append(Goal(what, 1.20, Spread.of([last.memory / before.memory])))
         if self.loading:
             count = sum(loads.pyspark_imported for loads in self.loading)
             found.append(Goal("locations that import PySpark when they are loaded", 0, Spread.of([count]), ""))
@@ -100,11 +107,12 @@ class Results:
             "ticks": None if self.ticks is None else asdict(self.ticks),
             "claims": [asdict(each) for each in self.claims],
             "tpch": None if self.tpch is None else asdict(self.tpch),
+            "scaling": asdict(self.scaling),
         }
 
     def print(self, console: Console) -> None:
         """Show the goals and what was measured."""
-        for title, header, rows in self._tables():
+        for title, header, rows in (*self._tables(), *self.scaling.sections()):
             table = Table(*header, title=title, title_justify="left")
             for row in rows:
                 table.add_row(*row)
@@ -112,19 +120,27 @@ class Results:
 
     def write_page(self, page: Path) -> None:
         """Put the results in their place in ``page``, which is made when it is missing."""
-        text = page.read_text(encoding="utf-8") if page.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-        before, _, rest = text.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.parent.mkdir(exist_ok=True)
-        page.write_text(f"{before}{BEGIN}\n{self._markdown()}\n{END}{after}", encoding="utf-8")
+        _write_between(page, "Benchmarks", self._markdown())
 
-    def _markdown(self) -> str:
+    def write_scaling_page(self, page: Path) -> None:
+        """Put what was measured of how cost grows in its place in ``page``."""
+        lines = self._facts()
+        for title, header, rows in self.scaling.sections():
+            lines += ["", f"### {title}", "", *_markdown_table(header, rows)]
+        _write_between(page, "Scaling", "\n".join(lines))
+
+    def _facts(self) -> list[str]:
         facts = [f"{name}: {value}" for name, value in self.machine.items()]
-        lines = [
+        return [
             f"Measured on {datetime.date(self.started)} by `{self.command}`.",
             "",
             f"- Machine: {', '.join(facts)}; load average {', then '.join(f'{load:.1f}' for load in self.load)}",
             f"- Versions: {', '.join(f'{name} {version}' for name, version in self.versions.items())}",
+        ]
+
+    def _markdown(self) -> str:
+        lines = [
+            *self._facts(),
             f"- Job: `{' '.join(JOB_COMMAND)}`",
             f"- Bare script: `{' '.join(SCRIPT_COMMAND)}`",
             f"- Empty job: `{' '.join(EMPTY_COMMAND)}`",
@@ -170,6 +186,8 @@ class Results:
                     "written by hand",
                     "configs, location alone",
                     "by hand, location alone",
+                    "configs, memory",
+                    "by hand, memory",
                 ),
                 [_loading_row(loads) for loads in self.loading],
             )
@@ -192,7 +210,7 @@ class Results:
                 ("", "wall time", "peak memory of Python", "peak memory of the JVM"),
                 [
                     *(_runs_row(name, measured) for name, measured in runs.items()),
-                    ["ratio of the pairs", spread_text(overhead.ratio(), "x"), "", ""],
+                    ["ratio of the pairs", overhead.ratio().text("x"), "", ""],
                 ],
             )
         if self.recoveries:
@@ -210,6 +228,14 @@ class Results:
         yield from tuning_tables(self.claims, self.tpch)
 
 
+def _write_between(page: Path, title: str, measured: str) -> None:
+    text = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(f"{before}{BEGIN}\n{measured}\n{END}{after}", encoding="utf-8")
+
+
 def _work_goals(size: str, each: Comparison) -> list[Goal]:
     if each.job_work is None or each.script_work is None:
         return []
@@ -225,18 +251,16 @@ def _work_goals(size: str, each: Comparison) -> list[Goal]:
 
 def _goal_row(goal: Goal) -> list[str]:
     if goal.unit:
-        limit, measured = f"{goal.limit:.2f}{goal.unit}", spread_text(goal.measured, goal.unit)
+        limit, measured = f"{goal.limit:.2f}{goal.unit}", goal.measured.text(goal.unit)
     else:
         limit, measured = f"{goal.limit:.0f}", f"{goal.measured.median:.0f}"
     return [goal.what, f"at {'least' if goal.at_least else 'most'} {limit}", measured, "yes" if goal.met else "no"]
 
 
 def _runs_row(name: str, runs: Runs) -> list[str]:
-    memory = [spread_text(Spread.of(each / _MEGABYTE for each in runs.memory), " MB", 0)]
-    java = [
-        spread_text(Spread.of(each / _MEGABYTE for each in runs.java_memory), " MB", 0) if any(runs.java_memory) else ""
-    ]
-    return [name, spread_text(Spread.of(runs.seconds), " s"), *memory, *java]
+    memory = [Spread.of(each / _MEGABYTE for each in runs.memory).text(" MB", 0)]
+    java = [Spread.of(each / _MEGABYTE for each in runs.java_memory).text(" MB", 0) if any(runs.java_memory) else ""]
+    return [name, Spread.of(runs.seconds).text(" s"), *memory, *java]
 
 
 def _stream_rows(streams: StreamingComparison) -> Rows:
@@ -246,14 +270,14 @@ def _stream_rows(streams: StreamingComparison) -> Rows:
         ("bare script", streams.script, streams.script_rates),
     ):
         what, seconds, *memory = _runs_row(name, runs)
-        rows.append([what, seconds, spread_text(Spread.of(rates), " records/s", 0), *memory])
+        rows.append([what, seconds, Spread.of(rates).text(" records/s", 0), *memory])
     time, rate = streams.over_script(), streams.rate_over_script()
-    return [*rows, ["ratio of the pairs", spread_text(time, "x"), spread_text(rate, "x"), "", ""]]
+    return [*rows, ["ratio of the pairs", time.text("x"), rate.text("x"), "", ""]]
 
 
 def _recovery_rows(recoveries: Sequence[Recovery]) -> Rows:
     def row(name: str, seconds: Iterable[float]) -> list[str]:
-        return [name, spread_text(Spread.of(seconds), " s", 1)]
+        return [name, Spread.of(seconds).text(" s", 1)]
 
     return [
         row("the sensor has noticed", (each.noticed for each in recoveries)),
@@ -272,7 +296,7 @@ def _phase_rows(each: Comparison) -> Rows:
         row = []
         for phases in (job, script):
             name, spread = phases[number] if number < len(phases) else ("", None)
-            row += [name, spread_text(spread, " s") if spread else ""]
+            row += [name, spread.text(" s") if spread else ""]
         rows.append(row)
     return rows
 
@@ -300,10 +324,13 @@ def _scanned(work: SparkWork) -> str:
 
 def _loading_row(loads: LoadingComparison) -> list[str]:
     def process(measured: list[Load]) -> str:
-        return spread_text(Spread.of(load.process for load in measured), " s")
+        return Spread.of(load.process for load in measured).text(" s")
 
     def location(measured: list[Load]) -> str:
-        return spread_text(Spread.of(load.location for load in measured), " s")
+        return Spread.of(load.location for load in measured).text(" s")
+
+    def memory(measured: list[Load]) -> str:
+        return Spread.of(load.memory / _MEGABYTE for load in measured).text(" MB", 0)
 
     return [
         f"{loads.count:,} pipelines",
@@ -312,12 +339,15 @@ def _loading_row(loads: LoadingComparison) -> list[str]:
         process(loads.by_hand),
         location(loads.configs),
         location(loads.by_hand),
+        memory(loads.configs),
+        memory(loads.by_hand),
     ]
 
 
 def _growth_row(fewer: LoadingComparison, more: LoadingComparison) -> list[str]:
     configs, by_hand = cost_of_one_more(fewer, more)
-    return [f"{fewer.count:,} and {more.count:,}", f"{configs * 1000:.1f} ms", f"{by_hand * 1000:.1f} ms"]
+    costs = [f"{cost.seconds * 1000:.1f} ms, {cost.memory / 1000:.0f} kB" for cost in (configs, by_hand)]
+    return [f"{fewer.count:,} and {more.count:,}", *costs]
 
 
 def _markdown_table(header: Sequence[str], rows: Rows) -> list[str]:

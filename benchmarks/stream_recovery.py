@@ -84,7 +84,7 @@ def measure_recovery(folder: Path, kafka: KafkaServer, kills: int, report: Repor
         closing(_Watch(place, dg.DagsterInstance.from_config(str(place.dagster_home)))) as watch,
     ):
         report("waiting for the stream to run")
-        _until(lambda: row_count(place.table(_JOB)), "the stream writes rows")
+        until(lambda: row_count(place.table(_JOB)), "the stream writes rows")
         found = []
         for number in range(kills):
             report(f"killing the run worker: {number + 1} of {kills}")
@@ -116,11 +116,11 @@ class _Watch:
         assert killed is not None
         begun = time.time()
         os.kill(int(killed.tags[PID_TAG]), signal.SIGKILL)
-        noticed = _until(lambda: self._ended(killed.run_id), "the sensor notices")
-        run_id, launched = _until(lambda: self._newer_than(killed.run_id), "there is a new run")
-        started = _until(lambda: self._step_started(run_id), "its worker begins")
-        held = _until(lambda: self._lease_of(run_id), "it holds the checkpoint")
-        written = _until(lambda: first_rows_after(self._place.table(_JOB), held), "it writes rows")
+        noticed = until(lambda: self._ended(killed.run_id), "the sensor notices")
+        run_id, launched = until(lambda: self._newer_than(killed.run_id), "there is a new run")
+        started = until(lambda: self._step_started(run_id), "its worker begins")
+        held = until(lambda: self._lease_of(run_id), "it holds the checkpoint")
+        written = until(lambda: first_rows_after(self._place.table(_JOB), held), "it writes rows")
         points = [begun, noticed, launched, started, held, written]
         return Recovery(*(max(0.0, after - before) for before, after in pairwise(points)))
 
@@ -176,7 +176,7 @@ def measure_ticks(folder: Path, report: Report) -> Ticks:
         ):
             report(f"waiting until {PIPELINES} sensors have looked at dead brokers twice")
             controls = [StreamControl(instance, name) for name in streams]
-            _until(lambda: all(len(control.tick_seconds()) > 1 for control in controls), "every sensor looks twice")
+            until(lambda: all(len(control.tick_seconds()) > 1 for control in controls), "every sensor looks twice")
             return Ticks(PIPELINES, [seconds for control in controls for seconds in control.tick_seconds()])
 
 
@@ -204,7 +204,7 @@ def _fed(kafka: KafkaServer) -> Iterator[None]:
         thread.join()
 
 
-def _until(look: Callable[[], _T | None], what: str) -> _T:
+def until(look: Callable[[], _T | None], what: str) -> _T:
     """Return the first of what ``look`` finds."""
     deadline = time.monotonic() + _LIMIT
     while not (found := look()):

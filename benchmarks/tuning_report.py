@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.paired_runs import Goal, Spread, spread_text
+from benchmarks.paired_runs import Goal, Spread
 from benchmarks.tpch_comparison import TpchComparison
 from benchmarks.tuning import VARIANTS, ClaimComparison
 
@@ -53,7 +53,7 @@ def _claim_row(each: ClaimComparison) -> list[str]:
         f"{each.claim.name}: {each.claim.what}",
         f"{each.claim.times:g}x",
         *(
-            spread_text(ratio, "x")
+            ratio.text("x")
             for name in ("plain", "optimized")
             for ratio in (each.ratio(name, "tuned"), each.work_ratio(name, "tuned"))
         ),
@@ -64,17 +64,17 @@ def _claim_row(each: ClaimComparison) -> list[str]:
 def _time_rows(claims: Sequence[ClaimComparison]) -> Iterator[list[str]]:
     for each in claims:
         times = [seconds for name in VARIANTS for seconds in (each.runs[name].seconds, each.work(name))]
-        yield [each.claim.name, *(spread_text(Spread.of(seconds), " s", 1) for seconds in times)]
+        yield [each.claim.name, *(Spread.of(seconds).text(" s", 1) for seconds in times)]
 
 
 def _tpch_rows(tpch: TpchComparison) -> list[list[str]]:
     rows = [
         [
             query,
-            *(spread_text(Spread.of(found[name]), " s") for name in ("plain", "optimized")),
-            spread_text(tpch.ratio(query), "x"),
+            *(Spread.of(found[name]).text(" s") for name in ("plain", "optimized")),
+            tpch.ratio(query).text("x"),
             str(tpch.decided[query]),
         ]
         for query, found in tpch.seconds.items()
     ]
-    return [*rows, ["geometric mean", "", "", spread_text(tpch.mean_ratio(), "x"), str(sum(tpch.decided.values()))]]
+    return [*rows, ["geometric mean", "", "", tpch.mean_ratio().text("x"), str(sum(tpch.decided.values()))]]

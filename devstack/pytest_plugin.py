@@ -22,7 +22,13 @@ from devstack.postgres import Postgres, PostgresServer
 from devstack.processes import PartRun
 from devstack.prometheus import Prometheus, PrometheusServer, Pushgateway, PushgatewayServer
 from devstack.s3 import S3, S3Server
-from devstack.spark_servers import SparkCluster, SparkConnect, SparkConnectServer, SparkStandalone
+from devstack.spark_servers import (
+    OwnSparkCluster,
+    SparkCluster,
+    SparkConnect,
+    SparkConnectServer,
+    SparkStandalone,
+)
 from devstack.stack import Stack
 from devstack.vault import OwnVault, Vault, VaultServer
 
@@ -118,6 +124,15 @@ def spark_connect_server(
 @pytest.fixture(scope="session")
 def spark_cluster(devstack: Stack, spark_environment: Mapping[str, str]) -> Iterator[SparkCluster]:
     yield from _running(devstack, SparkStandalone(environment=spark_environment), SparkCluster)
+
+
+@pytest.fixture
+def own_spark_cluster(
+    devstack: Stack, tmp_path: Path, spark_environment: Mapping[str, str]
+) -> Iterator[OwnSparkCluster]:
+    """A cluster of the test's own, whose executors and workers it may kill."""
+    with _own_run("spark-cluster", tmp_path) as run:
+        yield OwnSparkCluster(SparkStandalone(environment=spark_environment).start(run), run)
 
 
 @contextmanager

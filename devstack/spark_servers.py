@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from devstack import java
 from devstack.loopback_http import open_without_proxy
 from devstack.ports import LOOPBACK, free_port
@@ -121,6 +123,37 @@ class SparkCluster:
 
 
 @dataclass(frozen=True)
+class OwnSparkCluster:
+    """A cluster that can be made to lose what works for it. ``PartRun.stop`` of ``run`` ends it for good."""
+
+    cluster: SparkCluster
+    run: PartRun
+
+    def executor(self, executor_id: str) -> psutil.Process:
+        """Return the process of an executor of the one application that runs."""
+        (found,) = (process for process in self._executors() if _option(process, "--executor-id") == executor_id)
+        return found
+
+    def worker_of(self, executor: psutil.Process) -> psutil.Process:
+        """Return the process of the worker that has started ``executor``."""
+        pids = {record.pid for record in self.run.records if record.name.startswith("worker-")}
+        (found,) = (parent for parent in executor.parents() if parent.pid in pids)
+        return found
+
+    def _executors(self) -> list[psutil.Process]:
+        processes = [process for record in self.run.records for process in record.session()]
+        return [process for process in processes if _option(process, "--executor-id")]
+
+
+def _option(process: psutil.Process, name: str) -> str | None:
+    try:
+        words = process.cmdline()
+    except psutil.NoSuchProcess:
+        return None
+    return words[words.index(name) + 1] if name in words else None
+
+
+@dataclass(frozen=True)
 class SparkStandalone:
     """Starts a standalone master and its workers, each with one core and 1 GB."""
 
@@ -132,6 +165,7 @@ class SparkStandalone:
         return java.missing()
 
     def start(self, run: PartRun) -> SparkCluster:
+        """Start them; the workers are the processes ``worker-1``, ``worker-2`` ... of ``run``."""
         cluster = SparkCluster(LOOPBACK, free_port(), free_port(), self.workers)
         program = _spark_home() / "bin" / "spark-class"
         environment = _spark_environment(

@@ -149,7 +149,7 @@ def _tree(plan: PipelinePlan) -> Tree:
             branch.add(f"from    {takes}")
         told = decided.told(plan, step)
         if told is not None:
-            branch.add(f"optimized: {told}")
+            branch.add(f"decided {told}")
         for source in step.method.sources():
             branch.add(f"source  {source.uri}")
         for sink in step.method.sinks():

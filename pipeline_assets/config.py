@@ -24,6 +24,7 @@ from pipeline_assets.credentials.policy import (
 )
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, TransientKind, did_you_mean
 from pipeline_assets.json_documents import issues_of, parse_json, pointer, substitute, unescape
+from pipeline_assets.parsed_files import NotedVariables, ParsedFiles
 from pipeline_assets.partitions import Partitions, TimeZone
 from pipeline_assets.steps import method_registry
 from pipeline_assets.steps.base import StepMethod, StepType
@@ -196,6 +197,11 @@ class Pipeline:
         return _check(self.file, document, method_registry())
 
 
+# What is the run's own to say, and never the environment's.
+_PARTITION = ("partition",)
+_PARSED = ParsedFiles[Pipeline]()
+
+
 @dataclass(frozen=True)
 class BrokenConfig:
     """A config that could not be loaded, and why."""
@@ -245,18 +251,26 @@ def load_file(
 ) -> Pipeline:
     """Load one pipeline, under the policy of its folder unless another is given.
 
-    Raises ConfigurationError with all its issues.
+    In one process a file is parsed again only when it, or a variable in it, has changed. Raises ConfigurationError
+    with all its issues.
     """
-    file = path.name
-    document, issues = _read(path, environment, keep=("partition",))
-    if (policy or secrets_policy(path.parent, environment)) is SecretsPolicy.VAULT_ONLY:
-        issues += pipeline_issues(file, document)
-    pipeline_or_issues = _collect(file, document, registry or method_registry())
-    if isinstance(pipeline_or_issues, Pipeline) and not issues:
-        return pipeline_or_issues
-    if not isinstance(pipeline_or_issues, Pipeline):
-        issues += pipeline_or_issues
-    raise ConfigurationError.from_issues(issues)
+    methods = registry or method_registry()
+    rules = policy or secrets_policy(path.parent, environment)
+    content = _content(path)
+
+    def parse(variables: NotedVariables) -> Pipeline:
+        document, issues = _substituted(path.name, content, variables, keep=_PARTITION)
+        if rules is SecretsPolicy.VAULT_ONLY:
+            issues += pipeline_issues(path.name, document)
+        found = _collect(path.name, document, methods)
+        if not isinstance(found, Pipeline):
+            issues += found
+        elif not issues:
+            return found
+        raise ConfigurationError.from_issues(issues)
+
+    variables = _variables(environment, hidden=_PARTITION)
+    return _PARSED.get(path, content, variables, parse, rules, frozenset(methods.items()))
 
 
 def load_connections(folder: Path, environment: Mapping[str, str] | None = None) -> Connections:
@@ -294,26 +308,35 @@ def secrets_policy(folder: Path, environment: Mapping[str, str] | None = None) -
     return given if stated == SecretsPolicy.ANY else SecretsPolicy.VAULT_ONLY
 
 
-def _read(
-    path: Path, environment: Mapping[str, str] | None, keep: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], list[ConfigIssue]]:
+def _read(path: Path, environment: Mapping[str, str] | None) -> tuple[dict[str, Any], list[ConfigIssue]]:
     """Return the parsed file with the environment substituted, and an issue for each variable that is not set."""
+    return _substituted(path.name, _content(path), _variables(environment))
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ConfigurationError.from_issues(
             [ConfigIssue(path.name, "", f"cannot be read: {error.strerror}")]
         ) from error
+
+
+def _variables(environment: Mapping[str, str] | None, hidden: tuple[str, ...] = ()) -> NotedVariables:
+    return NotedVariables(os.environ if environment is None else environment, hidden)
+
+
+def _substituted(
+    file: str, content: bytes, variables: Mapping[str, str], keep: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], list[ConfigIssue]]:
     issues: list[ConfigIssue] = []
 
     def missing(name: str, at: str) -> None:
         if name not in keep:
             message = f"environment variable {name} is not set (set it, or write ${{{name}:-default}})"
-            issues.append(ConfigIssue(path.name, at, message))
+            issues.append(ConfigIssue(file, at, message))
 
-    values = os.environ if environment is None else environment
-    values = {name: value for name, value in values.items() if name not in keep}
-    return substitute(parse_json(path.name, content), values, missing), issues
+    return substitute(parse_json(file, content), variables, missing), issues
 
 
 def _check(file: str, document: Mapping[str, Any], registry: MethodRegistry) -> Pipeline:

@@ -1,8 +1,8 @@
 """What a config leaves open is decided here: what is kept, what is read once, which writes are clustered.
 
 Pure, from the plan alone: the same config is run the same way everywhere, and `pipeline-assets plan` can tell. Costs
-are in reads of the same rows from columnar files. They only have to tell apart what is far apart: a join, or text to
-parse, from a second look at a Parquet file.
+are in reads of the same rows from Parquet. They only have to tell apart what is far apart: a join, or text to parse,
+from a second look at a Parquet file.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Optimizations:
             return self.kept[step.index].reason
         if step.index in self.clustered:
             columns = ", ".join(step.method.partition_columns) if isinstance(step.method, LoadMethod) else ""
-            return f"rows are brought together by {columns} first: each partition gets few files instead of many"
+            return f"rows are brought together by {columns} before they are written: few files a partition, not many"
         return None
 
 
@@ -197,12 +197,13 @@ class _Keeping:
         return narrow and all(self._groups[source] for source in step.inputs)
 
     def _described(self, index: int, cost: float) -> Kept:
-        names = ", ".join(dict.fromkeys(reader.name for reader in self._readers[index]))
+        *names, last = dict.fromkeys(reader.name for reader in self._readers[index])
+        taking = f"{', '.join(names)} and {last} take it" if names else f"{last} takes it again and again"
         movers = frozenset(self._movers(index))
         return Kept(
             movers,
-            f"kept until {self._steps[max(movers)].name} is done: {names} would have it computed "
-            f"{self._passes[index]:g} times, at the cost of {cost:g} reads of its rows from columnar files each",
+            f"kept in memory and on disk until {self._steps[max(movers)].name} is done: {taking}, and each time it "
+            f"would cost as much as {cost:g} reads of its rows from Parquet",
         )
 
     def _movers(self, index: int) -> set[int]:

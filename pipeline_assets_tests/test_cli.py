@@ -93,6 +93,13 @@ def test_plan(configs: Path) -> None:
     assert "sink    /data/purchases" in run("plan", "event_stream").stdout
 
 
+def test_plan_tells_what_was_decided(configs: Path) -> None:
+    table = {"type": "extract", "method": "fromPostgres", "config": {"table": "t", "registerAs": "rows"}}
+    loads = [{"type": "load", "method": "toDeltaLake", "config": {"path": f"/{name}"}} for name in "ab"]
+    write_config(configs, batch("decided", table, *loads))
+    assert "├── decided kept in memory and on disk until to_delta_lake_2 is done" in run("plan", "decided").stdout
+
+
 def test_plan_of_an_unknown_pipeline(configs: Path) -> None:
     result = run("plan", "customer-36")
     assert result.exit_code == 1

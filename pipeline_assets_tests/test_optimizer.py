@@ -226,8 +226,8 @@ def test_it_says_why(tmp_path: Path) -> None:
     assert [found.told(plan, step) for step in plan.steps] == [
         None,
         None,
-        "kept until b is done: a, b would have it computed 2 times, at the cost of 6 reads of its rows from columnar "
-        "files each",
+        "kept in memory and on disk until b is done: a and b take it, and each time it would cost as much as 6 reads "
+        "of its rows from Parquet",
         None,
-        "rows are brought together by day first: each partition gets few files instead of many",
+        "rows are brought together by day before they are written: few files a partition, not many",
     ]

@@ -11,9 +11,11 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
+T = TypeVar("T")
 MARK = "PIPELINE_ASSETS_TEST_RUN"
 LIMIT = 300.0  # seconds; where nothing else runs a wait takes 20, on a busy machine more than a hundred
 
@@ -45,22 +47,24 @@ def kill_processes_of(mark: str) -> None:
             process.kill()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = LIMIT) -> None:
-    """Wait until ``condition`` holds."""
+def wait_until(condition: Callable[[], T], seconds: float = LIMIT) -> T:
+    """Wait until ``condition`` holds, and return what it found."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {condition.__name__}"
         time.sleep(0.2)
+    return found
 
 
 class JobProcess:
-    """``dagster job execute`` of one job."""
+    """``dagster job execute`` of one job, with ``config`` as the run's config."""
 
-    def __init__(self, job: str, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, job: str, environment: Mapping[str, str], log: Path, config: Path | None = None) -> None:
         self.mark = str(uuid.uuid4())
         self._log = log
         command = [str(Path(sys.executable).parent / "dagster"), "job", "execute"]
         command += ["-m", "pipeline_assets.definitions", "-j", job]
+        command += ["-c", str(config)] if config else []
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command, env={**os.environ, **environment, MARK: self.mark}, stdout=output, stderr=subprocess.STDOUT
@@ -71,14 +75,14 @@ class JobProcess:
         """What it has printed."""
         return self._log.read_text(errors="replace")
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = LIMIT) -> None:
-        """Wait until ``condition`` holds, while the job runs."""
+    def wait_until(self, condition: Callable[[], T], seconds: float = LIMIT) -> T:
+        """Wait until ``condition`` holds, while the job runs, and return what it found."""
 
-        def held() -> bool:
+        def held() -> T:
             assert self._process.poll() is None, self.output
-            return bool(condition())
+            return condition()
 
-        wait_until(held, seconds)
+        return wait_until(held, seconds)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process of the run."""

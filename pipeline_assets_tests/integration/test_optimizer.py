@@ -90,7 +90,7 @@ def test_what_several_steps_take_is_read_once(
         assert told is None
         return
     assert told is not None
-    assert told.startswith("kept until twice is done: ")
+    assert told.startswith("kept in memory and on disk until twice is done: ")
     assert location.metadata("p", "orders")["storage_level"] == "MEMORY_AND_DISK"
     assert location.metadata("p", "again")["optimization"] == "not read again: it reads the same as orders"
     # All of it is one state of the source.

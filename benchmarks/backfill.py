@@ -1,0 +1,192 @@
+"""A backfill: one run for each partition of a small daily pipeline, launched by Dagster's daemon as users have it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from benchmarks.customer_360 import NOT_PASSED_ON, PROJECT, Report
+from benchmarks.measured_process import ProgramFailedError
+from devstack.dagster_daemon import WORKSPACE, dagster_daemon, program
+from devstack.delta_tables import row_count
+from devstack.ports import free_port
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+JOB = "daily"
+BACKFILL_COMMAND = ("dagster", "job", "backfill", "-w", "workspace.yaml", "-j", JOB, "--all", "x", "--noprompt")
+_FIRST = date(2020, 1, 1)
+_STORES, _ROWS = 50, 5_000
+_LIMIT = 4 * 3600.0
+
+
+@dataclass(frozen=True)
+class Backfill:
+    """A backfill of ``partitions``. ``warm``: on a Spark server that stays; else each run starts a JVM of its own.
+
+    ``at_once``: how many runs Dagster had at a time. ``seconds``: from the command to the end of the last run.
+    ``runs``: the seconds of the single runs, in the order of their ends.
+    """
+
+    partitions: int
+    warm: bool
+    at_once: int
+    seconds: float
+    runs: list[float]
+
+
+def measure_backfill(folder: Path, partitions: int, report: Report, *, warm: bool) -> Backfill:
+    """Backfill all partitions of a location that is made in ``folder``."""
+    import dagster as dg
+
+    place = _Place(folder, partitions)
+    with (
+        spark_server(place.environment) if warm else _no_server() as more,
+        dagster_daemon({**place.environment, **more}, folder / "logs"),
+        dg.DagsterInstance.from_config(str(place.dagster_home)) as instance,
+    ):
+        report(f"a backfill of {partitions:,} partitions, " + ("on a Spark server" if warm else "a JVM for each"))
+        begun = time.time()
+        command = [program(BACKFILL_COMMAND[0]), *BACKFILL_COMMAND[1:]]
+        command[command.index("workspace.yaml")] = str(WORKSPACE)
+        done = subprocess.run(
+            command, env={**place.environment, **more}, cwd=PROJECT, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise ProgramFailedError(done.stdout + done.stderr)
+        runs = _finished(instance, partitions)
+    rows = row_count(place.table)
+    if rows != partitions * _STORES:
+        raise ProgramFailedError(f"{rows:,} rows were written, {partitions * _STORES:,} are expected")
+    return Backfill(
+        partitions,
+        warm,
+        place.at_once,
+        max(ended for _, ended in runs) - begun,
+        [ended - started for started, ended in sorted(runs, key=lambda run: run[1])],
+    )
+
+
+@contextmanager
+def spark_server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Have a Spark server that stays; gives what tells a run of it."""
+    port = str(free_port())
+    command = [program("pipeline-assets"), "spark-server"]
+    subprocess.run([*command, "start", "--port", port], env=dict(environment), check=True, capture_output=True)
+    try:
+        yield {"SPARK_REMOTE": f"sc://127.0.0.1:{port}"}
+    finally:
+        subprocess.run([*command, "stop", "--port", port], env=dict(environment), check=True, capture_output=True)
+
+
+@contextmanager
+def _no_server() -> Iterator[dict[str, str]]:
+    yield {}
+
+
+class _Place:
+    """A folder with a file of sales for each day, and a pipeline that sums them up by store."""
+
+    def __init__(self, folder: Path, partitions: int) -> None:
+        self.dagster_home = folder / "dagster_home"
+        configs, self._root = folder / "configs", folder / "root"
+        for each in (configs, self.dagster_home, self._root / "sales"):
+            each.mkdir(parents=True)
+        self.table = folder / "warehouse" / JOB / "totals"
+        self.at_once = os.cpu_count() or 1
+        settings = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
+        settings["concurrency"]["runs"] = {"max_concurrent_runs": self.at_once}
+        (self.dagster_home / "dagster.yaml").write_text(yaml.safe_dump(settings))
+        (configs / f"{JOB}.json").write_text(json.dumps(_config(partitions)))
+        self._write_sales(partitions)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)},
+            "PYTHONPATH": str(PROJECT),
+            "DAGSTER_HOME": str(self.dagster_home),
+            "PIPELINE_ASSETS_CONFIGS": str(configs),
+            "PIPELINE_ASSETS_WAREHOUSE": str(folder / "warehouse"),
+            "PIPELINE_ASSETS_PATH_PREFIX": str(self._root),
+        }
+
+    def _write_sales(self, partitions: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for number in range(partitions):
+            sales = {
+                "store": [sale % _STORES for sale in range(_ROWS)],
+                "amount": [float((sale * 7919 + number) % 10_000) for sale in range(_ROWS)],
+            }
+            pq.write_table(pa.table(sales), self._root / "sales" / f"{_FIRST + timedelta(days=number)}.parquet")
+
+
+def _config(partitions: int) -> dict[str, object]:
+    return {
+        "name": JOB,
+        "mode": "batch",
+        # Of runs that make the table at the same time one does.
+        "retry": {"maxRetries": 3, "delay": 1, "on": ["conflict"]},
+        "partitions": {
+            "type": "daily",
+            "start": str(_FIRST),
+            "end": str(_FIRST + timedelta(days=partitions)),
+        },
+        "steps": [
+            {
+                "type": "extract",
+                "method": "fromFile",
+                "config": {"path": "/sales/${partition}.parquet", "registerAs": "sales"},
+            },
+            {
+                "type": "transform",
+                "method": "aggregateData",
+                "name": "totals",
+                "config": {"groupBy": ["store"], "aggregations": {"total": "sum(amount)"}},
+            },
+        ],
+    }
+
+
+def _finished(instance: DagsterInstance, count: int) -> list[tuple[float, float]]:
+    """Wait until ``count`` runs have succeeded; returns when each started and ended."""
+    import dagster as dg
+
+    def runs(status: dg.DagsterRunStatus) -> dg.RunsFilter:
+        return dg.RunsFilter(job_name=JOB, statuses=[status])
+
+    deadline = time.monotonic() + _LIMIT
+    # Counted, as to read all of them again and again would take from what is measured.
+    while (succeeded := instance.get_runs_count(runs(dg.DagsterRunStatus.SUCCESS))) < count:
+        for failed in instance.get_runs(runs(dg.DagsterRunStatus.FAILURE), limit=1):
+            raise ProgramFailedError(_failure(instance, failed.run_id))
+        if time.monotonic() > deadline:
+            raise ProgramFailedError(f"{succeeded} of {count} runs have ended after {_LIMIT:.0f} s")
+        threading.Event().wait(1.0)
+    records = instance.get_run_records(runs(dg.DagsterRunStatus.SUCCESS))
+    return [(record.start_time or 0.0, record.end_time or 0.0) for record in records]
+
+
+def _failure(instance: DagsterInstance, run_id: str) -> str:
+    """Return what made a run fail."""
+    import dagster as dg
+
+    texts = [f"run {run_id} of the backfill failed:"]
+    for record in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        assert record.dagster_event is not None
+        error = record.dagster_event.step_failure_data.error
+        while error is not None:
+            texts.append(error.message)
+            error = error.cause
+    return "\n".join(texts)
