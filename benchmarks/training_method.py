@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 _ITERATIONS = 20
-# Behind this it shows that Spark sums up in another order.
-_DIGITS = 3
+# Behind this it shows in how many parts Spark has the rows: the curve is made of samples of each.
+_DIGITS = 2
 
 
 class TrainClassifiers(SingleInputTransform):
