@@ -71,16 +71,14 @@ def write_delta(
             return _written(spark, path, mark, folder)
         options: dict[str, str] = {"userMetadata": mark}
         save_mode = "error" if mode in ("merge", "errorIfExists") else mode
-        if partition is not None and mode != "merge" and there is not None:
+        if partition is not None and (mode in ("append", "overwrite") or (mode == "errorIfExists" and there)):
             if mode == "errorIfExists":
                 _refuse_rows(spark, path, partition)
-            save_mode, replace_where, dynamic_partitions = "overwrite", partition.predicate, False
+            # Also where there is no table: another run of a backfill may have made it by the time this one writes.
+            save_mode, dynamic_partitions, options["replaceWhere"] = "overwrite", False, partition.predicate
             # Delta refuses overwriteSchema with replaceWhere; the other partitions keep their columns.
             merge_schema, overwrite_schema = merge_schema or overwrite_schema, False
-        if partition is not None and there is None and mode == "overwrite":
-            # Another run may have made the table by now, of which there are several in a backfill: its rows stay.
-            save_mode, overwrite_schema, dynamic_partitions = "append", False, False
-        if replace_where is not None and there is not None:
+        elif replace_where is not None and there is not None:
             options["replaceWhere"] = replace_where
         if dynamic_partitions:
             options["partitionOverwriteMode"] = "dynamic"

@@ -214,7 +214,7 @@ def test_a_table_that_another_run_makes_first_keeps_its_partition(
 ) -> None:
     """The first runs of a backfill: each finds no table, and one has made it by the time that the other writes."""
     monkeypatch.setattr(delta_table, "table_columns", lambda spark, path: None)
-    for key in ("mon", "tue"):
+    for key in ("mon", "tue", "mon"):
         frame = frame_of(context.spark, SCHEMA, [row for row in OLD if row[1] == key])
         partition = in_partition(context, key, column=column).partition
         path = str(tmp_path / "new")
