@@ -113,7 +113,7 @@ class PipelineRun:
                 frame = self.context.cache.cache(step.dataframe, frame, step.method.cache_storage_level)
         elif step.index in self.optimizations.kept:
             with self.errors_of(step):
-                frame = self.context.cache.cache(step.dataframe, frame)
+                frame = self.context.cache.keep(step.dataframe, frame)
         self._frames[step.index] = frame
         return frame
 
@@ -220,7 +220,7 @@ class PipelineRun:
         with self.errors_of(step, [frame]):
             level = frame.storageLevel
             if source.role is not Role.TABLE and not (level.useMemory or level.useDisk or level.useOffHeap):
-                frame = self.context.cache.cache(step.dataframe, frame)
+                frame = self.context.cache.keep(step.dataframe, frame)
             results = self._evaluated(step, {source.index: frame})
             found = any(result.failed for result in results)
             bad = method.bad_rows(frame, self.context)

@@ -34,6 +34,8 @@ _LEVELS: dict[StorageLevelName, tuple[bool, bool, bool, bool, int]] = {
     "OFF_HEAP": (True, True, True, False, 1),
 }
 
+_ADAPTIVE_CACHE = "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning"
+
 
 def storage_level(name: StorageLevelName) -> StorageLevel:
     """Return Spark's storage level called ``name``."""
@@ -62,6 +64,23 @@ class DataFrameCache:
     """The DataFrames that one run has asked Spark to keep."""
 
     _cached: dict[str, tuple[DataFrame, StorageLevelName]] = field(default_factory=dict)
+
+    def keep(self, name: str, frame: DataFrame) -> DataFrame:
+        """Do the same as ``cache``, with as few partitions as adaptive execution finds enough.
+
+        Spark keeps those that the plan says otherwise, 200 of a few rows too, since a later shuffle by the same columns
+        may be spared for them: https://spark.apache.org/docs/latest/configuration.html
+        """
+        spark = frame.sparkSession
+        before = spark.conf.get(_ADAPTIVE_CACHE, None)
+        spark.conf.set(_ADAPTIVE_CACHE, "true")
+        try:
+            return self.cache(name, frame)
+        finally:
+            if before is None:
+                spark.conf.unset(_ADAPTIVE_CACHE)
+            else:
+                spark.conf.set(_ADAPTIVE_CACHE, before)
 
     def cache(self, name: str, frame: DataFrame, level: StorageLevelName = "MEMORY_AND_DISK") -> DataFrame:
         """Have Spark keep ``frame`` once an action has computed it, and return it.

@@ -77,6 +77,9 @@ def write_delta(
             save_mode, replace_where, dynamic_partitions = "overwrite", partition.predicate, False
             # Delta refuses overwriteSchema with replaceWhere; the other partitions keep their columns.
             merge_schema, overwrite_schema = merge_schema or overwrite_schema, False
+        if partition is not None and there is None and mode == "overwrite":
+            # Another run may have made the table by now, of which there are several in a backfill: its rows stay.
+            save_mode, overwrite_schema, dynamic_partitions = "append", False, False
         if replace_where is not None and there is not None:
             options["replaceWhere"] = replace_where
         if dynamic_partitions:

@@ -42,6 +42,20 @@ def test_every_level_keeps_the_data(any_spark: SparkSession, level: StorageLevel
     assert frame.storageLevel == storage_level("NONE")
 
 
+def test_few_rows_are_kept_in_few_partitions(spark: SparkSession) -> None:
+    name = "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning"
+    before = spark.conf.get(name)
+    cache = DataFrameCache()
+    groups = spark.range(1000).selectExpr("id % 7 AS k").groupBy("k").count()
+    kept = cache.keep("groups", groups)
+    assert sorted(row["count"] for row in kept.collect()) == [142, *([143] * 6)]
+    assert kept.storageLevel == storage_level("MEMORY_AND_DISK")
+    (found,) = cache.cached()
+    assert found.cached_partitions == 1
+    assert spark.conf.get(name) == before
+    cache.release()
+
+
 def test_none_keeps_nothing(any_spark: SparkSession) -> None:
     cache = DataFrameCache()
     frame = cache.cache("numbers", any_spark.range(3).where("id > 0"), "NONE")

@@ -14,6 +14,7 @@ from pyspark.errors import PySparkException
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import Partitions
+from pipeline_assets.steps import delta_table
 from pipeline_assets.steps.base import LoadResult, StepContext
 from pipeline_assets.steps.delta_table import write_delta
 from pipeline_assets.steps.load import ToDeltaLake
@@ -204,6 +205,21 @@ def test_first_write_of_a_partition_with_rows_outside(context: StepContext, tmp_
         with pytest.raises(PipelineExecutionError, match="rows outside partition 'mon'"):
             load(NEW, in_partition(context, "mon", column="day"), new)
         assert versions(new) == 0
+
+
+@pytest.mark.parametrize("overwrite_schema", [False, True])
+@pytest.mark.parametrize("column", [None, "day"])
+def test_a_table_that_another_run_makes_first_keeps_its_partition(
+    context: StepContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str | None, overwrite_schema: bool
+) -> None:
+    """The first runs of a backfill: each finds no table, and one has made it by the time that the other writes."""
+    monkeypatch.setattr(delta_table, "table_columns", lambda spark, path: None)
+    for key in ("mon", "tue"):
+        frame = frame_of(context.spark, SCHEMA, [row for row in OLD if row[1] == key])
+        partition = in_partition(context, key, column=column).partition
+        path = str(tmp_path / "new")
+        write_delta(frame, path, mode="overwrite", overwrite_schema=overwrite_schema, partition=partition)
+    assert table_rows(tmp_path / "new") == [row for row in OLD if row[1] in ("mon", "tue")]
 
 
 def test_partition_that_exists(context: StepContext, tmp_path: Path) -> None:
