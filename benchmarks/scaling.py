@@ -105,11 +105,8 @@ class Scaling:
         if self.ticks:
             yield (
                 "Topics: one streaming pipeline and sensor for each, nothing new in them",
-                ("topics", "looks", "median", "longest"),
-                [
-                    [str(each.pipelines), str(len(each.seconds)), f"{each.median:.2f} s", f"{each.longest:.2f} s"]
-                    for each in self.ticks
-                ],
+                ("topics", "looks", "median", "longest", "runs started"),
+                [_ticks_row(ticks) for ticks in self.ticks],
             )
 
 
@@ -239,10 +236,8 @@ def _measure_sensors(folder: Path, kafka: KafkaServer, count: int) -> Ticks:
     ):
         controls = [StreamControl(instance, name) for name in names]
         until(lambda: all(len(control.tick_seconds()) > 1 for control in controls), "every sensor looks twice")
-        if runs := instance.get_runs():
-            tags = "; ".join(f"{run.job_name}: {run.tags}" for run in runs)
-            raise ProgramFailedError(f"a sensor has started a run, though there is nothing in its topic: {tags}")
-        return Ticks(count, [seconds for control in controls for seconds in control.tick_seconds()])
+        seconds = [seconds for control in controls for seconds in control.tick_seconds()]
+        return Ticks(count, seconds, instance.get_runs_count())
 
 
 def _size_row(size: Size) -> list[str]:
@@ -269,6 +264,11 @@ def _load_row(count: int, loads: Iterable[Load]) -> list[str]:
         Spread.of(load.location for load in measured).text(" s"),
         Spread.of(load.memory / _MEGABYTE for load in measured).text(" MB", 0),
     ]
+
+
+def _ticks_row(ticks: Ticks) -> list[str]:
+    looks = [f"{ticks.median:.2f} s", f"{ticks.longest:.2f} s"]
+    return [str(ticks.pipelines), str(len(ticks.seconds)), *looks, str(ticks.started)]
 
 
 def _backfill_row(backfill: Backfill) -> list[str]:

@@ -55,10 +55,11 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Ticks:
-    """The seconds of single looks of ``pipelines`` sensors whose brokers do not answer."""
+    """The seconds of single looks of ``pipelines`` sensors, and how many runs they started."""
 
     pipelines: int
     seconds: list[float]
+    started: int = 0
 
     @property
     def longest(self) -> float:
