@@ -184,8 +184,15 @@ def main(
             results.tpch = compare_tpch(folder / "queries", folder / "tpch_queries", query_scale, pairs, report)
             _keep(results)
         if SCALING in chosen:
-            counts = (sorted({count for count in given if count}) for given in (rows, configs, partitions, topics))
-            sizes = Sizes(*counts, records, runs=many_pairs, loads=pairs)
+            sizes = Sizes(
+                rows=_without_none(rows),
+                pipelines=_without_none(configs),
+                partitions=_without_none(partitions),
+                topics=_without_none(topics),
+                records=records,
+                runs=many_pairs,
+                loads=pairs,
+            )
             measure_scaling(folder / "scaling", sizes, results.scaling, report, lambda: _keep(results))
     results.load.append(os.getloadavg()[0])
     results.print(console)
@@ -206,6 +213,10 @@ def _keep(results: Results) -> Path:
     file = RESULTS / f"{results.started:%Y%m%dT%H%M%SZ}.json"
     file.write_text(json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8")
     return file
+
+
+def _without_none(counts: tuple[int, ...]) -> list[int]:
+    return sorted({count for count in counts if count})
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

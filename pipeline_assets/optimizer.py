@@ -203,7 +203,7 @@ class _Keeping:
         return Kept(
             movers,
             f"kept in memory and on disk until {self._steps[max(movers)].name} is done: {taking}, and each time it "
-            f"would cost as much as {cost:g} reads of its rows from Parquet",
+            f"would cost as much as {cost:.0f} reads of its rows from Parquet",
         )
 
     def _movers(self, index: int) -> set[int]:
