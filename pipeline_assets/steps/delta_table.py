@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, ParamSpec
 
 from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, PartitionSlice, sql_string
-from pipeline_assets.spark.failures import Cause, causes_of, is_spark_error
+from pipeline_assets.spark.failures import Cause, causes_of, is_spark_error, spark_failure
 from pipeline_assets.steps.delta_log import Commit, find_commit, newest_version
 from pipeline_assets.steps.file_systems import Folder
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+P = ParamSpec("P")
 DeltaMode = Literal["append", "overwrite", "errorIfExists", "merge"]
 _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
 _MISSING = ("PATH_NOT_FOUND", "DELTA_TABLE_NOT_FOUND", "DELTA_MISSING_DELTA_TABLE", "DELTA_PATH_DOES_NOT_EXIST")
@@ -36,6 +38,23 @@ class DeltaWrite:
     commit: Commit | None = None
 
 
+class _TableMadeMeanwhileError(Exception):
+    """Another writer has made the table that was not there when this one began. This one has written nothing."""
+
+
+def _again_once_it_is_there(write: Callable[P, DeltaWrite]) -> Callable[P, DeltaWrite]:
+    """Have ``write`` try once more when another writer has made its table: the first runs of a backfill all want to."""
+
+    @functools.wraps(write)
+    def written(*args: P.args, **kwargs: P.kwargs) -> DeltaWrite:
+        with suppress(_TableMadeMeanwhileError):
+            return write(*args, **kwargs)
+        return write(*args, **kwargs)
+
+    return written
+
+
+@_again_once_it_is_there
 def write_delta(
     frame: DataFrame,
     path: str,
@@ -93,7 +112,12 @@ def write_delta(
         writer = frame.write.format("delta").mode(save_mode).options(**options)
         if partition_by and (there is None or overwrite_schema):
             writer = writer.partitionBy(*partition_by)
-        writer.save(path)
+        try:
+            writer.save(path)
+        except Exception as error:
+            if there is None and is_spark_error(error) and spark_failure(error).transient_kind == "conflict":
+                raise _TableMadeMeanwhileError from error
+            raise
         return _written(spark, path, mark, folder)
 
 

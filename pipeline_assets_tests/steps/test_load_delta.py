@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow.parquet
@@ -19,6 +21,9 @@ from pipeline_assets.steps.base import LoadResult, StepContext
 from pipeline_assets.steps.delta_table import write_delta
 from pipeline_assets.steps.load import ToDeltaLake
 from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 SCHEMA = "id INT, day STRING, amount INT"
 OLD: Rows = [(1, "mon", 10), (2, "mon", 20), (3, "tue", 30)]
@@ -220,6 +225,33 @@ def test_a_table_that_another_run_makes_first_keeps_its_partition(
         path = str(tmp_path / "new")
         write_delta(frame, path, mode="overwrite", overwrite_schema=overwrite_schema, partition=partition)
     assert table_rows(tmp_path / "new") == [row for row in OLD if row[1] in ("mon", "tue")]
+
+
+def test_first_writes_at_the_same_time(context: StepContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Delta lets one of them make the table, and refuses those that began before it was there."""
+    keys = ("mon", "tue")
+    together = threading.Barrier(len(keys))
+    looked: set[int] = set()
+    look = delta_table.table_columns
+
+    def look_together(spark: SparkSession, path: str) -> list[str] | None:
+        found = look(spark, path)
+        if threading.get_ident() not in looked:
+            looked.add(threading.get_ident())
+            together.wait(60)
+        return found
+
+    monkeypatch.setattr(delta_table, "table_columns", look_together)
+
+    def write(key: str) -> int:
+        frame = frame_of(context.spark, SCHEMA, [row for row in OLD if row[1] == key])
+        partition = in_partition(context, key).partition
+        path = str(tmp_path / "new")
+        return write_delta(frame, path, mode="overwrite", overwrite_schema=True, partition=partition).rows
+
+    with ThreadPoolExecutor(len(keys)) as pool:
+        assert list(pool.map(write, keys)) == [2, 1]
+    assert table_rows(tmp_path / "new") == OLD
 
 
 def test_partition_that_exists(context: StepContext, tmp_path: Path) -> None:
