@@ -29,8 +29,7 @@ from benchmarks.tpch_comparison import compare_tpch
 from benchmarks.tuning import FIVE_CLAIMS, ClaimPlace, compare_claim
 
 RESULTS = PROJECT / "benchmarks" / "results"
-PAGE = PROJECT / "docs" / "benchmarks.md"
-SCALING_PAGE = PROJECT / "docs" / "scaling.md"
+PAGES = PROJECT / "docs"
 PARTS = ("demo", "many", "loading", "streaming", "overhead", "recovery", "tuning", "tpch")
 # This takes an hour.
 SCALING = "scaling"
@@ -73,12 +72,6 @@ console = Console()
     "--partitions", multiple=True, default=(10, 50), show_default=True, help="Scaling: partitions of a backfill."
 )
 @click.option("--topics", multiple=True, default=(1, 10, 50), show_default=True, help="Scaling: Kafka topics.")
-@click.option(
-    "--scaling-page",
-    default=SCALING_PAGE,
-    type=click.Path(path_type=Path),
-    help="The page about scaling to write; docs/scaling.md when left out.",
-)
 @click.option("--scale", default=2.0, show_default=True, help="TPC-H's scale factor of the five claims.")
 @click.option("--query-scale", default=1.0, show_default=True, help="That of TPC-H's own queries.")
 @click.option(
@@ -89,7 +82,11 @@ console = Console()
     help="Of the claims, measure this alone; repeatable.",
 )
 @click.option(
-    "--page", default=PAGE, type=click.Path(path_type=Path), help="The page to write; docs/benchmarks.md when left out."
+    "--pages",
+    default=PAGES,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of benchmarks.md, tuning.md and scaling.md, where those that were measured are written anew; docs "
+    "when left out.",
 )
 def main(
     parts: tuple[str, ...],
@@ -105,8 +102,7 @@ def main(
     rows: tuple[int, ...],
     partitions: tuple[int, ...],
     topics: tuple[int, ...],
-    scaling_page: Path,
-    page: Path,
+    pages: Path,
 ) -> None:
     """Measure batch and streaming pipelines beside bare PySpark scripts, loading beside assets written by hand, and
     how long a stream that was killed takes to be back; pipelines tuned by hand beside the same without, and what the
@@ -196,14 +192,7 @@ def main(
             measure_scaling(folder / "scaling", sizes, results.scaling, report, lambda: _keep(results))
     results.load.append(os.getloadavg()[0])
     results.print(console)
-    pages = []
-    if SCALING in chosen:
-        results.write_scaling_page(scaling_page)
-        pages.append(scaling_page)
-    if set(chosen) - {SCALING}:
-        results.write_page(page)
-        pages.append(page)
-    for written in (_keep(results), *pages):
+    for written in (_keep(results), *results.write_pages(pages)):
         console.print(f"[green]✓[/] {written.relative_to(PROJECT) if written.is_relative_to(PROJECT) else written}")
 
 

@@ -26,6 +26,24 @@ from benchmarks.tuning_report import tuning_goals, tuning_tables
 
 # What stands between these lines is written anew by each run; what people write around them stays.
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+_COST_FACTS = (
+    f"- Job: `{' '.join(JOB_COMMAND)}`",
+    f"- Bare script: `{' '.join(SCRIPT_COMMAND)}`",
+    f"- Empty job: `{' '.join(EMPTY_COMMAND)}`",
+    "- Location: `python -m benchmarks.load_once MODULE`",
+    f"- Stream: `{' '.join(STREAM_COMMAND)}`, and bare: `{' '.join(STREAM_SCRIPT_COMMAND)}`",
+    "",
+    "Numbers are medians, with the least and the greatest of all runs in parentheses; a ratio is that of the",
+    "two runs of a pair. What was measured is in turn: job, script, empty job, job, script, ... Each ran once",
+    "before that without being counted. Streams and their scripts take turns in being the first of a pair.",
+)
+_TUNING_FACTS = (
+    f"- Claim: `{' '.join(TUNING_COMMAND)}`",
+    "",
+    "Numbers are medians, with the least and the greatest of all rounds in parentheses; a ratio is that of two runs of",
+    "one round. In a round each variant runs once, another one first each time; a first round is not counted.",
+)
+_GOAL_HEADER = ("", "goal", "measured", "met")
 _MEGABYTE = 1_000_000
 Rows = Sequence[Sequence[str]]
 
@@ -112,22 +130,32 @@ class Results:
 
     def print(self, console: Console) -> None:
         """Show the goals and what was measured."""
-        for title, header, rows in (*self._tables(), *self.scaling.sections()):
+        goals = [("Goals", _GOAL_HEADER, [_goal_row(goal) for goal in self.goals()])]
+        tuning = tuning_tables(self.claims, self.tpch)
+        for title, header, rows in (*goals, *self._cost_tables(), *tuning, *self.scaling.sections()):
             table = Table(*header, title=title, title_justify="left")
             for row in rows:
                 table.add_row(*row)
             console.print(table)
 
-    def write_page(self, page: Path) -> None:
-        """Put the results in their place in ``page``, which is made when it is missing."""
-        _write_between(page, "Benchmarks", self._markdown())
-
-    def write_scaling_page(self, page: Path) -> None:
-        """Put what was measured of how cost grows in its place in ``page``."""
-        lines = self._facts()
-        for title, header, rows in self.scaling.sections():
-            lines += ["", f"### {title}", "", *_markdown_table(header, rows)]
-        _write_between(page, "Scaling", "\n".join(lines))
+    def write_pages(self, folder: Path) -> list[Path]:
+        """Put what was measured in its place in the pages of ``folder`` that are about it, and return those."""
+        tuning = list(tuning_goals(self.claims, self.tpch))
+        costs = [goal for goal in self.goals() if goal not in tuning]
+        written = []
+        for name, facts, goals, tables in (
+            ("benchmarks.md", _COST_FACTS, costs, self._cost_tables()),
+            ("tuning.md", _TUNING_FACTS, tuning, tuning_tables(self.claims, self.tpch)),
+            ("scaling.md", (), [], self.scaling.sections()),
+        ):
+            measured = [*([("Goals", _GOAL_HEADER, [_goal_row(goal) for goal in goals])] if goals else []), *tables]
+            if measured:
+                lines = [*self._facts(), *facts]
+                for title, header, rows in measured:
+                    lines += ["", f"## {title}", "", *_markdown_table(header, rows)]
+                _write_between(folder / name, "\n".join(lines))
+                written.append(folder / name)
+        return written
 
     def _facts(self) -> list[str]:
         facts = [f"{name}: {value}" for name, value in self.machine.items()]
@@ -138,27 +166,7 @@ class Results:
             f"- Versions: {', '.join(f'{name} {version}' for name, version in self.versions.items())}",
         ]
 
-    def _markdown(self) -> str:
-        lines = [
-            *self._facts(),
-            f"- Job: `{' '.join(JOB_COMMAND)}`",
-            f"- Bare script: `{' '.join(SCRIPT_COMMAND)}`",
-            f"- Empty job: `{' '.join(EMPTY_COMMAND)}`",
-            "- Location: `python -m benchmarks.load_once MODULE`",
-            f"- Stream: `{' '.join(STREAM_COMMAND)}`, and bare: `{' '.join(STREAM_SCRIPT_COMMAND)}`",
-            f"- Claim: `{' '.join(TUNING_COMMAND)}`",
-            "",
-            "Numbers are medians, with the least and the greatest of all runs in parentheses; a ratio is that of the",
-            "two runs of a pair. What was measured is in turn: job, script, empty job, job, script, ... Each ran once",
-            "before that without being counted. Streams and their scripts take turns in being the first of a pair, and",
-            "so do the variants of a claim or a query, each of which is run once in a round.",
-        ]
-        for title, header, rows in self._tables():
-            lines += ["", f"## {title}", "", *_markdown_table(header, rows)]
-        return "\n".join(lines)
-
-    def _tables(self) -> Iterable[tuple[str, Sequence[str], Rows]]:
-        yield "Goals", ("", "goal", "measured", "met"), [_goal_row(goal) for goal in self.goals()]
+    def _cost_tables(self) -> Iterable[tuple[str, Sequence[str], Rows]]:
         for each in self.comparisons:
             runs = {"`customer_360` in Dagster": each.job, "bare script": each.script, "empty Dagster job": each.empty}
             yield (
@@ -225,11 +233,10 @@ class Results:
                 ("looks", "median", "longest"),
                 [[str(len(self.ticks.seconds)), f"{self.ticks.median:.2f} s", f"{self.ticks.longest:.2f} s"]],
             )
-        yield from tuning_tables(self.claims, self.tpch)
 
 
-def _write_between(page: Path, title: str, measured: str) -> None:
-    text = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
+def _write_between(page: Path, measured: str) -> None:
+    text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     page.parent.mkdir(exist_ok=True)
