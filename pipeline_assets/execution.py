@@ -75,7 +75,7 @@ class PipelineRun:
         self.plan = plan
         self.context = context
         self._selected = frozenset(range(len(plan.steps)) if selected is None else selected)
-        self.optimizations = optimize(plan, selected, in_one_process=in_one_process)
+        self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
         self._done: set[int] = set()
         self._frames: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
@@ -102,12 +102,9 @@ class PipelineRun:
             # A step that takes it may have come first: that of another extract of the same.
             return self._frames[step.index]
         given = inputs or {}
-        frames = {
-            index: given[index] if index in given else self.dataframe(self.plan.steps[index]) for index in step.inputs
-        }
-        first = self.optimizations.same.get(step.index)
-        # Not the very same: joined with itself, Spark would take one for the other.
-        frame = self._apply(step, frames) if first is None else self.dataframe(self.plan.steps[first]).select("*")
+        frame = self._planned(
+            step, lambda source: given[source.index] if source.index in given else self.dataframe(source)
+        )
         if isinstance(step.method, DataFrameMethod) and step.method.cache:
             with self.errors_of(step):
                 frame = self.context.cache.cache(step.dataframe, frame, step.method.cache_storage_level)
@@ -117,9 +114,13 @@ class PipelineRun:
         self._frames[step.index] = frame
         return frame
 
-    @property
-    def _optimizes(self) -> bool:
-        return self.plan.pipeline.config.optimize
+    def _planned(self, step: PlannedStep, frame_of: Callable[[PlannedStep], DataFrame]) -> DataFrame:
+        """Plan ``step`` on the DataFrames that ``frame_of`` gives of other steps."""
+        first = self.optimizations.same.get(step.index)
+        if first is not None:
+            # Not the very same: joined with itself, Spark would take one for the other.
+            return frame_of(self.plan.steps[first]).select("*")
+        return self._apply(step, {index: frame_of(self.plan.steps[index]) for index in step.inputs})
 
     def register(self, step: PlannedStep, frame: DataFrame) -> None:
         """Hand a view on by name: to this process, and through the session's temp views to others."""
@@ -289,10 +290,7 @@ class PipelineRun:
                 if step.role is Role.TABLE and step.index not in self._selected:
                     planned[step.index] = self._read_table(step)
                 else:
-                    first = self.optimizations.same.get(step.index)
-                    inputs = {index: plan(self.plan.steps[index]) for index in step.inputs}
-                    again = None if first is None else plan(self.plan.steps[first]).select("*")
-                    planned[step.index] = self._apply(step, inputs) if again is None else again
+                    planned[step.index] = self._planned(step, plan)
             return planned[step.index]
 
         for step in (self.plan.steps[index] for index in sorted(self._selected)):
@@ -323,7 +321,9 @@ class PipelineRun:
                 frame = method.extract_stream(self.source_context(step))
             elif isinstance(method, ExtractMethod):
                 with self._working(step):  # what it reads to learn the columns
-                    frame = method.extract(dataclasses.replace(self.context, optimize=self._optimizes))
+                    frame = method.extract(
+                        dataclasses.replace(self.context, optimize=self.plan.pipeline.config.optimize)
+                    )
             elif isinstance(method, ValidateMethod):
                 frame = method.good_rows(_compared(step, frames)[0], self.context)
             else:
