@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.steps.base import (
@@ -77,7 +78,7 @@ class Optimizations:
         if step.index in self.kept:
             return self.kept[step.index].reason
         if step.index in self.clustered:
-            columns = ", ".join(step.method.partition_columns) if isinstance(step.method, LoadMethod) else ""
+            columns = ", ".join(cast(LoadMethod, step.method).partition_columns)
             return f"rows are brought together by {columns} before they are written: few files a partition, not many"
         return None
 
@@ -116,6 +117,8 @@ class _Keeping:
         for step in plan.steps:
             for index in step.inputs:
                 self._readers[self.same.get(index, index)].append(step)
+        # Once: to know what a query does it is parsed.
+        self._own_costs = {step.index: _own_cost(step.method) for step in plan.steps}
         self._scans: dict[int, bool] = {}
         self._groups: dict[int, bool] = {}
         for step in plan.steps:
@@ -148,7 +151,7 @@ class _Keeping:
         read: dict[int, float] = {}
         for step in self._steps:
             index = step.index
-            own[index] = _own_cost(step.method) + sum(read[source] for source in step.inputs)
+            own[index] = self._own_costs[index] + sum(read[source] for source in step.inputs)
             if index in kept or index in self.kept_by_config or step.quarantine is not None:
                 read[index] = _KEPT
             else:
@@ -187,13 +190,13 @@ class _Keeping:
         """Whether a DataFrame is read from sources that can leave rows out, and only changed row by row since."""
         if step.role is Role.TABLE or isinstance(step.method, ExtractMethod):
             return step.role is Role.TABLE or _leaves_rows_out(step.method)
-        return _own_cost(step.method) == _NARROW and all(self._scans[source] for source in step.inputs)
+        return self._own_costs[step.index] == _NARROW and all(self._scans[source] for source in step.inputs)
 
     def _is_grouped(self, step: PlannedStep) -> bool:
         """Whether a DataFrame has the few rows of groups."""
         if isinstance(step.method, AggregateData) or (isinstance(step.method, Sql) and has_groups(step.method.query)):
             return True
-        narrow = _own_cost(step.method) == _NARROW and bool(step.inputs)
+        narrow = self._own_costs[step.index] == _NARROW and bool(step.inputs)
         return narrow and all(self._groups[source] for source in step.inputs)
 
     def _described(self, index: int, cost: float) -> Kept:
