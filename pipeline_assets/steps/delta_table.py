@@ -41,6 +41,10 @@ class DeltaWrite:
 class _TableMadeMeanwhileError(Exception):
     """Another writer has made the table that was not there when this one began. This one has written nothing."""
 
+    def __init__(self, conflict: Exception) -> None:
+        super().__init__()
+        self.conflict = conflict
+
 
 def _again_once_it_is_there(write: Callable[P, DeltaWrite]) -> Callable[P, DeltaWrite]:
     """Have ``write`` try once more when another writer has made its table: the first runs of a backfill all want to."""
@@ -49,7 +53,11 @@ def _again_once_it_is_there(write: Callable[P, DeltaWrite]) -> Callable[P, Delta
     def written(*args: P.args, **kwargs: P.kwargs) -> DeltaWrite:
         with suppress(_TableMadeMeanwhileError):
             return write(*args, **kwargs)
-        return write(*args, **kwargs)
+        try:
+            return write(*args, **kwargs)
+        except _TableMadeMeanwhileError as error:
+            # It is gone again: Spark's own error says that the step may be tried again.
+            raise error.conflict from None
 
     return written
 
@@ -90,7 +98,8 @@ def write_delta(
             return _written(spark, path, mark, folder)
         options: dict[str, str] = {"userMetadata": mark}
         save_mode = "error" if mode in ("merge", "errorIfExists") else mode
-        if partition is not None and (mode in ("append", "overwrite") or (mode == "errorIfExists" and there)):
+        replaces_slice = mode in ("append", "overwrite") or (mode == "errorIfExists" and there is not None)
+        if partition is not None and replaces_slice:
             if mode == "errorIfExists":
                 _refuse_rows(spark, path, partition)
             # Also where there is no table: another run of a backfill may have made it by the time this one writes.
@@ -116,7 +125,7 @@ def write_delta(
             writer.save(path)
         except Exception as error:
             if there is None and is_spark_error(error) and spark_failure(error).transient_kind == "conflict":
-                raise _TableMadeMeanwhileError from error
+                raise _TableMadeMeanwhileError(error) from error
             raise
         return _written(spark, path, mark, folder)
 
