@@ -136,8 +136,6 @@ def _config(partitions: int) -> dict[str, object]:
     return {
         "name": JOB,
         "mode": "batch",
-        # Of runs that make the table at the same time one does.
-        "retry": {"maxRetries": 3, "delay": 1, "on": ["conflict"]},
         "partitions": {
             "type": "daily",
             "start": str(_FIRST),

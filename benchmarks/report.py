@@ -69,6 +69,9 @@ class Results:
 
     def goals(self) -> list[Goal]:
         """Hold what was measured against the goals."""
+        return [*self._cost_goals(), *tuning_goals(self.claims, self.tpch)]
+
+    def _cost_goals(self) -> list[Goal]:
         found: list[Goal] = []
         for each in self.comparisons:
             size = f"{each.orders:,} orders"
@@ -106,7 +109,7 @@ class Results:
         if self.ticks is not None:
             what = f"{self.ticks.pipelines} streaming pipelines, dead brokers: longest look of a sensor"
             found.append(Goal(what, 1.0, Spread.of([self.ticks.longest]), " s"))
-        return [*found, *tuning_goals(self.claims, self.tpch)]
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, single runs included."""
@@ -140,12 +143,15 @@ class Results:
 
     def write_pages(self, folder: Path) -> list[Path]:
         """Put what was measured in its place in the pages of ``folder`` that are about it, and return those."""
-        tuning = list(tuning_goals(self.claims, self.tpch))
-        costs = [goal for goal in self.goals() if goal not in tuning]
         written = []
         for name, facts, goals, tables in (
-            ("benchmarks.md", _COST_FACTS, costs, self._cost_tables()),
-            ("tuning.md", _TUNING_FACTS, tuning, tuning_tables(self.claims, self.tpch)),
+            ("benchmarks.md", _COST_FACTS, self._cost_goals(), self._cost_tables()),
+            (
+                "tuning.md",
+                _TUNING_FACTS,
+                list(tuning_goals(self.claims, self.tpch)),
+                tuning_tables(self.claims, self.tpch),
+            ),
             ("scaling.md", (), [], self.scaling.sections()),
         ):
             measured = [*([("Goals", _GOAL_HEADER, [_goal_row(goal) for goal in goals])] if goals else []), *tables]

@@ -82,7 +82,7 @@ class Scaling:
             yield (
                 "One million rows more",
                 ("between", "seconds"),
-                [_growth_row(few, more, 1_000_000) for few, more in pairwise(self.rows)],
+                [_growth_row(few, more) for few, more in pairwise(self.rows)],
             )
         if self.pipelines:
             yield (
@@ -250,8 +250,8 @@ def _size_row(size: Size) -> list[str]:
     ]
 
 
-def _growth_row(few: Size, more: Size, by: int) -> list[str]:
-    cost = (more.seconds - few.seconds) / (more.count - few.count) * by
+def _growth_row(few: Size, more: Size) -> list[str]:
+    cost = (more.seconds - few.seconds) / (more.count - few.count) * 1_000_000
     return [f"{few.count:,} and {more.count:,}", f"{cost:.2f} s"]
 
 
