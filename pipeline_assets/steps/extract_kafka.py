@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline_assets.errors import ConfigurationError, PipelineCancelledError, PipelineExecutionError, did_you_mean
+from pipeline_assets.errors import ConfigurationError, PipelineCancelledError, PipelineExecutionError
 from pipeline_assets.steps.base import (
     ColumnSources,
     Dataset,
@@ -22,6 +22,15 @@ from pipeline_assets.steps.base import (
 )
 from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options
+from pipeline_assets.steps.kafka_ranges import (
+    EARLIEST,
+    LATEST,
+    newest_records,
+    not_before,
+    or_earliest,
+    resolved_offsets,
+    with_records,
+)
 from pipeline_assets.steps.kafka_records import (
     METADATA_COLUMNS,
     RecordFormat,
@@ -40,7 +49,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LATEST, _EARLIEST = -1, -2  # Kafka's words, and Spark's
 _SAMPLE_RECORDS = 1000
 _POLL_SECONDS = 1.0
 # Options of Spark's source that say the same as a key of the config, or override what is made of it.
@@ -140,8 +148,8 @@ class FromKafka(ExtractMethod):
         for option in self.options:
             if key := _TAKEN.get(option.casefold()):
                 raise ValueError(f"option {option!r}: use the key {key!r} of this step")
-        self._check_offsets("startingOffsets", self.starting_offsets, least=_EARLIEST)
-        self._check_offsets("endingOffsets", self.ending_offsets, least=_LATEST)
+        self._check_offsets("startingOffsets", self.starting_offsets, least=EARLIEST)
+        self._check_offsets("endingOffsets", self.ending_offsets, least=LATEST)
         return self
 
     def _check_offsets(self, key: str, offsets: str | Offsets | None, least: int) -> None:
@@ -154,7 +162,7 @@ class FromKafka(ExtractMethod):
                 )
             for partition, offset in partitions.items():
                 if offset < least:
-                    also = "-1 for the latest" + (" or -2 for the earliest" if least == _EARLIEST else "")
+                    also = "-1 for the latest" + (" or -2 for the earliest" if least == EARLIEST else "")
                     raise ValueError(
                         f"{key} of topic {topic!r}, partition {partition} is {offset}: expected an offset, or {also}"
                     )
@@ -232,8 +240,8 @@ class FromKafka(ExtractMethod):
                 "startingOffsets 'latest' is where a batch ends: use 'earliest', or offsets by topic and partition"
             )
         earliest, latest = self._offsets(context, "earliest"), self._offsets(context, "latest")
-        start = _resolved("startingOffsets", self.starting_offsets or "earliest", earliest, latest)
-        end = _resolved("endingOffsets", self.ending_offsets or "latest", earliest, latest)
+        start = resolved_offsets("startingOffsets", self.starting_offsets or "earliest", earliest, latest)
+        end = resolved_offsets("endingOffsets", self.ending_offsets or "latest", earliest, latest)
         for topic, partitions in start.items():
             for partition, offset in partitions.items():
                 if offset > end[topic][partition]:
@@ -277,10 +285,7 @@ class FromKafka(ExtractMethod):
             schema = self._wait_for_schema(context, source, start)
             source.checkpoint.write_document(_document_name(source), {**document, "schema": schema})
         # Spark wants to be told of every partition that there is, until it has a checkpoint of its own.
-        told = {
-            topic: {partition: start.get(topic, {}).get(partition, _EARLIEST) for partition in partitions}
-            for topic, partitions in there.items()
-        }
+        told = or_earliest(start, there)
         # Spark takes a pattern that matches a part of the name, too.
         subscription = (
             {"subscribePattern": f"^(?:{self.topic_pattern})$"}
@@ -301,12 +306,12 @@ class FromKafka(ExtractMethod):
         ``start``, or no offset for a partition, stands for its earliest record. ``context.source`` is set; the stream
         has been started before.
         """
-        if not self.can_break or not _with_records(start, end):
+        if not self.can_break or not with_records(start, end):
             return None
         source = _source_of(context)
         document = source.checkpoint.read_document(_document_name(source)) or {}
         parser = self._parser(context, self.schema_ or document.get("schema"))
-        return parser.dead_letters(self._range(context, start, _with_records(start, end)))
+        return parser.dead_letters(self._range(context, start, with_records(start, end)))
 
     def _parser(self, context: StepContext, ddl: str | None) -> RecordParser:
         schema: StructType | None = schema_of_ddl(context.spark, ddl) if ddl is not None else None
@@ -320,13 +325,9 @@ class FromKafka(ExtractMethod):
 
     def _range(self, context: StepContext, start: Offsets, end: Offsets, **options: str) -> DataFrame:
         """Return the messages of the partitions that ``end`` has, up to there."""
-        begin = {
-            topic: {partition: start.get(topic, {}).get(partition, _EARLIEST) for partition in partitions}
-            for topic, partitions in end.items()
-        }
         bounds = {
             "assign": json.dumps({topic: sorted(partitions) for topic, partitions in end.items()}),
-            "startingOffsets": offsets_json(begin),
+            "startingOffsets": offsets_json(or_earliest(start, end)),
             "endingOffsets": offsets_json(end),
         }
         reader = context.spark.read.format("kafka").options(**self.reader_options(context))
@@ -368,7 +369,7 @@ class FromKafka(ExtractMethod):
         latest = {topic: latest.get(topic, partitions) for topic, partitions in earliest.items()}
         if not isinstance(given, str):
             latest = self._offsets(context, "latest")
-        return _resolved("startingOffsets", given, earliest, latest)
+        return resolved_offsets("startingOffsets", given, earliest, latest)
 
     def _wait_for_topics(self, context: StepContext, source: StreamSource) -> Offsets:
         """Return the earliest offsets once all topics are there, or raise when they aren't and nobody is to wait."""
@@ -394,13 +395,13 @@ class FromKafka(ExtractMethod):
             end = self._offsets(context, "latest")
             if end != seen:
                 seen, earliest = end, self._offsets(context, "earliest")
-                begin = _not_before(start, earliest)
+                begin = not_before(start, earliest)
                 # What was there before tells the columns as well, where nothing has come since.
                 for first, last in ((begin, end), (earliest, begin)):
                     schema = self._infer(context, first, last)
                     if schema is not None:
                         return schema
-            records = "a JSON object among its newest records" if _with_records({}, end) else "a first record"
+            records = "a JSON object among its newest records" if with_records({}, end) else "a first record"
             waited_for = f"{records} in {self._described()}, to infer the columns from (or give 'schema')"
             if not source.may_wait:
                 raise PipelineExecutionError(
@@ -414,7 +415,7 @@ class FromKafka(ExtractMethod):
 
     def _infer(self, context: StepContext, start: Offsets, end: Offsets) -> str | None:
         """Return the columns of the newest JSON objects from ``start`` to ``end`` as DDL; None when there are none."""
-        first = _newest(start, end, _SAMPLE_RECORDS)
+        first = newest_records(start, end, _SAMPLE_RECORDS)
         if not first:
             return None
         last = {topic: {partition: end[topic][partition] for partition in first[topic]} for topic in first}
@@ -442,80 +443,3 @@ def _pause(source: StreamSource, waited_for: str) -> None:
     """Wait until it is worth another look. Raises PipelineCancelledError when the run is to end."""
     if source.stop.wait(_POLL_SECONDS):
         raise PipelineCancelledError(f"stopped while waiting for {waited_for}")
-
-
-def _resolved(key: str, given: str | Offsets, earliest: Offsets, latest: Offsets) -> Offsets:
-    """Return ``given`` as explicit offsets of all partitions. Raises ConfigurationError where it does not fit them."""
-    if isinstance(given, str):
-        return earliest if given == "earliest" else latest
-    for topic in given:
-        if topic not in latest:
-            raise ConfigurationError(
-                f"{key} names topic {topic!r}, which is not read here{did_you_mean(topic, latest)} "
-                f"(topics: {', '.join(latest)})"
-            )
-    resolved: Offsets = {}
-    for topic, partitions in latest.items():
-        there = given.get(topic, {})
-        left_out = [str(partition) for partition in partitions if partition not in there]
-        unknown = [str(partition) for partition in there if partition not in partitions]
-        if left_out or unknown:
-            wrong = f"leaves out {', '.join(left_out)}" if left_out else f"has {', '.join(unknown)}"
-            raise ConfigurationError(
-                f"{key} of topic {topic!r} {wrong}: give every partition that there is "
-                f"({', '.join(map(str, partitions))}), with -1 for the latest offset"
-                + (" or -2 for the earliest" if key == "startingOffsets" else "")
-            )
-        resolved[topic] = {}
-        for partition, offset in there.items():
-            first, last = earliest[topic][partition], latest[topic][partition]
-            exact = {_EARLIEST: first, _LATEST: last}.get(offset, offset)
-            if not first <= exact <= last:
-                raise ConfigurationError(
-                    f"{key} of topic {topic!r}, partition {partition} is {offset}, but there are the offsets {first} "
-                    f"to {last}: give one of them, -1 for the latest" + (" or -2 for the earliest" if first else "")
-                )
-            resolved[topic][partition] = exact
-    return resolved
-
-
-def _with_records(start: Offsets, end: Offsets) -> Offsets:
-    """Return those partitions of ``end`` that have something after ``start``."""
-    found = {
-        topic: {
-            partition: offset
-            for partition, offset in partitions.items()
-            if offset > max(0, start.get(topic, {}).get(partition, 0))
-        }
-        for topic, partitions in end.items()
-    }
-    return {topic: partitions for topic, partitions in found.items() if partitions}
-
-
-def _not_before(start: Offsets, earliest: Offsets) -> Offsets:
-    """Return ``start`` for every partition that is there, and what is left where the records there have gone."""
-    return {
-        topic: {partition: max(start.get(topic, {}).get(partition, first), first) for partition, first in parts.items()}
-        for topic, parts in earliest.items()
-    }
-
-
-def _newest(start: Offsets, end: Offsets, count: int) -> Offsets:
-    """Return where to begin to read the newest ``count`` records before ``end``, in all partitions together.
-
-    None of them is before ``start``; partitions without any are left out.
-    """
-    sizes = sorted(
-        (offset - start[topic][partition], topic, partition)
-        for topic, partitions in end.items()
-        for partition, offset in partitions.items()
-        if offset > start.get(topic, {}).get(partition, offset)
-    )
-    found: Offsets = {}
-    left = count
-    for position, (size, topic, partition) in enumerate(sizes):
-        # What small partitions do not use goes to the bigger ones after them.
-        taken = min(size, max(1, left // (len(sizes) - position)))
-        left -= taken
-        found.setdefault(topic, {})[partition] = end[topic][partition] - taken
-    return found

@@ -20,10 +20,10 @@ from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.kafka_offsets import Offsets, lag, parse_offsets, read_offsets
+from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
 from pipeline_assets.steps.s3_paths import normalize
 
 _SHOWN = 8
-_EARLIEST, _LATEST = -2, -1  # Spark's numbers for them
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,10 @@ class _Reader:
         for topic, partitions in missing.items():
             for partition in partitions:
                 # A partition that was added later is read from its beginning.
-                offset = given.get(topic, {}).get(partition, _EARLIEST)
-                if offset == _EARLIEST:
+                offset = given.get(topic, {}).get(partition, EARLIEST)
+                if offset == EARLIEST:
                     offset = self._offsets(step, method, "earliest").get(topic, {}).get(partition, 0)
-                elif offset == _LATEST:
+                elif offset == LATEST:
                     offset = end[topic][partition]
                 start.setdefault(topic, {})[partition] = offset
         return start

@@ -18,6 +18,7 @@ from pipeline_assets.steps.delta_stream import append_once
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.kafka_offsets import offsets_json, parse_offsets
+from pipeline_assets.steps.kafka_ranges import or_earliest
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
 
@@ -98,10 +99,7 @@ class DeadLetters:
         if start is None:
             document = self._checkpoint.read_document(f"source_{self.extract.name}") or {}
             start = parse_offsets(json.dumps(document.get("startingOffsets", {})))
-        return {
-            topic: {partition: start.get(topic, {}).get(partition, _EARLIEST) for partition in partitions}
-            for topic, partitions in end.items()
-        }
+        return or_earliest(start, end)
 
     def _own(self, offsets: Sequence[str | None] | None) -> Offsets | None:
         """Return the offsets of this extract's source among those of a query."""
@@ -115,9 +113,6 @@ class DeadLetters:
     def _done(self, batch: int, end: Offsets) -> None:
         self._checkpoint.write_document(self._document, {"batch": batch, "offsets": offsets_json(end)})
         self._reached = end
-
-
-_EARLIEST = -2  # Kafka's word for the first record that is still there
 
 
 def _numbers(partitions: Mapping[str, Any]) -> dict[int, int]:
