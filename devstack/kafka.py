@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 import socket
 import struct
 import uuid
@@ -19,19 +20,32 @@ _JARS = (
     "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3",  # without it the broker's log lines go nowhere
 )
 
+USER = "etl"
+"""Who may log in by PLAIN."""
+_JAAS = "org.apache.kafka.common.security"
 _METADATA = 3  # the number of this request in Kafka's protocol
 
 
 @dataclass(frozen=True)
 class KafkaServer:
-    """A running Kafka broker; plain text, as it listens on loopback alone."""
+    """A running Kafka broker; plain text, as it listens on loopback alone.
+
+    On ``port`` everybody may do everything. On ``guarded_port`` clients log in by SASL, as USER with ``password``
+    (PLAIN) or as whoever has been given SCRAM credentials, and may do what they have been allowed to.
+    """
 
     host: str
     port: int
+    guarded_port: int
+    password: str
 
     @property
     def bootstrap_servers(self) -> str:
         return f"{self.host}:{self.port}"
+
+    @property
+    def guarded_servers(self) -> str:
+        return f"{self.host}:{self.guarded_port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -92,7 +106,7 @@ class KafkaBroker:
     def prepare(cls, run: PartRun) -> KafkaBroker:
         """Make the data folder of a broker that does not run yet."""
         jars = jars_folder(run, _JARS)
-        server = KafkaServer(LOOPBACK, free_port())
+        server = KafkaServer(LOOPBACK, free_port(), free_port(), secrets.token_urlsafe())
         properties = run.data / "server.properties"
         properties.write_text(_server_properties(server, free_port(), run.data))
         program = [
@@ -138,10 +152,16 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{controller}
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://{server.bootstrap_servers},CONTROLLER://{controller}
-advertised.listeners=PLAINTEXT://{server.bootstrap_servers}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://{server.bootstrap_servers},GUARDED://{server.guarded_servers},CONTROLLER://{controller}
+advertised.listeners=PLAINTEXT://{server.bootstrap_servers},GUARDED://{server.guarded_servers}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
+listener.name.guarded.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+listener.name.guarded.plain.sasl.jaas.config={_JAAS}.plain.PlainLoginModule required user_{USER}="{server.password}";
+listener.name.guarded.scram-sha-512.sasl.jaas.config={_JAAS}.scram.ScramLoginModule required;
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+# Whoever does not log in.
+super.users=User:ANONYMOUS
 log.dirs={data}/log
 num.partitions=1
 # One broker holds every copy there is.

@@ -38,6 +38,8 @@ _TELLING = {
     "AWSBadRequestException": "S3 refused the request",
     "AWSClientIOException": "S3 cannot be reached",
     "FileNotFoundException": "there is no such file",
+    "AuthorizationException": "Kafka does not let the connection's user do this (fromKafka needs READ, toKafka WRITE)",
+    "AuthenticationException": "Kafka refused the login",
     "KafkaException": "Kafka failed",
     "UnknownHostException": "there is no such host",
     "SocketTimeoutException": "no answer in time",
@@ -344,7 +346,8 @@ def _kinds_by_name(java_class: str) -> tuple[str, ...]:
     if java_class.startswith(("java.sql.", "org.postgresql.")):
         kinds.append("SQLException")
     if java_class.startswith("org.apache.kafka.common."):
-        kinds.append("KafkaException")
+        bases = ("AuthorizationException", "AuthenticationException")
+        kinds += [*(base for base in bases if simple.endswith(base)), "KafkaException"]
     if re.fullmatch(r"io\.delta\.exceptions\.(Concurrent\w+|(Metadata|Protocol)Changed)Exception", java_class):
         kinds.append("DeltaConcurrentModificationException")
     return tuple(kinds)

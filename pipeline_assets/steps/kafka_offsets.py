@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline_assets.errors import ConfigurationError, PipelineExecutionError, did_you_mean
+from pipeline_assets.errors import ConfigurationError, CredentialError, PipelineExecutionError, did_you_mean
 from pipeline_assets.steps.kafka_options import kafka_options
 from pipeline_assets.transience import execution_error, transience_of
 
@@ -23,8 +23,9 @@ Offsets = dict[str, dict[int, int]]
 # A pattern never subscribes to these (exclude.internal.topics).
 _INTERNAL_TOPICS = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state"})
 _LISTED_TOPICS = 10
-# librdkafka's _RESOLVE, _SSL and _AUTHENTICATION: behind these, no answer is no matter of time.
-_NEVER = frozenset({-193, -181, -169})
+# librdkafka's _RESOLVE and _SSL: behind these, no answer is no matter of time. _AUTHENTICATION: it was an answer.
+_NEVER = frozenset({-193, -181})
+_AUTHENTICATION = -169
 
 
 def read_offsets(
@@ -42,7 +43,8 @@ def read_offsets(
     `read_committed` among the connection's options: the first that is not committed yet). Makes no topics.
 
     Raises ConfigurationError for a topic that is not there, for a pattern that is no regular expression and for
-    options that can't be translated; PipelineExecutionError when no broker answers within ``timeout`` seconds.
+    options that can't be translated; CredentialError when the broker refuses the login; PipelineExecutionError when no
+    broker answers within ``timeout`` seconds.
     """
     from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
     from confluent_kafka.admin import AdminClient, OffsetSpec
@@ -77,7 +79,7 @@ def read_offsets(
         found = client.list_topics(timeout=max(0.0, deadline - time.monotonic())).topics
         partitions = {
             TopicPartition(topic, partition): OffsetSpec.earliest() if which == "earliest" else OffsetSpec.latest()
-            for topic in _chosen(topics, pattern, found)
+            for topic in _chosen(topics, pattern, found, logs_in="security.protocol" in settings)
             for partition in found[topic].partitions
         }
         if not partitions:
@@ -100,6 +102,11 @@ def read_offsets(
                     "see to what its user may do there",
                     transience_of(error),
                 ) from None
+        if _AUTHENTICATION in codes:
+            raise CredentialError(
+                f"Kafka at {connection.bootstrap_servers} refused the login: {reasons[codes.index(_AUTHENTICATION)]}; "
+                "check the user and the password that the connection's options refer to"
+            ) from None
         reason = reasons[0] if reasons else "no answer"
         raise execution_error(
             f"no Kafka broker at {connection.bootstrap_servers} answered within {round(timeout, 1):g} s ({reason}): "
@@ -152,15 +159,17 @@ def _logger() -> logging.Logger:
     return logger
 
 
-def _chosen(topics: Sequence[str], pattern: str | None, there: Iterable[str]) -> list[str]:
+def _chosen(topics: Sequence[str], pattern: str | None, there: Iterable[str], *, logs_in: bool) -> list[str]:
     """Return the topics that are asked for, out of those that are there."""
     known = sorted(set(there) - _INTERNAL_TOPICS)
     for topic in topics:
         if topic not in known:
             listed = ", ".join(known[:_LISTED_TOPICS]) + (", ..." if len(known) > _LISTED_TOPICS else "")
+            # A broker does not tell a user of what they may not see.
+            hidden = ", or have the connection's user be allowed to see it" if logs_in else ""
             raise ConfigurationError(
                 f"there is no Kafka topic {topic!r}{did_you_mean(topic, known)}: "
-                f"make it, or correct its name (topics there: {listed or 'none'})"
+                f"make it, or correct its name{hidden} (topics there: {listed or 'none'})"
             )
     if pattern is None:
         return list(dict.fromkeys(topics))
