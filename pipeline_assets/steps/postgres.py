@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SCHEMA = "public"
 CONNECT_SECONDS = 10
+# pgjdbc waits for ever otherwise, for a server that takes a connection and says nothing, and for one that is gone.
+_JDBC_DEFAULTS = {"loginTimeout": "30", "tcpKeepAlive": "true"}
 # pgjdbc's connection parameters that libpq knows as well, by libpq's name.
 _LIBPQ_NAMES = {
     "sslmode": "sslmode",
@@ -168,6 +170,7 @@ def spark_predicate(predicate: str) -> str:
 def jdbc_options(connection: PostgresConnection, secrets: Secrets) -> dict[str, str]:
     """Return Spark's JDBC options for ``connection``. The password is an option, never part of the URL."""
     return {
+        **_JDBC_DEFAULTS,
         **connection.options,
         "url": connection.jdbc_url,
         "driver": "org.postgresql.Driver",

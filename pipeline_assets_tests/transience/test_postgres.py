@@ -14,7 +14,7 @@ from devstack.ports import free_port
 from devstack.postgres import PostgresServer
 from pipeline_assets.connections import PostgresConnection
 from pipeline_assets.credentials import Secrets
-from pipeline_assets.steps.postgres import connect, database_errors
+from pipeline_assets.steps.postgres import connect, database_errors, jdbc_options
 from pipeline_assets_tests.transience.cases import Case, answering_server, failure, silent_server, table
 
 if TYPE_CHECKING:
@@ -183,6 +183,11 @@ class Jdbc:
         with silent_server() as port:
             self.read(port=port, socketTimeout="1", sslmode="disable")
 
+    def silent_at_login(self) -> None:
+        with silent_server() as port:
+            connection = self.database.connection(port=port, options={"loginTimeout": "1"})
+            self.spark.read.format("jdbc").options(**jdbc_options(connection, Secrets()), dbtable="t").load()
+
     def hung_up(self) -> None:
         with answering_server(b"") as port:
             self.read(port=port, sslmode="disable")
@@ -199,6 +204,7 @@ SLOW = "(SELECT pg_sleep(60)::text AS slept) t"
 
 BY_JDBC: tuple[Case[Jdbc], ...] = (
     Case("JDBC: refused", "connection", lambda place: place.read(port=free_port())),
+    Case("JDBC: no answer to a login", "connection", Jdbc.silent_at_login),
     Case("JDBC: connection closed by the server", "connection", Jdbc.hung_up),
     Case("JDBC: backend terminated", "unavailable", lambda place: place.read(KILLED)),
     Case("JDBC: too many connections", "unavailable", Jdbc.too_many),
