@@ -17,6 +17,7 @@ from pipeline_assets.steps.file_systems import Folder
 _COMMIT = re.compile(r"(\d{20})\.json")
 # Other writers may have committed since; more of them than this in so short a time are not to be expected.
 _NEWEST = 50
+_PAGE_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ def first_rows(table: Folder, commit: Commit, limit: int) -> Preview | None:
     rows: list[list[Any]] = []
     for file in commit.added:
         with table.open(file.path) as source:
-            batch = next(pq.ParquetFile(source).iter_batches(batch_size=limit - len(rows)), None)
+            # Page by page: by itself it takes the whole row group into memory, for these few rows.
+            reader = pq.ParquetFile(source, buffer_size=_PAGE_BYTES, pre_buffer=False)
+            batch = next(reader.iter_batches(batch_size=limit - len(rows)), None)
         if batch is not None:
             columns = [*batch.schema.names, *file.partition_values]
             rows += [[*row.values(), *file.partition_values.values()] for row in batch.to_pylist()]
