@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from pipeline_assets.errors import ConfigurationError
+
 PARTITION_KEY_COLUMN = "partition_key"
+
+# Types whose values are moments, wherever their clock is: Spark's, and PostgreSQL's.
+_MOMENTS = ("timestamp", "timestamp with time zone")
 
 # The partition key formats of Dagster's time-based partitions definitions.
 _KEY_FORMATS = {"hourly": "%Y-%m-%d-%H:%M", "daily": "%Y-%m-%d", "weekly": "%Y-%m-%d", "monthly": "%Y-%m-%d"}
@@ -43,12 +49,33 @@ class PartitionSlice:
     """One partition: its key and the SQL predicate that its rows meet.
 
     ``column`` is the table's own column that tells a row's partition, or None: then tables get the string column
-    ``partition_key``, which holds the key.
+    ``partition_key``, which holds the key. ``predicate`` goes by the date and the time that clocks show there;
+    ``moments``, where that is something else, by moments. ``repeated``: the hour is one that clocks show twice.
     """
 
     key: str
     column: str | None
     predicate: str
+    moments: str | None = None
+    repeated: bool = False
+
+    def of(self, types: Mapping[str, str]) -> PartitionSlice:
+        """Return the slice of data whose columns are of ``types``, by Spark's names or PostgreSQL's.
+
+        Raises ConfigurationError when they can't tell the rows of an hour from those of the one before, as the clocks
+        were set back between them.
+        """
+        if self.moments is None:
+            return self
+        column = self.partition_column.casefold()
+        if any(name.casefold() == column and type_ in _MOMENTS for name, type_ in types.items()):
+            return replace(self, predicate=self.moments, moments=None)
+        if self.repeated:
+            raise ConfigurationError(
+                f"partition {self.key!r} is an hour that clocks show twice, and column {self.column!r} does not say "
+                "which of the two a row is of: make it a TIMESTAMP"
+            )
+        return self
 
     @property
     def partition_column(self) -> str:
@@ -62,7 +89,7 @@ class Partitions(BaseModel):
     ``type``: hourly, daily, weekly, monthly (from ``start``, an ISO date or datetime) or static (``values``).
     ``column``: a column of the written tables that tells a row's partition. Without it, tables get a string column
     ``partition_key``. Time-based partitions with a column take the rows from the window's start to before its end:
-    dates and local times (TIMESTAMP_NTZ) as ``timezone`` has them, a TIMESTAMP in UTC.
+    dates, texts and local times (TIMESTAMP_NTZ) by what clocks in ``timezone`` show, a TIMESTAMP by its moment.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
@@ -107,9 +134,10 @@ class Partitions(BaseModel):
         """Return when time-based partition ``key`` starts, and before when it ends; None for a static one."""
         if self.type == "static":
             return None
-        start = datetime.strptime(key, _KEY_FORMATS[self.type])
-        zone = ZoneInfo(self.timezone or "UTC")
-        return start.replace(tzinfo=zone), self._end_of(start).replace(tzinfo=zone)
+        start = self._start_of(key)
+        if self.type == "hourly":
+            return start, (start.astimezone(UTC) + timedelta(hours=1)).astimezone(start.tzinfo)
+        return start, self._end_of(start)
 
     def first_key(self) -> str:
         """Return the key of a partition that is sure to have the format of them all."""
@@ -121,15 +149,31 @@ class Partitions(BaseModel):
             return PartitionSlice(key, None, f"{PARTITION_KEY_COLUMN} = {sql_string(key)}")
         if self.type == "static":
             return PartitionSlice(key, self.column, f"`{self.column}` = {sql_string(key)}")
-        start = datetime.strptime(key, _KEY_FORMATS[self.type])
+        start = self._start_of(key)
         shown = "%Y-%m-%d %H:%M:%S" if self.type == "hourly" else "%Y-%m-%d"
-        lower, upper = start.strftime(shown), self._end_of(start).strftime(shown)
-        return PartitionSlice(key, self.column, f"`{self.column}` >= '{lower}' AND `{self.column}` < '{upper}'")
+        local = _between(self.column, start.strftime(shown), self._end_of(start).strftime(shown))
+        if self.timezone is None:
+            return PartitionSlice(key, self.column, local)
+        first, last = self.window_of(key) or (start, start)
+        moments = _between(self.column, first.isoformat(" "), last.isoformat(" "))
+        return PartitionSlice(key, self.column, local, moments, repeated=start.fold == 1)
+
+    def _start_of(self, key: str) -> datetime:
+        zone, shape = ZoneInfo(self.timezone or "UTC"), _KEY_FORMATS[self.type]
+        try:
+            return datetime.strptime(key, shape).replace(tzinfo=zone)
+        except ValueError:
+            # The second of two hours that have one name, as Dagster calls it.
+            return datetime.strptime(key, f"{shape}%z").astimezone(zone)
 
     def _end_of(self, start: datetime) -> datetime:
         if self.type == "monthly":
             return start.replace(year=start.year + start.month // 12, month=start.month % 12 + 1)
         return start + {"hourly": timedelta(hours=1), "daily": timedelta(days=1)}.get(self.type, timedelta(weeks=1))
+
+
+def _between(column: str, lower: str, upper: str) -> str:
+    return f"`{column}` >= '{lower}' AND `{column}` < '{upper}'"
 
 
 def _moment(edge: date | datetime) -> datetime:

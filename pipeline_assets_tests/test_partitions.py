@@ -6,9 +6,11 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+import pandas as pd
 import pytest
 
 from pipeline_assets.assets import partitions_definition
+from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.partitions import Partitions, sql_string
 
 
@@ -42,6 +44,49 @@ def test_a_slice_is_the_window_that_dagster_means(config: dict[str, Any]) -> Non
             [start, end],
         ).fetchone()
         assert row == expected
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"type": "hourly", "start": "2024-10-26T20:00", "end": "2024-10-27T06:00"},
+        {"type": "hourly", "start": "2024-03-30T22:00", "end": "2024-03-31T06:00"},
+        {"type": "daily", "start": "2024-10-25", "end": "2024-10-29"},
+        {"type": "monthly", "start": "2024-02-01", "end": "2024-05-01"},
+    ],
+    ids=["autumn", "spring", "daily", "monthly"],
+)
+def test_moments_where_clocks_are_set_back_and_forth(config: dict[str, Any]) -> None:
+    partitions = Partitions.model_validate({**config, "timezone": "Europe/Berlin", "column": "moment"})
+    definition = partitions_definition(partitions)
+    assert isinstance(definition, dg.TimeWindowPartitionsDefinition)
+    moments = pd.DataFrame({"moment": pd.date_range("2024-01-30", "2024-11-02", freq="30min", tz="UTC")})
+    found = 0
+    for key in definition.get_partition_keys():
+        window = definition.time_window_for_partition_key(key)
+        assert partitions.window_of(key) == (window.start, window.end)
+        predicate = partitions.slice(key).of({"Moment": "timestamp"}).predicate.replace("`", '"')
+        with duckdb.connect() as database:
+            rows = database.sql(f"SELECT moment FROM moments WHERE {predicate}").df()["moment"]
+        expected = moments["moment"][(moments["moment"] >= window.start) & (moments["moment"] < window.end)]
+        assert sorted(rows) == list(expected)
+        found += len(expected)
+    first, last = definition.get_first_partition_window(), definition.get_last_partition_window()
+    assert first is not None
+    assert last is not None
+    seconds = last.end.timestamp() - first.start.timestamp()  # of one zone, the difference would be the clocks'
+    assert found == seconds / 1800, "each moment is in one partition"
+
+
+def test_what_clocks_show_goes_by_the_clocks() -> None:
+    partitions = Partitions.model_validate(
+        {"type": "hourly", "start": "2024-10-26T20:00", "timezone": "Europe/Berlin", "column": "moment"}
+    )
+    for column_type in ("date", "string", "timestamp_ntz", "timestamp without time zone"):
+        found = partitions.slice("2024-10-27-02:00").of({"moment": column_type})
+        assert found.predicate == "`moment` >= '2024-10-27 02:00:00' AND `moment` < '2024-10-27 03:00:00'"
+        with pytest.raises(ConfigurationError, match="an hour that clocks show twice"):
+            partitions.slice("2024-10-27-02:00+0100").of({"moment": column_type})
 
 
 def test_without_a_column_the_key_tells_the_rows() -> None:

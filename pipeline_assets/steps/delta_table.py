@@ -86,6 +86,7 @@ def write_delta(
     there = table_columns(spark, path)
     if partition is not None:
         frame = with_partition(frame, partition)
+        partition = partition.of(dict(frame.dtypes))
         if partition.column is None:
             partition_by = tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
         if there is not None:

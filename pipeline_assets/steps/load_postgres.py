@@ -180,7 +180,7 @@ class _Move:
                 database.execute(f"CREATE UNIQUE INDEX ON {self.target.sql} ({keys})")
             there = dict(self.types)
         elif self.step.mode != "upsert" and self.context.partition is not None:
-            predicate = spark_predicate(self.context.partition.predicate)
+            predicate = spark_predicate(self.context.partition.of(there).predicate)
             database.execute(f"DELETE FROM {self.target.sql} WHERE {predicate}")  # noqa: S608
         elif self.step.mode == "overwrite":
             self._empty(database)
@@ -251,7 +251,7 @@ class _Move:
 
     def _check_staging(self, database: psycopg.Connection[Any], expected: int | None) -> None:
         """Hold that every row is there once (Spark repeats tasks), and, in a partitioned run, in its partition."""
-        partition = self.context.partition
+        partition = self.context.partition.of(self.types) if self.context.partition else None
         predicate = spark_predicate(partition.predicate) if partition else "true"
         row = database.execute(
             f"SELECT count(*), count(*) FILTER (WHERE ({predicate}) IS NOT TRUE) FROM {self.staging.sql}"  # noqa: S608

@@ -6,9 +6,11 @@ import dataclasses
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
+from zoneinfo import ZoneInfo
 
 import pyarrow.parquet
 import pytest
@@ -201,6 +203,30 @@ def test_partitions_with_a_column(context: StepContext, tmp_path: Path) -> None:
     with pytest.raises(PipelineExecutionError, match="rows outside partition 'mon'"):
         load(NEW, in_partition(context, "mon", column="day"), path)
     assert table_rows(path) == OLD
+
+
+def test_hours_that_clocks_show_twice(context: StepContext, tmp_path: Path) -> None:
+    path = tmp_path / "hours"
+    zone = ZoneInfo("Europe/Berlin")
+    midnight = datetime(2024, 10, 27, tzinfo=zone).astimezone(UTC)
+    rows = [(number, midnight + timedelta(minutes=15 * number)) for number in range(20)]
+    keys = ["00:00", "01:00", "02:00", "02:00+0100", "03:00"]
+    hourly = Partitions(type="hourly", start=datetime(2024, 10, 1), timezone="Europe/Berlin", column="at")
+
+    def write(index: int, rows: Rows, schema: str = "id INT, at TIMESTAMP") -> None:
+        partition = hourly.slice(f"2024-10-27-{keys[index]}")
+        load(rows, dataclasses.replace(context, partition=partition), path, schema, mode="overwrite")
+
+    for index in range(5):
+        write(index, rows[4 * index : 4 * index + 4])
+    found = sorted(table_rows(path, ("id", "at")))
+    assert found == [(number, at.replace(tzinfo=None)) for number, at in rows]
+    write(3, [(100, rows[13][1])])
+    assert sorted(table_rows(path, ("id",))) == [(number,) for number in (*range(12), *range(16, 20), 100)]
+    with pytest.raises(PipelineExecutionError, match=r"outside partition '2024-10-27-02:00' .*02:00:00\+01:00"):
+        write(2, rows[12:13])
+    with pytest.raises(ConfigurationError, match="make it a TIMESTAMP"):
+        write(3, [(1, datetime(2024, 10, 27, 2, 30))], "id INT, at TIMESTAMP_NTZ")
 
 
 def test_first_write_of_a_partition_with_rows_outside(context: StepContext, tmp_path: Path) -> None:

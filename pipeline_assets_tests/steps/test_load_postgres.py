@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pyspark.errors import PySparkException
@@ -243,6 +245,18 @@ def test_partitions_without_a_column(mode: str, postgres_context: StepContext, d
         for _ in range(2):  # a run repeated
             load(rows, in_partition(postgres_context, key), "sliced", "id INT", mode=mode)
     assert stored(database, "sliced", "id, partition_key") == [(1, "mon"), (2, "o'clock"), (3, "o'clock")]
+
+
+def test_a_day_of_a_time_zone(postgres_context: StepContext, database: Database) -> None:
+    daily = Partitions(type="daily", start=date(2024, 10, 1), timezone="Europe/Berlin", column="at")
+    context = dataclasses.replace(postgres_context, partition=daily.slice("2024-10-27"))
+    zone = ZoneInfo("Europe/Berlin")
+    first, last = datetime(2024, 10, 27, tzinfo=zone), datetime(2024, 10, 27, 23, 59, tzinfo=zone)
+    for rows in ([(1, first), (2, last)], [(3, last)]):
+        load(rows, context, "days", "id INT, at TIMESTAMP")
+    assert stored(database, "days", "id") == [(3,)]
+    with pytest.raises(PipelineExecutionError, match="1 of the DataFrame's rows are outside partition '2024-10-27'"):
+        load([(4, last + timedelta(minutes=1))], context, "days", "id INT, at TIMESTAMP")
 
 
 def test_partitions_with_a_column(postgres_context: StepContext, database: Database) -> None:
