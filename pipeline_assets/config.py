@@ -6,7 +6,7 @@ import keyword
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -194,7 +194,18 @@ class Pipeline:
     def for_partition(self, key: str) -> Pipeline:
         """Return the pipeline with ``key`` in place of ``${partition}``."""
         document = substitute(dict(self.document), {"partition": key}, lambda name, at: None)
-        return _check(self.file, document, method_registry())
+        return replace(_check(self.file, document, method_registry()), document=self.document)
+
+    def keys_with_partition(self, index: int) -> frozenset[str]:
+        """Return the keys in the config of step ``index`` that name ``${partition}``."""
+        found: set[str] = set()
+
+        def note(name: str, at: str) -> None:
+            if name == "partition":
+                found.add(at.split("/")[1])
+
+        substitute(self.document["steps"][index].get("config", {}), {}, note)
+        return frozenset(found)
 
 
 # What is the run's own to say, and never the environment's.

@@ -183,7 +183,11 @@ class PipelineRun:
     def load(self, step: PlannedStep, frame: DataFrame) -> LoadResult:
         """Run a load step."""
         self._check_before_data_moves()
-        context = dataclasses.replace(self.context, optimize=step.index in self.optimizations.clustered)
+        context = dataclasses.replace(
+            self.context,
+            optimize=step.index in self.optimizations.clustered,
+            by_partition=self.plan.pipeline.keys_with_partition(step.index),
+        )
         with self.errors_of(step, [frame]), self._working(step):
             result = cast(LoadMethod, step.method).load(frame, context)
         self._let_go_after(step)

@@ -67,7 +67,8 @@ class StepContext:
     """What a step works with, beside its input DataFrames. ``partition`` is None in an unpartitioned run, and
     ``source`` in everything but a streaming extract. A step that waits for something other than Spark has
     ``cancellation`` interrupt it. ``optimize``: an extract may tell Spark what it knows of its source's size; a load
-    brings the rows together by the columns that its target is partitioned by.
+    brings the rows together by the columns that its target is partitioned by; what is cached may have fewer partitions
+    than Spark's plan says. ``by_partition``: the keys of a load's config that name ``${partition}``.
     """
 
     pipeline: str
@@ -77,6 +78,7 @@ class StepContext:
     connections: Connections
     cache: DataFrameCache
     partition: PartitionSlice | None = None
+    by_partition: frozenset[str] = frozenset()
     source: StreamSource | None = None
     optimize: bool = False
     cancellation: Cancellation = field(default_factory=Cancellation)

@@ -52,8 +52,8 @@ class ToS3(LoadMethod):
     and old ones, for a moment; and a process that is killed just then leaves them so, until the step is run again.
     Each file is complete whenever it is seen. For atomic tables there is toDeltaLake.
 
-    In a partitioned run whose path does not contain the partition's key, files go to `partition_key=<key>/` below the
-    path. All modes but errorIfExists then replace the files of that folder.
+    In a partitioned run whose path does not contain `${partition}`, files go to `partition_key=<key>/` below the path.
+    All modes but errorIfExists then replace the files of that folder.
     """
 
     method = "toS3"
@@ -121,7 +121,7 @@ class ToS3(LoadMethod):
     def _subfolder(self, context: StepContext) -> str:
         """Return the folder of the run's partition below the path; none when the path is that of one partition."""
         partition = context.partition
-        if partition is None or partition.key in self.path:
+        if partition is None or "path" in context.by_partition:
             return ""
         escaped = _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", partition.key)
         return f"{PARTITION_KEY_COLUMN}={escaped}"

@@ -16,6 +16,7 @@ from pipeline_assets_tests.config_documents import (
     OPTIMIZED_AGGREGATION,
     batch,
     extract_file,
+    load,
     transform,
 )
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
@@ -204,6 +205,35 @@ class TestTables:
             (3, "2024-01-02", "2024-01-02"),
             (7, "2024-01-01", "2024-01-01"),
         ]
+
+    def test_a_partition_of_files_is_replaced_alone(self, location: Location) -> None:
+        rows = location.folder / "rows.json"
+        write_rows(rows, [{"id": 1}])
+        shared = load("toS3", path="/out", mode="overwrite", inputDataFrame="rows")
+        own = load("toS3", path="/own-${partition}", mode="overwrite", inputDataFrame="rows")
+        partitions = {"type": "static", "values": ["out", "x"]}  # one is in the path of all
+        location.write(batch("files", extract_file("rows", f"file://{rows}"), shared, own, partitions=partitions))
+        for key in ("x", "out"):
+            location.run("files", partition=key)
+        root = location.folder / "root"
+        files = [file.relative_to(root) for file in root.rglob("*.parquet")]
+        assert sorted(str(file.parent) for file in files) == [
+            "out/partition_key=out", "out/partition_key=x", "own-out", "own-x",
+        ]  # fmt: skip
+
+    def test_spark_conf_is_that_of_one_pipeline(self, location: Location) -> None:
+        rows = location.folder / "rows.json"
+        write_rows(rows, [{"id": number} for number in range(40)])
+        by_id = transform("repartitionByColumns", columns=["id"], registerAs="by_id")
+        given: list[tuple[str, dict[str, Any]]] = [("three", {"spark.sql.shuffle.partitions": 3}), ("usual", {})]
+        for name, conf in given:
+            out = load("toDeltaLake", path=f"/{name}")
+            # Adaptive execution would write so few rows into one file.
+            conf = {"spark.sql.adaptive.enabled": False, **conf}
+            location.write(batch(name, extract_file("rows", f"file://{rows}"), by_id, out, sparkConf=conf))
+            location.run(name)
+        found = {name: len(delta_files(location.folder / "root" / name)) for name, _ in given}
+        assert found == {"three": 3, "usual": 4}, "the tests' Spark has 4 otherwise"
 
 
 class TestChecks:

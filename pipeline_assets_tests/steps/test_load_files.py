@@ -166,14 +166,20 @@ def test_a_partition_is_a_folder(mode: str, context: StepContext, tmp_path: Path
     assert result.uri == f"{folder}/partition_key=2024-01-01-06%3A00"
 
 
-def test_a_path_with_the_key_is_the_partition(context: StepContext, tmp_path: Path) -> None:
-    key = "2024-01-01-05:00"
-    folder = tmp_path / key.replace(":", "-")
-    inside = in_partition(context, key)
-    named = dataclasses.replace(inside, partition=dataclasses.replace(inside.partition, key=folder.name))
-    load(OLD, named, str(folder))
-    load(NEW, named, str(folder))
+def test_a_path_that_names_the_partition_is_its_own(context: StepContext, tmp_path: Path) -> None:
+    folder = tmp_path / "2024-01-01"
+    inside = dataclasses.replace(in_partition(context, "2024-01-01-05:00"), by_partition=frozenset({"path"}))
+    load(OLD, inside, str(folder))
+    load(NEW, inside, str(folder))
     assert contents(on_disk(folder)) == NEW
+
+
+def test_a_key_that_is_in_the_path_by_chance(context: StepContext, tmp_path: Path) -> None:
+    folder = tmp_path / "europe"
+    partitions = Partitions(type="static", values=("eu", "us"))
+    for key in ("us", "eu", "us"):
+        load(OLD, dataclasses.replace(context, partition=partitions.slice(key)), str(folder), mode="overwrite")
+    assert {file.parent.name for file in folder.rglob("*.parquet")} == {"partition_key=eu", "partition_key=us"}
 
 
 def test_unknown_partition_column(context: StepContext, tmp_path: Path) -> None:
