@@ -105,12 +105,14 @@ class PipelineRun:
         frame = self._planned(
             step, lambda source: given[source.index] if source.index in given else self.dataframe(source)
         )
+        adaptive = step.index in self.optimizations.adaptive
         if isinstance(step.method, DataFrameMethod) and step.method.cache:
             with self.errors_of(step):
-                frame = self.context.cache.cache(step.dataframe, frame, step.method.cache_storage_level)
+                level = step.method.cache_storage_level
+                frame = self.context.cache.cache(step.dataframe, frame, level, adaptive=adaptive)
         elif step.index in self.optimizations.kept:
             with self.errors_of(step):
-                frame = self.context.cache.keep(step.dataframe, frame)
+                frame = self.context.cache.cache(step.dataframe, frame, adaptive=adaptive)
         self._frames[step.index] = frame
         return frame
 
@@ -225,7 +227,8 @@ class PipelineRun:
         with self.errors_of(step, [frame]):
             level = frame.storageLevel
             if source.role is not Role.TABLE and not (level.useMemory or level.useDisk or level.useOffHeap):
-                frame = self.context.cache.keep(step.dataframe, frame)
+                adaptive = source.index in self.optimizations.adaptive
+                frame = self.context.cache.cache(step.dataframe, frame, adaptive=adaptive)
             results = self._evaluated(step, {source.index: frame})
             found = any(result.failed for result in results)
             bad = method.bad_rows(frame, self.context)
@@ -279,6 +282,7 @@ class PipelineRun:
     def control(self, step: PlannedStep) -> None:
         """Run a step that says what stays cached."""
         frames = {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
+        context = dataclasses.replace(self.context, optimize=self.optimizations.adaptive.issuperset(step.inputs))
         with self.errors_of(step):
             cast(TransformMethod, step.method).transform(_by_name(step, frames), self.context)
 

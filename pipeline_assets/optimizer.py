@@ -64,12 +64,14 @@ class Optimizations:
     """What was decided for a pipeline, by step index.
 
     ``same``: the earlier extract whose DataFrame a step takes, since it reads the same. ``clustered``: the loads whose
-    rows are brought together by the columns that the target is partitioned by.
+    rows are brought together by the columns that the target is partitioned by. ``adaptive``: the DataFrames that, when
+    they are kept, may have fewer partitions than Spark's plan says.
     """
 
     kept: dict[int, Kept]
     same: dict[int, int]
     clustered: frozenset[int]
+    adaptive: frozenset[int]
 
     def told(self, plan: PipelinePlan, step: PlannedStep) -> str | None:
         """Return what was decided for ``step`` and why, as a sentence; None when nothing was."""
@@ -92,15 +94,16 @@ def optimize(
     nothing is kept where each step has one of its own.
     """
     if plan.pipeline.config.mode == "streaming" or not plan.pipeline.config.optimize:
-        return Optimizations({}, {}, frozenset())
+        return Optimizations({}, {}, frozenset(), frozenset())
+    adaptive = frozenset(step.index for step in plan.steps if not _is_laid_out(plan, step))
     chosen = frozenset(range(len(plan.steps)) if selected is None else selected)
     clustered = frozenset(step.index for step in plan.steps if step.index in chosen and _is_to_cluster(plan, step))
     if not in_one_process:
-        return Optimizations({}, {}, clustered)
+        return Optimizations({}, {}, clustered, adaptive)
     keeping = _Keeping(plan, chosen)
     kept = keeping.decide()
     same = {index: first for index, first in keeping.same.items() if first in kept or first in keeping.kept_by_config}
-    return Optimizations(kept, same, clustered)
+    return Optimizations(kept, same, clustered, adaptive)
 
 
 class _Keeping:
@@ -244,11 +247,14 @@ def _same_extracts(plan: PipelinePlan) -> Iterator[tuple[int, int]]:
 def _is_to_cluster(plan: PipelinePlan, load: PlannedStep) -> bool:
     if not isinstance(load.method, LoadMethod) or not load.method.partition_columns:
         return False
-    step = plan.steps[load.inputs[0]]
+    return not _is_laid_out(plan, plan.steps[load.inputs[0]])
+
+
+def _is_laid_out(plan: PipelinePlan, step: PlannedStep) -> bool:
+    """Whether the config says how the rows of ``step`` are spread over partitions: whoever says so means it."""
     while step.inputs and _own_cost(step.method) == _NARROW and not isinstance(step.method, Coalesce | Union):
         step = plan.steps[step.inputs[0]]
-    # Whoever lays the rows out in the config means it.
-    return not isinstance(step.method, Coalesce | Repartition | RepartitionByColumns)
+    return isinstance(step.method, Coalesce | Repartition | RepartitionByColumns)
 
 
 def _own_cost(method: StepMethod) -> float:

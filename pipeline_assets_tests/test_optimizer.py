@@ -160,7 +160,7 @@ def test_it_can_be_turned_off(tmp_path: Path) -> None:
     plan = planned(tmp_path, CSV, CSV | {"config": {"path": "/in.csv"}}, load("a", "rows", partitionBy=["k"]))
     assert optimize(plan).clustered
     plan = planned(tmp_path, CSV, load("a", "rows", partitionBy=["k"]), load("b", "rows"), optimize=False)
-    assert optimize(plan) == Optimizations({}, {}, frozenset())
+    assert optimize(plan) == Optimizations({}, {}, frozenset(), frozenset())
 
 
 def test_sources_that_are_read_twice_are_read_once(tmp_path: Path) -> None:
@@ -203,9 +203,19 @@ def test_partitioned_targets_get_their_rows_together(tmp_path: Path) -> None:
         assert clustered(source, laid_out, later, load("a", "later", partitionBy=["day"])) == set()
 
 
+def test_what_is_kept_may_have_fewer_partitions_where_the_config_does_not_lay_them_out(tmp_path: Path) -> None:
+    cached = {"cache": True}
+    by_key = transform("repartitionByColumns", registerAs="by_key", columns=["k"], **cached)
+    later = transform("withColumns", registerAs="later", columns={"y": "1"}, **cached)
+    groups = transform("aggregateData", registerAs="groups", groupBy=["k"], aggregations={"n": "count(*)"}, **cached)
+    plan = planned(tmp_path, CSV, by_key, later, groups)
+    assert {plan.steps[index].name for index in optimize(plan).adaptive} == {"rows", "groups"}
+
+
 def test_the_main_job_is_as_its_config_says(tmp_path: Path) -> None:
     plan = plan_pipeline(load_file(write_config(tmp_path, CUSTOMER_360), {}))
-    assert optimize(plan) == Optimizations({}, {}, frozenset())
+    found = optimize(plan)
+    assert (found.kept, found.same, found.clustered) == ({}, {}, frozenset())
 
 
 def test_a_hundred_steps_that_each_double_what_is_read(tmp_path: Path) -> None:

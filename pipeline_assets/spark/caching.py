@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import DataFrameResolutionError, did_you_mean
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.storagelevel import StorageLevel
 
     from pipeline_assets.spark.storage_levels import StorageLevelName
@@ -65,28 +67,15 @@ class DataFrameCache:
 
     _cached: dict[str, tuple[DataFrame, StorageLevelName]] = field(default_factory=dict)
 
-    def keep(self, name: str, frame: DataFrame) -> DataFrame:
-        """Do the same as ``cache``, with as few partitions as adaptive execution finds enough.
-
-        Spark keeps those that the plan says otherwise, 200 of a few rows too, since a later shuffle by the same columns
-        may be spared for them: https://spark.apache.org/docs/latest/configuration.html
-        """
-        spark = frame.sparkSession
-        before = spark.conf.get(_ADAPTIVE_CACHE, None)
-        spark.conf.set(_ADAPTIVE_CACHE, "true")
-        try:
-            return self.cache(name, frame)
-        finally:
-            if before is None:
-                spark.conf.unset(_ADAPTIVE_CACHE)
-            else:
-                spark.conf.set(_ADAPTIVE_CACHE, before)
-
-    def cache(self, name: str, frame: DataFrame, level: StorageLevelName = "MEMORY_AND_DISK") -> DataFrame:
+    def cache(
+        self, name: str, frame: DataFrame, level: StorageLevelName = "MEMORY_AND_DISK", *, adaptive: bool = False
+    ) -> DataFrame:
         """Have Spark keep ``frame`` once an action has computed it, and return it.
 
         The same again changes nothing; another level, or another DataFrame under the name, replaces what is
-        kept. ``NONE`` keeps nothing.
+        kept. ``NONE`` keeps nothing. ``adaptive``: with as few partitions as adaptive execution finds enough. Spark
+        keeps those of the plan otherwise, 200 of a few rows too, since a later shuffle by the same columns may be
+        spared for them: https://spark.apache.org/docs/latest/configuration.html
         """
         wanted = storage_level(level)
         kept = frame.storageLevel
@@ -97,7 +86,8 @@ class DataFrameCache:
             if _keeps(kept):
                 frame.unpersist(blocking=True)
             if level != "NONE":
-                frame.persist(wanted)
+                with _adaptive_cache(frame.sparkSession) if adaptive else nullcontext():
+                    frame.persist(wanted)
         if level != "NONE":
             self._cached[name] = (frame, level)
         return frame
@@ -136,6 +126,19 @@ class DataFrameCache:
     def _unpersist(self, name: str, *, blocking: bool = False) -> None:
         frame, _ = self._cached.pop(name)
         frame.unpersist(blocking=blocking)
+
+
+@contextmanager
+def _adaptive_cache(spark: SparkSession) -> Iterator[None]:
+    before = spark.conf.get(_ADAPTIVE_CACHE, None)
+    spark.conf.set(_ADAPTIVE_CACHE, "true")
+    try:
+        yield
+    finally:
+        if before is None:
+            spark.conf.unset(_ADAPTIVE_CACHE)
+        else:
+            spark.conf.set(_ADAPTIVE_CACHE, before)
 
 
 def _keeps(level: StorageLevel) -> bool:

@@ -39,12 +39,13 @@ def type_of(name: str, frame: DataFrame) -> DataType:
 def clustered(frame: DataFrame, columns: Iterable[str]) -> DataFrame:
     """Return ``frame`` with the rows of equal values in ``columns`` together, in partitions of a sane size.
 
-    Spark splits large groups and merges small ones while it runs:
+    None: as it is. Spark splits large groups and merges small ones while it runs:
     https://spark.apache.org/docs/latest/sql-ref-syntax-qry-select-hints.html#partitioning-hints
     """
     from pyspark.sql import functions as F  # noqa: N812
 
-    return frame.hint("rebalance", *(F.col(quote(name)) for name in columns))
+    found = [F.col(quote(name)) for name in columns]
+    return frame.hint("rebalance", *found) if found else frame
 
 
 def top_level(name: str, frame: DataFrame) -> str:

@@ -108,8 +108,12 @@ class ToDeltaLake(StreamingLoad):
     def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
         self.check_schema(frame, context)
         (path,) = open_for_spark([self.path], self.connection, context)
+        if context.optimize and self.mode != "merge":
+            # The key of the run's partition, which is added later, is the same in all rows.
+            own = {column.casefold() for column in frame.columns}
+            frame = clustered(frame, [name for name in self.partition_by if name.casefold() in own])
         written = write_delta(
-            clustered(frame, self.partition_by) if context.optimize and self.mode != "merge" else frame,
+            frame,
             path,
             mode=self.mode,
             merge_keys=self.merge_keys,

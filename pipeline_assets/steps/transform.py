@@ -352,7 +352,7 @@ class Cache(CacheSelection):
 
     def transform(self, inputs: Mapping[str, DataFrame], context: StepContext) -> None:
         for name, frame in inputs.items():
-            context.cache.cache(name, frame, self.storage_level)
+            context.cache.cache(name, frame, self.storage_level, adaptive=context.optimize)
 
 
 class Uncache(CacheSelection):

@@ -198,3 +198,48 @@ def test_partitioned_targets_get_few_files(location: Location, method: str, opti
     found = [pd.read_parquet(target / file, partitioning=None).assign(day=int(file.parent.name[4:])) for file in files]
     same_rows(pd.concat(found), rows)
     assert (len(files) == 5) is optimize, "one for each day"
+
+
+@pytest.mark.parametrize("by_step", [True, False])
+@pytest.mark.parametrize("optimize", [True, False])
+def test_what_a_config_caches_is_in_few_partitions(location: Location, by_step: bool, optimize: bool) -> None:
+    source = location.folder / "rows.parquet"
+    rows = pd.DataFrame({"id": range(600), "day": [n % 50 for n in range(600)]})
+    rows.to_parquet(source, index=False)
+    groups = transform(
+        "aggregateData", registerAs="days", groupBy=["day"], aggregations={"n": "count(*)"}, cache=not by_step
+    )
+    location.write(
+        batch(
+            "p",
+            {"type": "extract", "method": "fromFile", "config": {"path": f"file://{source}"}},
+            groups,
+            *([transform("cache", dataFrames=["days"])] if by_step else []),
+            to_delta("out", "days"),
+            optimize=optimize,
+        )
+    )
+    location.run("p")
+    target = location.folder / "root" / "out"
+    same_rows(rows_of(target), rows.groupby("day", as_index=False).agg(n=("id", "count")))
+    assert len(delta_files(target)) == (1 if optimize else 4), "the tests' shuffles have 4 partitions"
+
+
+def test_a_target_that_is_partitioned_by_the_key_of_the_run(location: Location) -> None:
+    source = location.folder / "rows.parquet"
+    rows = pd.DataFrame({"id": range(20), "day": [n % 4 for n in range(20)]})
+    rows.to_parquet(source, index=False)
+    location.write(
+        batch(
+            "p",
+            {"type": "extract", "method": "fromFile", "config": {"path": f"file://{source}"}},
+            load("toDeltaLake", path="/out", partitionBy=["partition_key", "day"]),
+            partitions={"type": "static", "values": ["a", "b"]},
+        )
+    )
+    for key in ("a", "b"):
+        location.run("p", partition=key)
+    files = [Path(file).parent for file in delta_files(location.folder / "root" / "out")]
+    assert sorted((file.parent.name, file.name) for file in files) == [
+        (f"partition_key={key}", f"day={day}") for key in "ab" for day in range(4)
+    ]

@@ -47,7 +47,7 @@ def test_few_rows_are_kept_in_few_partitions(spark: SparkSession) -> None:
     before = spark.conf.get(name)
     cache = DataFrameCache()
     groups = spark.range(1000).selectExpr("id % 7 AS k").groupBy("k").count()
-    kept = cache.keep("groups", groups)
+    kept = cache.cache("groups", groups, adaptive=True)
     assert sorted(row["count"] for row in kept.collect()) == [142, *([143] * 6)]
     assert kept.storageLevel == storage_level("MEMORY_AND_DISK")
     (found,) = cache.cached()
