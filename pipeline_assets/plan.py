@@ -170,6 +170,7 @@ class _Planner:
     def plan(self) -> PipelinePlan:
         inputs = [self._place(index, method) for index, method in enumerate(self.pipeline.methods)]
         self._refuse_checks_alike()
+        self._refuse_in_partitions()
         if not self.issues and self.is_streaming:
             self.issues += dict.fromkeys(stream_issues(self.pipeline, inputs))
             self._check_dead_letter_names()
@@ -243,6 +244,13 @@ class _Planner:
                         f"its expectation {name!r} would be the check {called!r}, which {same!r} of step {other} is: "
                         "rename one of them",
                     )
+
+    def _refuse_in_partitions(self) -> None:
+        if self.pipeline.config.partitions is None:
+            return
+        for index, method in enumerate(self.pipeline.methods):
+            if isinstance(method, LoadMethod) and (problem := method.partition_problem()) is not None:
+                self._issue(("steps", index), problem)
 
     def _check_dead_letter_names(self) -> None:
         for index, method in enumerate(self.pipeline.methods):

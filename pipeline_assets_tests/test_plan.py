@@ -173,6 +173,15 @@ def test_code_versions_follow_what_is_computed(tmp_path: Path) -> None:
 
 
 def write_pipeline(folder: Path, name: str, reads: str, writes: str) -> None:
+@pytest.mark.parametrize("config", [{"replaceWhere": "id > 3"}, {"partitionOverwriteMode": "dynamic"}])
+def test_what_a_run_for_a_partition_would_leave_out(tmp_path: Path, config: dict[str, str]) -> None:
+    target = {**DELTA, "config": {"path": "/t", "mode": "overwrite", **config}}
+    document = batch("p", extract_file("rows", "/a.csv"), target)
+    planned(tmp_path, document)
+    with pytest.raises(ConfigurationError, match=f"'{next(iter(config))}' is for pipelines without partitions"):
+        planned(tmp_path, {**document, "partitions": {"type": "daily", "start": "2024-01-01"}})
+
+
     write_config(
         folder,
         batch(

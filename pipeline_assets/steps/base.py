@@ -361,6 +361,10 @@ class LoadMethod(StepMethod):
     def stream_problem(self, stream: StreamTraits) -> str | None:
         return f"{self.method} does not take streams: use toDeltaLake or toKafka"
 
+    def partition_problem(self) -> str | None:
+        """Return why this can't be done in a run for a partition, and what to do instead; None when it can."""
+        return None
+
     def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
         """Write ``frame``. A target is at its old or at its new state afterwards, never between."""
         raise NotImplementedError

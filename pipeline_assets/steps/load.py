@@ -87,6 +87,19 @@ class ToDeltaLake(StreamingLoad):
             return "outputMode 'complete' writes the whole table each time: leave 'mergeKeys' out"
         return super().stream_problem(stream)
 
+    def partition_problem(self) -> str | None:
+        given = {
+            "replaceWhere": self.replace_where is not None,
+            "partitionOverwriteMode": self.partition_overwrite_mode == "dynamic",
+        }
+        key = next((key for key, is_given in given.items() if is_given), None)
+        if key is None:
+            return None
+        return (
+            f"{key!r} is for pipelines without partitions: leave it out; a run for a partition replaces the rows of "
+            "that one, as the column that 'partitions' names tells them"
+        )
+
     @property
     def partition_columns(self) -> tuple[str, ...]:
         return self.partition_by
