@@ -172,6 +172,7 @@ def _explain(plan: PipelinePlan, partition: str | None) -> None:
     from pipeline_assets.spark.description import describe
     from pipeline_assets.spark.session import SparkSessions
     from pipeline_assets.steps.base import StepContext
+    from pipeline_assets.steps.paths import option_texts
 
     settings = Settings.from_environment()
     partitions = plan.pipeline.config.partitions
@@ -182,7 +183,7 @@ def _explain(plan: PipelinePlan, partition: str | None) -> None:
             StepContext(
                 pipeline=plan.name,
                 run_id="explain",
-                spark=sessions.session("explain", plan.name),
+                spark=sessions.session("explain", plan.name, option_texts(plan.pipeline.config.spark_conf)),
                 settings=settings,
                 connections=connections,
                 cache=DataFrameCache(),

@@ -28,6 +28,7 @@ from pipeline_assets.parsed_files import NotedVariables, ParsedFiles
 from pipeline_assets.partitions import Partitions, TimeZone
 from pipeline_assets.steps import method_registry
 from pipeline_assets.steps.base import StepMethod, StepType
+from pipeline_assets.steps.paths import OptionValue, check_options
 
 CONNECTIONS_FILE = "connections.json"
 SCHEMA_FILE = "pipeline.schema.json"
@@ -53,6 +54,23 @@ def _check_name(text: str) -> str:
     if text.replace("-", "_") in _RESERVED_NAMES:
         raise ValueError(f"a pipeline can't be called {text!r}: the word is reserved")
     return text
+
+
+def _check_spark_conf(conf: dict[str, OptionValue]) -> dict[str, OptionValue]:
+    for name in conf:
+        if not name.startswith(("spark.sql.", "spark.databricks.delta.")):
+            raise ValueError(
+                f"{name!r} is no setting of a session, as spark.sql.* and spark.databricks.delta.* are: it belongs "
+                "where Spark is started, in spark-defaults.conf or in the Spark resource's spark_conf"
+            )
+        if name.startswith("spark.sql.redaction."):
+            raise ValueError(f"{name!r} is what keeps secrets out of Spark's plans: leave it out")
+        if name == "spark.sql.session.timeZone":
+            raise ValueError(
+                f"{name!r} is UTC in all sessions, so that partitions mean the same everywhere: leave it out, and use "
+                "from_utc_timestamp where local times are wanted"
+            )
+    return check_options(conf)
 
 
 # Dagster's own words, Python's, and the first parts of the keys of assets that are no pipeline's.
@@ -159,6 +177,8 @@ class PipelineConfig(_Model):
     retry: Retry | None = None
     """When a failed step is tried again; never when left out."""
     sensor: Sensor | None = None
+    spark_conf: Annotated[dict[str, OptionValue], AfterValidator(_check_spark_conf)] = {}
+    """Settings of Spark for this pipeline's session, e.g. `{"spark.sql.shuffle.partitions": 64}`."""
     optimize: bool = True
     """Whether what the steps leave open is decided from the whole pipeline: which DataFrames are kept while several
     steps read them, what is read once, how partitioned targets are written. What a step says itself always holds."""

@@ -392,7 +392,7 @@ class _Planner:
 
     def _code_version(self, method: StepMethod, upstream: Iterable[PlannedStep]) -> str:
         """Hash what the step computes: its method, its config, its partitions and its upstream steps."""
-        partitions = self.pipeline.config.partitions
+        partitions, spark_conf = self.pipeline.config.partitions, self.pipeline.config.spark_conf
         facts = [
             method.type,
             method.method,
@@ -400,6 +400,7 @@ class _Planner:
             method.model_dump(mode="json", exclude_defaults=True, exclude=_ONLY_SHOWN),
             partitions.model_dump(mode="json", exclude_defaults=True) if partitions else None,
             [step.code_version for step in upstream],
+            *([dict(spark_conf)] if spark_conf else []),
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

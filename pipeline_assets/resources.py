@@ -26,6 +26,7 @@ from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets.step_op import file_stops_as_canceled, step_op
 from pipeline_assets.steps.base import StepContext
+from pipeline_assets.steps.paths import option_texts
 from pipeline_assets.vault_resource import VaultResource, run_secrets
 
 
@@ -163,7 +164,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 StepContext(
                     pipeline=plan.name,
                     run_id=run_id,
-                    spark=self._sessions.session(run_id, plan.name),
+                    spark=self._sessions.session(run_id, plan.name, option_texts(plan.pipeline.config.spark_conf)),
                     settings=self._settings,
                     connections=connections,
                     cache=DataFrameCache(),

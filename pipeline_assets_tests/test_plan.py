@@ -165,6 +165,7 @@ def test_code_versions_follow_what_is_computed(tmp_path: Path) -> None:
     before = versions(CUSTOMER_360)
     document = copy.deepcopy(CUSTOMER_360)
     assert versions({**document, "description": "new words", "owners": ["team:data"]}) == before
+    assert not set(before) & set(versions({**document, "sparkConf": {"spark.sql.ansi.enabled": False}}))
     document["steps"][1]["config"]["path"] = "s3a://data/new/*.parquet"
     after = versions(document)
     assert after[0] == before[0]
@@ -172,7 +173,6 @@ def test_code_versions_follow_what_is_computed(tmp_path: Path) -> None:
     assert after[2] != before[2], "a step is out of date when what it depends on is"
 
 
-def write_pipeline(folder: Path, name: str, reads: str, writes: str) -> None:
 @pytest.mark.parametrize("config", [{"replaceWhere": "id > 3"}, {"partitionOverwriteMode": "dynamic"}])
 def test_what_a_run_for_a_partition_would_leave_out(tmp_path: Path, config: dict[str, str]) -> None:
     target = {**DELTA, "config": {"path": "/t", "mode": "overwrite", **config}}
@@ -182,6 +182,7 @@ def test_what_a_run_for_a_partition_would_leave_out(tmp_path: Path, config: dict
         planned(tmp_path, {**document, "partitions": {"type": "daily", "start": "2024-01-01"}})
 
 
+def write_pipeline(folder: Path, name: str, reads: str, writes: str) -> None:
     write_config(
         folder,
         batch(

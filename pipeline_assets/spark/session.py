@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from pipeline_assets.errors import PipelineExecutionError
+from pipeline_assets.errors import ConfigurationError, PipelineExecutionError, did_you_mean
 from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
 from pipeline_assets.spark.class_archive import archived_classes
 from pipeline_assets.spark.failures import spark_errors
@@ -105,10 +105,11 @@ class SparkSessions:
         self._connect_mode_before: tuple[str | None] | None = None
         self._signs_of_life: list[_SignsOfLife] = []
 
-    def session(self, run_id: str, pipeline: str) -> SparkSession:
-        """Return the session of ``pipeline`` in run ``run_id``, opening it on first use.
+    def session(self, run_id: str, pipeline: str, conf: Mapping[str, str] | None = None) -> SparkSession:
+        """Return the session of ``pipeline`` in run ``run_id``, opening it on first use, with what ``conf`` sets in it.
 
-        Over Spark Connect it is the same session on the server in every process of the run.
+        Over Spark Connect it is the same session on the server in every process of the run. Raises ConfigurationError
+        for a setting that there is not, or that is none of a session.
         """
         with self._lock, spark_errors():
             opened = self._opened.get((run_id, pipeline))
@@ -122,6 +123,7 @@ class SparkSessions:
                 _quieten()
             if not self._settings.spark_remote:
                 _activate(opened)
+            _set_own_conf(opened, conf or {})
             return opened
 
     def _described(self, session: SparkSession) -> str:
@@ -379,6 +381,26 @@ def _set_runtime_conf(session: SparkSession, conf: Mapping[str, str]) -> None:
         except AnalysisException as error:
             if not (error.getCondition() or "").startswith("CANNOT_MODIFY"):
                 raise
+
+
+def _set_own_conf(session: SparkSession, conf: Mapping[str, str]) -> None:
+    """Set what a pipeline asks for; nothing of it is left out in silence."""
+    from pyspark.errors import AnalysisException
+
+    for key, value in conf.items():
+        try:
+            session.conf.set(key, value)
+        except AnalysisException as error:
+            if not (error.getCondition() or "").startswith("CANNOT_MODIFY"):
+                raise
+            raise ConfigurationError(
+                f"sparkConf: {key!r} can't be set in a session: it belongs where Spark is started, in "
+                "spark-defaults.conf or in the Spark resource's spark_conf"
+            ) from None
+        # Others' settings are known once what they belong to is used.
+        if key.startswith("spark.sql.") and not session.conf.isModifiable(key):
+            known = [str(row[0]) for row in session.sql("SET -v").collect()]
+            raise ConfigurationError(f"sparkConf: Spark has no setting {key!r}{did_you_mean(key, known)}")
 
 
 def _quieten() -> None:

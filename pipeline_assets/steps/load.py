@@ -45,7 +45,9 @@ class ToDeltaLake(StreamingLoad):
     """append adds rows; overwrite replaces the table; errorIfExists fails when there is one; merge updates the rows
     whose `mergeKeys` are in the table already and adds the others."""
     merge_keys: tuple[ColumnName, ...] = ()
-    """Columns by which merge finds rows. A null never equals anything, so a row with a null in one is always added."""
+    """Columns by which merge finds rows. A null never equals anything, so a row with a null in one is always added.
+    Give each key once, by dropDuplicates before: MERGE fails when several rows have a key that the table has, and adds
+    all of them when it has not."""
     replace_where: SqlExpression | None = None
     """With overwrite: SQL condition of the rows to replace. The new rows must meet it."""
     partition_by: tuple[ColumnName, ...] = ()

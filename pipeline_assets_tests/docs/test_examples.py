@@ -273,7 +273,8 @@ def takes(model: type[BaseModel], document: Mapping[str, Any]) -> bool:
 
 def is_a_value(document: Mapping[str, Any]) -> bool:
     """Return whether one of the keys whose values may be objects takes this one."""
-    for field in (PipelineConfig.model_fields["schedule"], FromKafka.model_fields["starting_offsets"]):
+    pipeline = PipelineConfig.model_fields
+    for field in (pipeline["schedule"], pipeline["spark_conf"], FromKafka.model_fields["starting_offsets"]):
         try:
             TypeAdapter(field.rebuild_annotation()).validate_python(document)
         except ValidationError:

@@ -15,6 +15,7 @@ import pytest
 
 from devstack.spark_servers import SparkConnect, SparkConnectServer
 from devstack.stack import Stack
+from pipeline_assets.errors import ConfigurationError, PipelineError
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark import session
 from pipeline_assets.spark.jars import EXCLUDES, PACKAGES, resolve_jars
@@ -139,6 +140,19 @@ def test_sessions_have_the_conf_wherever_they_run(spark_settings: Settings) -> N
         from pipeline_assets.spark.plan_tree import explain_text
 
         assert "c299" in explain_text(wide, "simple")
+
+
+def test_a_pipeline_has_settings_of_its_own(spark_settings: Settings) -> None:
+    name = "spark.sql.shuffle.partitions"
+    with SparkSessions(spark_settings, {name: "7"}) as sessions:
+        assert sessions.session("run", "a", {name: "3"}).conf.get(name) == "3"
+        assert sessions.session("run", "b").conf.get(name) == "7"
+        with pytest.raises(ConfigurationError, match=r"no setting 'spark.sql.shufle.partitions', did you mean 'spark"):
+            sessions.session("run", "c", {"spark.sql.shufle.partitions": "3"})
+        with pytest.raises(ConfigurationError, match=r"'spark.sql.extensions' can't be set in a session"):
+            sessions.session("run", "c", {"spark.sql.extensions": "x"})
+        with pytest.raises(PipelineError, match="few"):
+            sessions.session("run", "c", {name: "few"})
 
 
 def test_delta_works(spark_settings: Settings, tmp_path: Path) -> None:
