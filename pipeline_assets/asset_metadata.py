@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from pipeline_assets.execution import PipelineRun
+from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.description import columns_of, describe, markdown_table
@@ -242,4 +243,5 @@ def quarantine_metadata(run: PipelineRun, path: str, written: DeltaWrite) -> Met
 
 
 def _row_count_key(run: PipelineRun) -> str:
-    return "dagster/row_count" if run.context.partition is None else "dagster/partition_row_count"
+    whole, of_partition = ROW_COUNTS
+    return whole if run.context.partition is None else of_partition

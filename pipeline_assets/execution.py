@@ -284,7 +284,7 @@ class PipelineRun:
         frames = {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
         context = dataclasses.replace(self.context, optimize=self.optimizations.adaptive.issuperset(step.inputs))
         with self.errors_of(step):
-            cast(TransformMethod, step.method).transform(_by_name(step, frames), self.context)
+            cast(TransformMethod, step.method).transform(_by_name(step, frames), context)
 
     def _check_before_data_moves(self) -> None:
         """Plan all steps of the run once, so that a mistake in a later one is found before the first write."""
@@ -399,7 +399,7 @@ class PipelineRun:
         partition = self.context.partition
         if partition is None:
             return frame
-        frame = frame.where(partition.predicate)
+        frame = frame.where(partition.of(dict(frame.dtypes)).predicate)
         return frame if partition.column else frame.drop(PARTITION_KEY_COLUMN)
 
     @contextmanager
@@ -409,11 +409,13 @@ class PipelineRun:
             # A stream tells of itself by its progress, and a micro-batch is not to wait for the jobs' events.
             yield
             return
-        with watched_jobs(self.context.spark) as watched:
+
+        def add(work: JobMetrics, stages: tuple[StageTime, ...]) -> None:
+            self._work[step.index] = self._work.get(step.index, JobMetrics()).plus(work)
+            self._stages[step.index] = longest((*self.stages(step), *stages))
+
+        with watched_jobs(self.context.spark, add):
             yield
-        if watched.metrics is not None:
-            self._work[step.index] = self._work.get(step.index, JobMetrics()).plus(watched.metrics)
-            self._stages[step.index] = longest((*self.stages(step), *watched.stages))
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

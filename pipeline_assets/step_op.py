@@ -4,15 +4,16 @@
 import json
 import random
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution.context.system import StepExecutionContext
 from dagster._core.execution.plan.objects import ErrorSource
 
+from pipeline_assets.asset_metadata import Metadata, work_metadata
 from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import Retry
 from pipeline_assets.errors import PipelineCancelledError, PipelineError
@@ -53,8 +54,13 @@ def step_op(
     tried again as the config says. Raises what ``told_to_dagster`` does; every error names the step.
     """
     retry = plan.pipeline.retry_of(step.index)
+    run: PipelineRun | None = None
+
+    def work() -> Metadata:
+        return work_metadata(run, step) if run is not None else {}
+
     with (
-        told_to_dagster(context, spark.cancellation, retry),
+        told_to_dagster(context, spark.cancellation, retry, work),
         spark.run_log.of_step(context.log),
         spark.cancellation.guard(),
     ):
@@ -84,20 +90,23 @@ def _selected(context: StepExecutionContext, plan: PipelinePlan) -> frozenset[in
 
 @contextmanager
 def told_to_dagster(
-    context: StepExecutionContext, cancellation: Cancellation, retry: Retry | None = None
+    context: StepExecutionContext,
+    cancellation: Cancellation,
+    retry: Retry | None = None,
+    work: Callable[[], Metadata] = dict,
 ) -> Iterator[None]:
     """Turn this package's errors into Dagster's.
 
-    A PipelineError becomes a ``dagster.Failure`` that starts with the line to act on and has the facts as metadata; or
-    a ``dagster.RetryRequested`` when trying again may help and ``retry`` allows it, once the wait before that is over.
-    A PipelineCancelledError becomes the end of a run that is CANCELED.
+    A PipelineError becomes a ``dagster.Failure`` that starts with the line to act on and has the facts as metadata,
+    with ``work``, what was done until then; or a ``dagster.RetryRequested`` when trying again may help and ``retry``
+    allows it, once the wait before that is over. A PipelineCancelledError becomes the end of a run that is CANCELED.
     """
     try:
         yield
     except PipelineCancelledError as error:
         raise DagsterExecutionInterruptedError(str(error)) from error
     except PipelineError as error:
-        failure = _failure(error)
+        failure = _failure(error, work())
         failure.__cause__ = error
         tries = context.previous_attempt_count
         wait = seconds_before_retry(retry, tries, _seconds_since_start(context), error, random.random)
@@ -117,9 +126,9 @@ def _seconds_since_start(context: StepExecutionContext) -> float:
     return max(0.0, time.time() - min(own, default=time.time()))
 
 
-def _failure(error: PipelineError) -> dg.Failure:
+def _failure(error: PipelineError, work: Metadata) -> dg.Failure:
     location = error.location
-    metadata: dict[str, Any] = {"error": type(error).__name__, "transient": error.transient_kind or "no"}
+    metadata: Metadata = {"error": type(error).__name__, "transient": error.transient_kind or "no"}
     if location is not None:
         metadata |= {
             "pipeline": location.pipeline,
@@ -131,6 +140,7 @@ def _failure(error: PipelineError) -> dg.Failure:
         metadata["config"] = dg.MetadataValue.md(f"```json\n{json.dumps(error.config, indent=2)}\n```")
     if error.details:
         metadata["details"] = dg.MetadataValue.md(f"```\n{error.details}\n```")
+    metadata |= work
     if error.__cause__ is not None:
         # Last, since it is long.
         metadata["trace"] = dg.MetadataValue.md(f"```\n{error.__cause__}\n```")

@@ -28,7 +28,7 @@ LAYERS = (
     "redaction", "errors", "redacted_output", "cancellation", "transience", "settings", "json_documents",
     "parsed_files", "credentials", "metrics", "connections", "partitions", "spark", "steps", "config", "retries",
     "config_schema", "stream_rules", "plan", "optimizer", "links", "openlineage", "sql_check", "validation", "run_log",
-    "execution", "step_op", "streaming", "asset_metadata", "report", "validation_assets", "stream_checks",
+    "execution", "asset_metadata", "step_op", "streaming", "report", "validation_assets", "stream_checks",
     "streaming_assets", "pipeline_job", "assets", "vault_resource", "sensors", "resources", "executors", "definitions",
     "audit_commands", "metrics_commands", "report_commands", "spark_server_commands", "cli",
 )  # fmt: skip

@@ -9,7 +9,8 @@ from dagster._core.execution.plan.objects import ErrorSource
 
 from pipeline_assets.metrics.records import MetricsRecord, Status
 
-_ROWS_WRITTEN = ("dagster/row_count", "dagster/partition_row_count")
+ROW_COUNTS = ("dagster/row_count", "dagster/partition_row_count")
+"""Dagster's own keys for the rows of a table, and of a partition."""
 _ENDS: Mapping[dg.DagsterEventType, Status] = {
     dg.DagsterEventType.STEP_SUCCESS: "succeeded",
     dg.DagsterEventType.STEP_FAILURE: "failed",
@@ -69,7 +70,7 @@ class RunEvents:
         numbers = {}
         for name, value in metadata.items():
             if isinstance(value.value, int | float) and not isinstance(value.value, bool):
-                numbers["rows_written" if name in _ROWS_WRITTEN else name] = value.value
+                numbers["rows_written" if name in ROW_COUNTS else name] = value.value
         pipeline, step = _names(asset)
         return MetricsRecord(
             kind, entry.timestamp, self._run_id, pipeline, step, asset=asset.to_user_string(),

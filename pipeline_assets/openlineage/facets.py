@@ -40,6 +40,7 @@ from openlineage.client.facet_v2 import (
     test_run,
 )
 
+from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.openlineage.datasets import DatasetName, Origins
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.plan import PipelinePlan, PlannedStep, check_name
@@ -252,8 +253,7 @@ def output_dataset(
 
 _STATISTICS = {
     "rowCount": (
-        "dagster/row_count",
-        "dagster/partition_row_count",
+        *ROW_COUNTS,
         "rows_written",
         "dead_letters_of_run",
         "quarantined_rows_of_run",

@@ -14,6 +14,7 @@ from dagster._core.execution.plan.objects import ErrorSource
 
 from pipeline_assets.asset_metadata import STAGE_TIMES
 from pipeline_assets.errors import first_line
+from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.report.model import (
     Attempt,
@@ -51,7 +52,6 @@ _RUN_STATUS: Mapping[dg.DagsterRunStatus, Status] = {
     dg.DagsterRunStatus.CANCELED: "canceled",
     dg.DagsterRunStatus.CANCELING: "canceled",
 }
-_ROWS = ("dagster/row_count", "dagster/partition_row_count")
 _WORK = frozenset(field.name for field in fields(JobMetrics))
 _PER_CHECK = ("failed_rows", "total_rows", "failed_percent", "failed_sample", "dead_letters")
 # How far to look back for another run's materialization: a step that is tried again may have several of this one.
@@ -80,6 +80,7 @@ def read_run(
     ):
         for found in log.some(kind):
             told.take(found)
+    told.work |= ops.work
     own = own_ops(plan, run, ops.keys())
     start = record.start_time or record.create_timestamp.timestamp()
     ends = [attempt.end for key in own for attempt in ops.attempts(key) if attempt.end]
@@ -146,6 +147,7 @@ class _Ops:
         self._attempts: dict[str, list[Attempt]] = {key: [] for key in selected}
         self._skipped: set[str] = set()
         self._failures: dict[str | None, Failure] = {}
+        self.work: dict[str, dict[str, Any]] = {}  # of the Spark jobs of those that failed, by key
 
     def keys(self) -> list[str]:
         return list(self._attempts)
@@ -177,6 +179,8 @@ class _Ops:
                 data = event.step_failure_data
                 stopped = data.error_source is ErrorSource.INTERRUPT
                 failure = _failure(key, data)
+                if work := _work(data.user_failure_data):
+                    self.work[key] = work
                 self._end(key, entry.timestamp, "canceled" if stopped else "failed", failure.message)
                 self._failures[key] = failure
 
@@ -213,6 +217,12 @@ def _failure(key: str, data: Any) -> Failure:
         if data.error:
             more["trace"] = data.error.to_string()
     return Failure(message, key, kind, more)
+
+
+def _work(told: Any) -> dict[str, Any]:
+    """Return what a failure tells of the Spark jobs before it."""
+    names = {*_WORK, STAGE_TIMES}
+    return {} if told is None else {name: value for name, value in _values(told.metadata).items() if name in names}
 
 
 def _root(error: Any) -> Any:
@@ -253,7 +263,7 @@ class _Told:
         self.made: dict[str, _Made] = {}
         self.checks: dict[tuple[str, str], CheckReport] = {}
         self.progress: dict[str, list[ProgressPoint]] = {}
-        self.work: dict[str, dict[str, Any]] = {}  # of the checks' Spark jobs, by the op's key
+        self.work: dict[str, dict[str, Any]] = {}  # of Spark jobs that no materialization tells of, by the op's key
 
     def take(self, record: dg.EventLogRecord) -> None:
         entry = record.event_log_entry
@@ -366,20 +376,21 @@ def _step(plan: PipelinePlan, step: PlannedStep, op: OpReport, told: _Told) -> S
         sinks=tuple(Place(sink.kind, sink.uri) for sink in plan.written_by(step)),
         is_todays=made.metadata.get("code_version") in (None, step.code_version),
     )
-    report = _filled(report, made, told.work.get(op.key, {}) if step.role.value == "check" else {})
+    tells_itself = op.status == "succeeded" and step.role.value != "check"
+    report = _filled(report, made, {} if tells_itself else told.work.get(op.key, {}))
     letters = told.made.get(f"{step.name}_dead_letters")
     if letters is not None:
         return replace(report, set_aside=letters.metadata.get("dead_letters_of_run"), set_aside_as="dead letters")
     aside = told.made.get(step.quarantine or "")
     if aside is not None:
-        rows = aside.metadata.get("quarantined_rows_of_run", _first(aside.metadata, _ROWS))
+        rows = aside.metadata.get("quarantined_rows_of_run", _first(aside.metadata, ROW_COUNTS))
         return replace(report, set_aside=rows)
     return report
 
 
 def _filled(report: StepReport, made: _Made, work: Mapping[str, Any]) -> StepReport:
     values = {**work, **made.metadata}
-    rows = made.streamed_rows if made.streamed_rows is not None else _first(made.metadata, _ROWS)
+    rows = made.streamed_rows if made.streamed_rows is not None else _first(made.metadata, ROW_COUNTS)
     table = values.get(STAGE_TIMES)
     plan = values.get("physical_plan")
     return replace(

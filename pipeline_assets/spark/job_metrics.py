@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from heapq import nlargest
@@ -82,46 +82,49 @@ def longest(stages: Iterable[StageTime]) -> tuple[StageTime, ...]:
     return tuple(nlargest(STAGES_KEPT, stages, key=lambda stage: stage.seconds))
 
 
-class WatchedJobs:
-    """The jobs of one stretch of work; what they did is known once it is over."""
-
-    metrics: JobMetrics | None = None
-    """None until they have ended well, and over Connect, where the driver's status store is out of reach."""
-    stages: tuple[StageTime, ...] = ()
-    """The longest of their stages."""
+Told = Callable[[JobMetrics, tuple[StageTime, ...]], None]
+"""Takes what jobs have done, and the longest of their stages."""
 
 
 @contextmanager
-def watched_jobs(spark: SparkSession) -> Iterator[WatchedJobs]:
-    """Watch the jobs that this thread has Spark run inside; the metrics are there when that has not failed."""
+def watched_jobs(spark: SparkSession, told: Told) -> Iterator[None]:
+    """Watch the jobs that this thread has Spark run inside, and tell of them in the end, also when that has failed.
+
+    Nothing is told over Connect, where the driver's status store is out of reach.
+    """
     from pyspark.sql import SparkSession as ClassicSession
 
-    watched = WatchedJobs()
     if not isinstance(spark, ClassicSession):
-        yield watched
+        yield
         return
     context = spark.sparkContext
     tag = f"pipeline-assets-work-{uuid.uuid4()}"
     context.addJobTag(tag)
     try:
-        yield watched
+        yield
+    except Exception:
+        _tell(context, tag, told, logging.DEBUG)  # Spark may be gone: that is told already
+        raise
+    else:
+        _tell(context, tag, told, logging.WARNING)
     finally:
         with suppress(Exception):  # Spark may be gone
             context.removeJobTag(tag)
-    _read(context, tag, watched)
 
 
-def _read(context: Any, tag: str, watched: WatchedJobs) -> None:
+def _tell(context: Any, tag: str, told: Told, level: int) -> None:
     from py4j.protocol import Py4JError
 
     try:
-        watched.metrics, watched.stages = _told(context, tag)
-    except Py4JError as error:
-        # The work is done: what only tells of it may not fail the run.
-        _log.warning("no metrics of Spark's jobs: %s", str(error).partition("\n")[0])
+        metrics, stages = _found(context, tag)
+    except (Py4JError, OSError) as error:
+        # What only tells of the work may not fail the run, nor take the place of what has.
+        _log.log(level, "no metrics of Spark's jobs: %s", str(error).partition("\n")[0])
+    else:
+        told(metrics, stages)
 
 
-def _told(context: Any, tag: str) -> tuple[JobMetrics, tuple[StageTime, ...]]:
+def _found(context: Any, tag: str) -> tuple[JobMetrics, tuple[StageTime, ...]]:
     core = context._jsc.sc()
     # The store hears of the end of a job by an event, which may come after the action's return.
     core.listenerBus().waitUntilEmpty(_LISTENERS_MILLISECONDS)
@@ -134,7 +137,7 @@ def _told(context: Any, tag: str) -> tuple[JobMetrics, tuple[StageTime, ...]]:
         numbers = (stages.apply(index) for index in range(stages.size()))
         (deltas if _is_deltas_own(job) else own).update(numbers)
     found = [(number in own, store.lastStageAttempt(number)) for number in sorted(own | deltas)]
-    ran = [(is_own, stage) for is_own, stage in found if stage.status().name() != "SKIPPED"]
+    ran = [(is_own, stage) for is_own, stage in found if stage.status().name() not in ("SKIPPED", "PENDING")]
     sums = JobMetrics(
         spark_jobs=len(jobs),
         spark_stages=len(ran),

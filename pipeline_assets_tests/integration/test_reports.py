@@ -76,6 +76,24 @@ def test_what_spark_did_for_a_check_is_in_its_step(location: Location) -> None:
     }
 
 
+def test_what_spark_did_before_a_step_failed_is_in_its_step(location: Location) -> None:
+    late = transform("withColumns", columns={"checked": "if(n > 0, raise_error('too late'), n)"}, registerAs="late")
+    location.write(batch("counted", rows(location), COUNTS, late))
+    location.run("counted", fail=True)
+    report = read(location, "counted")
+    assert report.failures[0].step == "counted__late"
+    (step,) = [step for step in report.steps if step.name == "late"]
+    assert step.op.status == "failed"
+    # The groups were made: what failed is the stage after that.
+    assert step.numbers["rows_read"] == len(ROWS)
+    assert step.rows is None
+    (attempt,) = step.op.attempts
+    assert attempt.end is not None
+    assert len(step.stages) >= 2
+    for stage in step.stages:
+        assert attempt.start - 1 < stage.start <= stage.start + stage.seconds < attempt.end + 1
+
+
 def test_rows_in_quarantine(location: Location) -> None:
     check = expectations(onFailure="quarantine", expectations={"small": "id < 400"})
     location.write(batch("counted", rows(location), check, COUNTS))
