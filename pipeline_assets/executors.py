@@ -1,6 +1,7 @@
 """Dagster's executors, which also tell of the run what neither its steps nor their resources can: start and end."""
 
 # No postponed annotations here, as in all modules that define what Dagster runs.
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from dagster._core.execution.retries import RetryMode
 from dagster._core.execution.step_dependency_config import StepDependencyConfig
 from dagster._core.executor.base import Executor
 
+from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.openlineage.publishing import lineage_publisher
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.run_log import RunLog
@@ -44,6 +46,36 @@ def _created(definition: dg.ExecutorDefinition, context: dg.InitExecutorContext)
     return create(context)
 
 
+class _Outcome:
+    """What came out of a run, as a line: Dagster's own, that it has succeeded, is of level DEBUG."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._rows: dict[str, int | None] = {}
+        self._checks: dict[dg.AssetCheckKey, bool] = {}
+        self.failed = False
+
+    def take(self, event: dg.DagsterEvent) -> None:
+        match event.event_type:
+            case dg.DagsterEventType.ASSET_MATERIALIZATION:
+                told = event.step_materialization_data.materialization
+                rows = (told.metadata[name].value for name in ROW_COUNTS if name in told.metadata)
+                found = next(rows, None)
+                self._rows[told.asset_key.to_user_string()] = found if isinstance(found, int) else None
+            case dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                check = event.asset_check_evaluation_data
+                self._checks[check.asset_check_key] = check.passed
+            case dg.DagsterEventType.STEP_FAILURE:
+                self.failed = True
+
+    def __str__(self) -> str:
+        rows = ", ".join(f"{asset}: {count:,} rows" for asset, count in self._rows.items() if count is not None)
+        assets = f"{len(self._rows)} {'asset' if len(self._rows) == 1 else 'assets'} materialized"
+        made = f"{assets} ({rows})" if rows else assets
+        checks = f", {sum(self._checks.values())} of {len(self._checks)} checks passed" if self._checks else ""
+        return f"succeeded in {time.monotonic() - self._began:.1f} s: {made}{checks}"
+
+
 class _TellingExecutor(Executor):
     """An executor whose run is told of. ``own_processes``: whether its steps have processes of their own, which tell
     of them, and may die.
@@ -66,7 +98,12 @@ class _TellingExecutor(Executor):
         settings = Settings.from_environment()
         self._dress_console(settings, plan_context)
         self._tell(settings, plan_context.instance, plan_context.dagster_run)
-        yield from self._executor.execute(plan_context, execution_plan)
+        outcome = _Outcome()
+        for event in self._executor.execute(plan_context, execution_plan):
+            outcome.take(event)
+            yield event
+        if not outcome.failed:  # Dagster tells of that at a level that is always shown
+            plan_context.log.info(str(outcome))
 
     def _dress_console(self, settings: Settings, context: PlanOrchestrationContext) -> None:
         log = RunLog(settings, context.dagster_run, context.log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -57,14 +58,18 @@ def test_a_job_from_the_command_line(
     # The second pipeline has more steps than need a process each here; the first covers that.
     if executor == "in_process":
         commands["optimized_aggregation"] = [dg, "launch", "--job", "optimized_aggregation"]
-    for command in commands.values():
+    output: dict[str, str] = {}
+    for name, command in commands.items():
         done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        output[name] = done.stdout + done.stderr
+        assert done.returncode == 0, output[name]
         assert processes_of(mark) == []
 
     purchases = cdnow_purchases()
     expected = cdnow_customers(purchases).merge(purchases, left_on="id", right_on="customer_id")
     same_rows(rows_of(warehouse / "customer_360" / "join_data_frames"), expected)
+    made = f"3 assets materialized (customer_360/join_data_frames: {len(expected):,} rows)"
+    assert re.search(rf" s: {re.escape(made)}$", output["customer_360"], re.MULTILINE)
     if "optimized_aggregation" in commands:
         grouped = flight_logs(31).groupby(["date", "region"], as_index=False)
         counted = grouped.agg(total_events=("flight", "size"), unique_users=("user_id", "nunique"))
