@@ -46,6 +46,7 @@ _TUNING_FACTS = (
 _GOAL_HEADER = ("", "goal", "measured", "met")
 _MEGABYTE = 1_000_000
 Rows = Sequence[Sequence[str]]
+Section = tuple[str, Sequence[str], Rows]
 
 
 @dataclass
@@ -133,7 +134,7 @@ class Results:
 
     def print(self, console: Console) -> None:
         """Show the goals and what was measured."""
-        goals = [("Goals", _GOAL_HEADER, [_goal_row(goal) for goal in self.goals()])]
+        goals = _goals_section(self.goals())
         tuning = tuning_tables(self.claims, self.tpch)
         for title, header, rows in (*goals, *self._cost_tables(), *tuning, *self.scaling.sections()):
             table = Table(*header, title=title, title_justify="left")
@@ -154,7 +155,7 @@ class Results:
             ),
             ("scaling.md", (), [], self.scaling.sections()),
         ):
-            measured = [*([("Goals", _GOAL_HEADER, [_goal_row(goal) for goal in goals])] if goals else []), *tables]
+            measured = [*_goals_section(goals), *tables]
             if measured:
                 lines = [*self._facts(), *facts]
                 for title, header, rows in measured:
@@ -172,7 +173,7 @@ class Results:
             f"- Versions: {', '.join(f'{name} {version}' for name, version in self.versions.items())}",
         ]
 
-    def _cost_tables(self) -> Iterable[tuple[str, Sequence[str], Rows]]:
+    def _cost_tables(self) -> Iterable[Section]:
         for each in self.comparisons:
             runs = {"`customer_360` in Dagster": each.job, "bare script": each.script, "empty Dagster job": each.empty}
             yield (
@@ -260,6 +261,10 @@ def _work_goals(size: str, each: Comparison) -> list[Goal]:
             ("shuffles", each.job_work.shuffles, each.script_work.shuffles),
         )
     ]
+
+
+def _goals_section(goals: Sequence[Goal]) -> list[Section]:
+    return [("Goals", _GOAL_HEADER, [_goal_row(goal) for goal in goals])] if goals else []
 
 
 def _goal_row(goal: Goal) -> list[str]:
