@@ -38,7 +38,7 @@ def _check_path(path: str) -> str:
     checked = check_any(path)
     if "://" in checked and not is_s3(checked) and not checked.startswith("file:"):
         raise ValueError(f"{path!r} is neither on S3 nor local: expected s3a://bucket/key, file:// or a local path")
-    if re.search(r"[*?\[{]", checked):
+    if re.search(r"[*?\[{]", checked.replace("${partition}", "")):
         raise ValueError(f"{path!r} contains a glob: expected one folder")
     return checked
 
