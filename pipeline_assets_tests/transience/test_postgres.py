@@ -204,7 +204,6 @@ SLOW = "(SELECT pg_sleep(60)::text AS slept) t"
 
 BY_JDBC: tuple[Case[Jdbc], ...] = (
     Case("JDBC: refused", "connection", lambda place: place.read(port=free_port())),
-    Case("JDBC: no answer to a login", "connection", Jdbc.silent_at_login),
     Case("JDBC: connection closed by the server", "connection", Jdbc.hung_up),
     Case("JDBC: backend terminated", "unavailable", lambda place: place.read(KILLED)),
     Case("JDBC: too many connections", "unavailable", Jdbc.too_many),
@@ -219,6 +218,10 @@ BY_JDBC: tuple[Case[Jdbc], ...] = (
 @table(*BY_JDBC)
 def test_by_jdbc(case: Case[Jdbc], session: SparkSession, database: Database) -> None:
     assert failure(lambda: case.provoke(Jdbc(session, database))).transient_kind == case.kind
+
+
+def test_jdbc_without_an_answer_to_a_login(spark: SparkSession, database: Database) -> None:
+    assert failure(Jdbc(spark, database).silent_at_login).transient_kind == "connection"
 
 
 def test_jdbc_without_an_answer(spark: SparkSession, database: Database) -> None:
