@@ -96,6 +96,7 @@ _POSTGRES_WORDS = {
     r"deadlock detected": "40P01",
     r"canceling statement due to lock timeout|could not obtain lock on": "55P03",
     r"server closed the connection unexpectedly|An I/O error occurred while sending to the backend": "08006",
+    r"Connection attempt timed out": "08001",  # pgjdbc's loginTimeout
 }
 
 

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlencode
 
 from pipeline_assets.errors import (
     ConfigurationError,
     CredentialError,
     PipelineError,
 )
+from pipeline_assets.redaction import is_secret_name
 from pipeline_assets.steps.base import Dataset
 from pipeline_assets.steps.sql_names import postgres_columns, postgres_tables
 from pipeline_assets.transience import execution_error, transience_of
@@ -169,10 +171,12 @@ def spark_predicate(predicate: str) -> str:
 
 def jdbc_options(connection: PostgresConnection, secrets: Secrets) -> dict[str, str]:
     """Return Spark's JDBC options for ``connection``. The password is an option, never part of the URL."""
+    options = {**_JDBC_DEFAULTS, **connection.options}
+    # Over Connect Spark reads with the names of options in lower case, which pgjdbc then does not know.
+    cased = {name: value for name, value in options.items() if not name.islower() and not is_secret_name(name)}
     return {
-        **_JDBC_DEFAULTS,
-        **connection.options,
-        "url": connection.jdbc_url,
+        **options,
+        "url": f"{connection.jdbc_url}?{urlencode(cased)}",
         "driver": "org.postgresql.Driver",
         **_login(connection, secrets),
     }

@@ -186,7 +186,7 @@ class Jdbc:
     def silent_at_login(self) -> None:
         with silent_server() as port:
             connection = self.database.connection(port=port, options={"loginTimeout": "1"})
-            self.spark.read.format("jdbc").options(**jdbc_options(connection, Secrets()), dbtable="t").load()
+            self.spark.read.format("jdbc").options(**jdbc_options(connection, Secrets()), dbtable="t").load().collect()
 
     def hung_up(self) -> None:
         with answering_server(b"") as port:
@@ -204,6 +204,7 @@ SLOW = "(SELECT pg_sleep(60)::text AS slept) t"
 
 BY_JDBC: tuple[Case[Jdbc], ...] = (
     Case("JDBC: refused", "connection", lambda place: place.read(port=free_port())),
+    Case("JDBC: no answer to a login", "connection", Jdbc.silent_at_login),
     Case("JDBC: connection closed by the server", "connection", Jdbc.hung_up),
     Case("JDBC: backend terminated", "unavailable", lambda place: place.read(KILLED)),
     Case("JDBC: too many connections", "unavailable", Jdbc.too_many),
@@ -218,10 +219,6 @@ BY_JDBC: tuple[Case[Jdbc], ...] = (
 @table(*BY_JDBC)
 def test_by_jdbc(case: Case[Jdbc], session: SparkSession, database: Database) -> None:
     assert failure(lambda: case.provoke(Jdbc(session, database))).transient_kind == case.kind
-
-
-def test_jdbc_without_an_answer_to_a_login(spark: SparkSession, database: Database) -> None:
-    assert failure(Jdbc(spark, database).silent_at_login).transient_kind == "connection"
 
 
 def test_jdbc_without_an_answer(spark: SparkSession, database: Database) -> None:
