@@ -373,34 +373,35 @@ def _activate(session: SparkSession) -> None:
 
 def _set_runtime_conf(session: SparkSession, conf: Mapping[str, str]) -> None:
     """Set what can be set in a session; the rest has been decided where its Spark was started."""
-    from pyspark.errors import AnalysisException
-
     for key, value in conf.items():
-        try:
-            session.conf.set(key, value)
-        except AnalysisException as error:
-            if not (error.getCondition() or "").startswith("CANNOT_MODIFY"):
-                raise
+        _takes(session, key, value)
 
 
 def _set_own_conf(session: SparkSession, conf: Mapping[str, str]) -> None:
     """Set what a pipeline asks for; nothing of it is left out in silence."""
-    from pyspark.errors import AnalysisException
-
     for key, value in conf.items():
-        try:
-            session.conf.set(key, value)
-        except AnalysisException as error:
-            if not (error.getCondition() or "").startswith("CANNOT_MODIFY"):
-                raise
+        if not _takes(session, key, value):
             raise ConfigurationError(
                 f"sparkConf: {key!r} can't be set in a session: it belongs where Spark is started, in "
                 "spark-defaults.conf or in the Spark resource's spark_conf"
-            ) from None
+            )
         # Others' settings are known once what they belong to is used.
         if key.startswith("spark.sql.") and not session.conf.isModifiable(key):
             known = [str(row[0]) for row in session.sql("SET -v").collect()]
             raise ConfigurationError(f"sparkConf: Spark has no setting {key!r}{did_you_mean(key, known)}")
+
+
+def _takes(session: SparkSession, key: str, value: str) -> bool:
+    """Set ``key`` in ``session``; False where it can't be set in one, as it belongs to Spark's start."""
+    from pyspark.errors import AnalysisException
+
+    try:
+        session.conf.set(key, value)
+    except AnalysisException as error:
+        if not (error.getCondition() or "").startswith("CANNOT_MODIFY"):
+            raise
+        return False
+    return True
 
 
 def _quieten() -> None:
