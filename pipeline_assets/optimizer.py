@@ -7,7 +7,7 @@ from a second look at a Parquet file.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -95,12 +95,22 @@ def optimize(
     """
     if plan.pipeline.config.mode == "streaming" or not plan.pipeline.config.optimize:
         return Optimizations({}, {}, frozenset(), frozenset())
-    adaptive = frozenset(step.index for step in plan.steps if not _is_laid_out(plan, step))
+    # Once: to know what a query does it is parsed.
+    own_costs = {step.index: _own_cost(step.method) for step in plan.steps}
+    laid_out = _laid_out(plan, own_costs)
+    adaptive = frozenset(step.index for step in plan.steps) - laid_out
     chosen = frozenset(range(len(plan.steps)) if selected is None else selected)
-    clustered = frozenset(step.index for step in plan.steps if step.index in chosen and _is_to_cluster(plan, step))
+    clustered = frozenset(
+        step.index
+        for step in plan.steps
+        if step.index in chosen
+        and isinstance(step.method, LoadMethod)
+        and step.method.partition_columns
+        and step.inputs[0] in adaptive
+    )
     if not in_one_process:
         return Optimizations({}, {}, clustered, adaptive)
-    keeping = _Keeping(plan, chosen)
+    keeping = _Keeping(plan, chosen, own_costs)
     kept = keeping.decide()
     same = {index: first for index, first in keeping.same.items() if first in kept or first in keeping.kept_by_config}
     return Optimizations(kept, same, clustered, adaptive)
@@ -109,7 +119,7 @@ def optimize(
 class _Keeping:
     """Finds the DataFrames that cost less to keep than to compute again. All its tables are by step index."""
 
-    def __init__(self, plan: PipelinePlan, selected: frozenset[int]) -> None:
+    def __init__(self, plan: PipelinePlan, selected: frozenset[int], own_costs: Mapping[int, float]) -> None:
         self.same = dict(_same_extracts(plan))
         self.kept_by_config = {
             index for step in plan.steps if isinstance(step.method, Cache) for index in step.inputs
@@ -120,8 +130,7 @@ class _Keeping:
         for step in plan.steps:
             for index in step.inputs:
                 self._readers[self.same.get(index, index)].append(step)
-        # Once: to know what a query does it is parsed.
-        self._own_costs = {step.index: _own_cost(step.method) for step in plan.steps}
+        self._own_costs = own_costs
         self._scans: dict[int, bool] = {}
         self._groups: dict[int, bool] = {}
         for step in plan.steps:
@@ -244,17 +253,18 @@ def _same_extracts(plan: PipelinePlan) -> Iterator[tuple[int, int]]:
                 yield step.index, first
 
 
-def _is_to_cluster(plan: PipelinePlan, load: PlannedStep) -> bool:
-    if not isinstance(load.method, LoadMethod) or not load.method.partition_columns:
-        return False
-    return not _is_laid_out(plan, plan.steps[load.inputs[0]])
-
-
-def _is_laid_out(plan: PipelinePlan, step: PlannedStep) -> bool:
-    """Whether the config says how the rows of ``step`` are spread over partitions: whoever says so means it."""
-    while step.inputs and _own_cost(step.method) == _NARROW and not isinstance(step.method, Coalesce | Union):
-        step = plan.steps[step.inputs[0]]
-    return isinstance(step.method, Coalesce | Repartition | RepartitionByColumns)
+def _laid_out(plan: PipelinePlan, own_costs: Mapping[int, float]) -> frozenset[int]:
+    """Return the DataFrames of which the config says how their rows are spread over partitions."""
+    found: set[int] = set()
+    for step in plan.steps:
+        is_narrow = own_costs[step.index] == _NARROW and not isinstance(step.method, Coalesce | Union)
+        if step.inputs and is_narrow:
+            stays = step.inputs[0] in found
+        else:
+            stays = isinstance(step.method, Coalesce | Repartition | RepartitionByColumns)
+        if stays:  # whoever says so means it
+            found.add(step.index)
+    return frozenset(found)
 
 
 def _own_cost(method: StepMethod) -> float:
