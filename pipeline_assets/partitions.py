@@ -134,7 +134,9 @@ class Partitions(BaseModel):
         """Return when time-based partition ``key`` starts, and before when it ends; None for a static one."""
         if self.type == "static":
             return None
-        start = self._start_of(key)
+        return self._window_from(self._start_of(key))
+
+    def _window_from(self, start: datetime) -> tuple[datetime, datetime]:
         if self.type == "hourly":
             return start, (start.astimezone(UTC) + timedelta(hours=1)).astimezone(start.tzinfo)
         return start, self._end_of(start)
@@ -154,8 +156,7 @@ class Partitions(BaseModel):
         local = _between(self.column, start.strftime(shown), self._end_of(start).strftime(shown))
         if self.timezone is None:
             return PartitionSlice(key, self.column, local)
-        first, last = self.window_of(key) or (start, start)
-        moments = _between(self.column, first.isoformat(" "), last.isoformat(" "))
+        moments = _between(self.column, *(edge.isoformat(" ") for edge in self._window_from(start)))
         return PartitionSlice(key, self.column, local, moments, repeated=start.fold == 1)
 
     def _start_of(self, key: str) -> datetime:

@@ -90,12 +90,11 @@ class ToDeltaLake(StreamingLoad):
         return super().stream_problem(stream)
 
     def partition_problem(self) -> str | None:
-        given = {
-            "replaceWhere": self.replace_where is not None,
-            "partitionOverwriteMode": self.partition_overwrite_mode == "dynamic",
-        }
-        key = next((key for key, is_given in given.items() if is_given), None)
-        if key is None:
+        if self.replace_where is not None:
+            key = "replaceWhere"
+        elif self.partition_overwrite_mode == "dynamic":
+            key = "partitionOverwriteMode"
+        else:
             return None
         return (
             f"{key!r} is for pipelines without partitions: leave it out; a run for a partition replaces the rows of "
