@@ -14,6 +14,14 @@ from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.partitions import Partitions, sql_string
 
 
+def windows(**config: Any) -> tuple[Partitions, dg.TimeWindowPartitionsDefinition]:
+    """Return partitions by the column ``moment``, and what Dagster makes of them."""
+    partitions = Partitions.model_validate({**config, "column": "moment"})
+    definition = partitions_definition(partitions)
+    assert isinstance(definition, dg.TimeWindowPartitionsDefinition)
+    return partitions, definition
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -25,9 +33,7 @@ from pipeline_assets.partitions import Partitions, sql_string
     ids=lambda config: config["type"],
 )
 def test_a_slice_is_the_window_that_dagster_means(config: dict[str, Any]) -> None:
-    partitions = Partitions.model_validate({**config, "column": "moment"})
-    definition = partitions_definition(partitions)
-    assert isinstance(definition, dg.TimeWindowPartitionsDefinition)
+    partitions, definition = windows(**config)
     keys = definition.get_partition_keys()
     assert len(keys) >= 4
     for key in keys:
@@ -57,9 +63,7 @@ def test_a_slice_is_the_window_that_dagster_means(config: dict[str, Any]) -> Non
     ids=["autumn", "spring", "daily", "monthly"],
 )
 def test_moments_where_clocks_are_set_back_and_forth(config: dict[str, Any]) -> None:
-    partitions = Partitions.model_validate({**config, "timezone": "Europe/Berlin", "column": "moment"})
-    definition = partitions_definition(partitions)
-    assert isinstance(definition, dg.TimeWindowPartitionsDefinition)
+    partitions, definition = windows(**config, timezone="Europe/Berlin")
     moments = pd.DataFrame({"moment": pd.date_range("2024-01-30", "2024-11-02", freq="30min", tz="UTC")})
     found = 0
     for key in definition.get_partition_keys():

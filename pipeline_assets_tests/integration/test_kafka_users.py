@@ -56,8 +56,8 @@ def log_in(location: Location, kafka: KafkaServer, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def allow(kafka: KafkaServer, topic: Topic) -> Allow:
-    """Allow a user to do something with the topic; over when the broker knows."""
+def allow(location: Location, kafka: KafkaServer, topic: Topic) -> Allow:
+    """Allow a user, as whom the location logs in, to do something with the topic; over when the broker knows."""
     from confluent_kafka.admin import (
         AclBinding,
         AclOperation,
@@ -79,6 +79,7 @@ def allow(kafka: KafkaServer, topic: Topic) -> Allow:
         client = admin(kafka)  # kept until it has answered
         (made,) = client.create_acls([binding]).values()
         made.result(30)
+        wait_until(lambda: seen(location, topic))
 
     return allowed
 
@@ -104,7 +105,6 @@ def test_a_stream_as_a_user(
         _give_scram(kafka)
     log_in(mechanism)
     allow("READ", SCRAM_USER if mechanism != "PLAIN" else USER)
-    wait_until(lambda: seen(location, topic))
     good = events(0, 60)
     topic.send([*good, "broken"])
     document = stream(from_kafka(topic), to_delta())
@@ -145,7 +145,6 @@ def test_a_topic_that_the_user_may_not_read(
 ) -> None:
     log_in()
     allow("DESCRIBE")
-    wait_until(lambda: seen(location, topic))
     topic.send(events(0, 4))
     location.write(stream(from_kafka(topic, schema=SCHEMA), to_delta()))
     text = failure_text(location.run("stream", fail=True))
@@ -157,7 +156,6 @@ def test_a_topic_that_the_user_may_not_write(
 ) -> None:
     log_in()
     allow("READ")
-    wait_until(lambda: seen(location, topic))
     (location.folder / "rows.json").write_text('{"id": 1}\n')
     rows = extract_file("rows", f"file://{location.folder}/rows.json")
     location.write(batch("produced", rows, load("toKafka", topic=topic.name)))
