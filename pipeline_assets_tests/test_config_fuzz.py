@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline_assets.code_location import build_definitions
 from pipeline_assets.config import load_file
-from pipeline_assets.definitions import build_definitions
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.plan import PipelinePlan, plan_pipeline
 from pipeline_assets.settings import Settings

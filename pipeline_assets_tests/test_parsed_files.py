@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline_assets import config
+from pipeline_assets.code_location import build_definitions
 from pipeline_assets.config import load_file, load_folder
-from pipeline_assets.definitions import build_definitions
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.json_documents import parse_json
 from pipeline_assets.parsed_files import NotedVariables, ParsedFiles

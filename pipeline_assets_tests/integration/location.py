@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from pipeline_assets.definitions import build_definitions
+from pipeline_assets.code_location import build_definitions
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.config_documents import write_config
 
