@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Any, cast
 
 import dagster as dg
@@ -88,9 +89,9 @@ def broken_assets(broken: Iterable[BrokenConfig]) -> Iterator[dg.AssetSpec]:
     """Yield an asset for each config that could not be loaded; it shows why, and can't be materialized."""
     taken: set[str] = set()
     for config in broken:
-        name = base = _key_part(config.name.replace("-", "_"))
-        while name in taken:
-            name = f"{base}_{len(taken)}"
+        base = _key_part(config.name.replace("-", "_"))
+        numbered = (f"{base}_{number}" for number in count(2))
+        name = next(name for name in chain([base], numbered) if name not in taken)
         taken.add(name)
         yield _broken_asset(name, config)
 
@@ -411,8 +412,21 @@ class _PipelineFactory:
         return quarantine_key(key) if link.is_quarantine else key
 
     def _source_deps(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
+        linked = self.links.get((self.plan.name, step.index), {})
+        written_by = {
+            self._producer_key(link): self.plans[link.upstream] for links in linked.values() for link in links
+        }
         keys = (key for found in self._source_assets(step).values() for key in found)
-        return (dg.AssetDep(key) for key in dict.fromkeys(keys))
+        for key in dict.fromkeys(keys):
+            yield dg.AssetDep(key, partition_mapping=self._partition_mapping(written_by.get(key)))
+
+    def _partition_mapping(self, upstream: PipelinePlan | None) -> dg.PartitionMapping | None:
+        """Return which partitions of ``upstream`` a partition here depends on: all, where Dagster can't tell."""
+        theirs = upstream.pipeline.config.partitions if upstream else None
+        ours = self.config.partitions
+        if theirs is None or ours is None or theirs.compares_with(ours):
+            return None
+        return dg.AllPartitionMapping()
 
     def _key(self, index: int) -> dg.AssetKey:
         return asset_key(self.plan, self.plan.steps[index])
@@ -435,10 +449,16 @@ class _PipelineFactory:
     def _automation_condition(self) -> dg.AutomationCondition[Any] | None:
         schedule = self.config.cron_schedule
         if self.config.automation == "eager":
-            return dg.AutomationCondition.eager()
-        if self.config.automation == "on_cron" and schedule is not None:
-            return dg.AutomationCondition.on_cron(schedule.cron, schedule.timezone)
-        return None
+            # A view that is missing is planned by the run that needs it.
+            views = [asset_key(self.plan, step) for step in self.plan.steps if step.role is Role.VIEW]
+            missing = dg.AutomationCondition.any_deps_missing()
+            found = dg.AutomationCondition.eager().replace(missing, missing.ignore(dg.AssetSelection.assets(*views)))
+        elif self.config.automation == "on_cron" and schedule is not None:
+            found = dg.AutomationCondition.on_cron(schedule.cron, schedule.timezone)
+        else:
+            return None
+        # Nothing looks at what no pipeline writes: to Dagster it is missing, and never updated.
+        return found.ignore(dg.AssetSelection.assets(*(spec.key for spec in self.external_assets())))
 
 
 def partitions_definition(partitions: Partitions | None) -> dg.PartitionsDefinition[str] | None:
@@ -466,7 +486,8 @@ def _last_partition(
         key = partitions_def.get_last_partition_key()
     if key is None:
         return dg.SkipReason(f"no partition has ended by {tick.isoformat()}: the first starts at the config's 'start'")
-    return dg.RunRequest(run_key=f"{tick.isoformat()}|{key}", partition_key=key)
+    # Once, as Dagster's own schedules do it: not again at each tick until the next one ends, nor after the last of all.
+    return dg.RunRequest(run_key=key, partition_key=key)
 
 
 def _input_name(index: int) -> str:

@@ -86,7 +86,8 @@ class PartitionSlice:
 class Partitions(BaseModel):
     """How a pipeline is partitioned; ``${partition}`` in any string of its config is the key of the run's partition.
 
-    ``type``: hourly, daily, weekly, monthly (from ``start``, an ISO date or datetime) or static (``values``).
+    ``type``: hourly, daily, weekly, monthly (from ``start``, an ISO date or datetime) or static (``values``). Weeks
+    begin on the weekday of ``start``.
     ``column``: a column of the written tables that tells a row's partition. Without it, tables get a string column
     ``partition_key``. Time-based partitions with a column take the rows from the window's start to before its end:
     dates, texts and local times (TIMESTAMP_NTZ) by what clocks in ``timezone`` show, a TIMESTAMP by its moment.
@@ -118,17 +119,44 @@ class Partitions(BaseModel):
             raise ValueError("'start' and 'end' are local times of 'timezone': leave their offset from UTC out")
         elif self.end is not None and _moment(self.end) <= _moment(self.start):
             raise ValueError(f"'end' ({self.end}) must be after 'start' ({self.start}): there is no partition")
+        else:
+            self._check_edges(self.start)
         return self
 
-    def window(self) -> dict[str, str]:
-        """Return ``start_date``, ``end_date`` and ``timezone`` of time-based partitions, those that are given."""
+    def _check_edges(self, start: date | datetime) -> None:
+        """Raise ValueError for an edge in the middle of a partition: rows on one side of it would be in none."""
+        for key, edge in (("start", start), ("end", self.end)):
+            if edge is None:
+                continue
+            at = _moment(edge)
+            if self.type == "hourly":
+                whole, expected = at.replace(minute=0, second=0, microsecond=0), "a full hour"
+            elif self.type == "monthly":
+                whole, expected = datetime(at.year, at.month, 1), "the first of a month, without a time"
+            else:
+                whole, expected = datetime(at.year, at.month, at.day), "a date, without a time"
+            if at != whole:
+                raise ValueError(f"{key!r} of {self.type} partitions is {expected}, not {edge}")
+            if self.type == "weekly" and at.weekday() != _moment(start).weekday():
+                raise ValueError(f"weeks begin on the weekday of 'start', {start:%A}, and 'end' is a {at:%A}")
+
+    def window(self) -> dict[str, str | int]:
+        """Return ``start_date``, ``end_date``, ``timezone`` and the weeks' ``day_offset``, of those that there are."""
         shown = "%Y-%m-%d-%H:%M" if self.type == "hourly" else "%Y-%m-%d"
         given = {
             "start_date": self.start.strftime(shown) if self.start else None,
             "end_date": self.end.strftime(shown) if self.end else None,
             "timezone": self.timezone,
+            # Dagster's weeks begin on Sunday, its 0.
+            "day_offset": _moment(self.start).isoweekday() % 7 if self.start and self.type == "weekly" else None,
         }
         return {key: value for key, value in given.items() if value is not None}
+
+    def compares_with(self, other: Partitions) -> bool:
+        """Whether it can be told which partitions of ``other`` a partition of these is about."""
+        if "static" in (self.type, other.type):
+            return self.values == other.values
+        return (self.timezone or "UTC") == (other.timezone or "UTC")
 
     def window_of(self, key: str) -> tuple[datetime, datetime] | None:
         """Return when time-based partition ``key`` starts, and before when it ends; None for a static one."""

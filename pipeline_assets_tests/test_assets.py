@@ -10,8 +10,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from pipeline_assets.code_location import build_definitions
 from pipeline_assets.config import PipelineConfig, Schedule
-from pipeline_assets.definitions import build_definitions
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.settings import Settings
@@ -237,6 +237,100 @@ def test_automation_conditions(tmp_path: Path, automation: str, label: str) -> N
     assert has_schedule is (automation == "eager"), "with on_cron the schedule says when, and would run it twice"
 
 
+class Automation:
+    """What the automation conditions of one pipeline request, look after look."""
+
+    def __init__(self, defs: dg.Definitions, instance: dg.DagsterInstance, pipeline: str) -> None:
+        self._defs, self._instance, self._selection = defs, instance, dg.AssetSelection.groups(pipeline)
+        self._cursor: Any = None
+
+    def requested(self, *at: int) -> set[str]:
+        result = dg.evaluate_automation_conditions(
+            self._defs,
+            self._instance,
+            asset_selection=self._selection,
+            evaluation_time=dt.datetime(*at, tzinfo=dt.UTC),  # type: ignore[misc,arg-type]
+            cursor=self._cursor,
+        )
+        self._cursor = result.cursor
+        return {one.key.to_user_string() for one in result.results if one.true_subset.size}
+
+
+def test_on_cron_does_not_wait_for_what_nobody_looks_at(tmp_path: Path) -> None:
+    defs = definitions(tmp_path, {**CUSTOMER_360, "automation": "on_cron", "schedule": "0 2 * * *"})
+    with dg.DagsterInstance.ephemeral(str(tmp_path / "instance")) as instance:
+        automation = Automation(defs, instance, "customer_360")
+        assert automation.requested(2024, 5, 1, 1, 59) == set()
+        assert automation.requested(2024, 5, 1, 2, 1) == {
+            "customer_360/customers",
+            "customer_360/orders",
+            "customer_360/join_data_frames",
+        }
+        assert automation.requested(2024, 5, 1, 2, 2) == set()
+
+
+def test_eager_follows_other_pipelines_beside_what_nobody_looks_at(tmp_path: Path) -> None:
+    upstream = batch("raw", extract_file("rows", "/in.csv"))
+    joined = transform("union", inputDataFrames=["theirs", "outside"])
+    theirs = {"type": "extract", "method": "fromDeltaLake", "config": {"table": "raw.rows", "registerAs": "theirs"}}
+    downstream = batch("p", theirs, extract_file("outside", "/in.csv"), joined, automation="eager")
+    defs = definitions(tmp_path, upstream, downstream)
+    with dg.DagsterInstance.ephemeral(str(tmp_path / "instance")) as instance:
+        automation = Automation(defs, instance, "p")
+        assert automation.requested(2024, 5, 1, 1) == set()
+        instance.report_runless_asset_event(dg.AssetMaterialization(dg.AssetKey(["raw", "rows"])))
+        assert automation.requested(2024, 5, 1, 2) == {"p/theirs", "p/union"}
+
+
+def test_a_schedule_runs_each_partition_once(tmp_path: Path) -> None:
+    """Also when it ticks more often than partitions end, and after the last of all has ended."""
+    partitions = {"type": "daily", "start": "2024-01-01", "end": "2024-03-01"}
+    defs = definitions(tmp_path, {**CUSTOMER_360, "schedule": "0 * * * *", "partitions": partitions})
+    (schedule,) = defs.schedules or ()
+    assert isinstance(schedule, dg.ScheduleDefinition)
+
+    def keys_at(*tick: int) -> list[tuple[str | None, str | None]]:
+        context = dg.build_schedule_context(
+            scheduled_execution_time=dt.datetime(*tick, tzinfo=dt.UTC),  # type: ignore[misc,arg-type]
+            repository_def=defs.get_repository_def(),
+        )
+        return [
+            (request.run_key, request.partition_key) for request in schedule.evaluate_tick(context).run_requests or ()
+        ]
+
+    # Dagster launches nothing for a run key that it knows.
+    assert keys_at(2024, 2, 3, 1) == keys_at(2024, 2, 3, 2) == [("2024-02-02", "2024-02-02")]
+    assert keys_at(2024, 3, 1, 0) == keys_at(2025, 3, 1, 0) == [("2024-02-29", "2024-02-29")]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "all_of_them"),
+    [
+        ({"type": "daily", "start": "2024-01-01", "timezone": "Europe/Berlin"}, {"type": "daily"}, True),
+        ({"type": "daily", "start": "2024-01-01"}, {"type": "hourly", "timezone": "UTC"}, False),
+        ({"type": "static", "values": ["a", "b"]}, {"type": "daily"}, True),
+    ],
+)
+def test_a_table_of_other_partitions_is_read_as_a_whole(
+    tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any], all_of_them: bool
+) -> None:
+    read = {"type": "extract", "method": "fromDeltaLake", "config": {"table": "raw.rows", "registerAs": "theirs"}}
+    upstream = batch("raw", extract_file("rows", "/in.csv"), partitions={**theirs})
+    downstream = batch("p", read, partitions={"start": "2024-01-02", **ours})
+    defs = definitions(tmp_path, upstream, downstream)
+    graph, key = defs.resolve_asset_graph(), dg.AssetKey(["p", "theirs"])
+    mapping = graph.get_partition_mapping(key, dg.AssetKey(["raw", "rows"]))
+    assert isinstance(mapping, dg.AllPartitionMapping) is all_of_them
+    here, there = graph.get(key).partitions_def, graph.get(dg.AssetKey(["raw", "rows"])).partitions_def
+    assert here is not None
+    assert there is not None
+    with dg.partition_loading_context(effective_dt=dt.datetime(2024, 1, 4, tzinfo=dt.UTC)):
+        last = here.subset_with_partition_keys([here.get_partition_keys()[-1]])
+        found = mapping.get_upstream_mapped_partitions_result_for_partitions(last, here, there).partitions_subset
+        wanted = there.get_partition_keys() if all_of_them else ["2024-01-03"]
+    assert sorted(found.get_partition_keys()) == wanted
+
+
 def test_what_dagster_refuses_in_names_is_refused_in_configs() -> None:
     from dagster._core.definitions.partitions.utils.base import INVALID_PARTITION_SUBSTRINGS
     from dagster._core.definitions.utils import DISALLOWED_NAMES
@@ -250,11 +344,11 @@ def test_what_dagster_refuses_in_names_is_refused_in_configs() -> None:
 
 
 def test_broken_configs_of_like_names_are_all_shown(tmp_path: Path) -> None:
-    for file in ("a-b.json", "a_b.json"):
+    for file in ("a-b.json", "a-b-2.json", "a_b.json"):
         write_config(tmp_path, "{", file)
     defs = definitions(tmp_path, batch("good", extract_file("rows", "/in.csv")))
     shown = [spec.metadata["file"] for spec in defs.resolve_all_asset_specs() if spec.group_name == "broken_configs"]
-    assert sorted(shown) == ["a-b.json", "a_b.json"]
+    assert sorted(shown) == ["a-b-2.json", "a-b.json", "a_b.json"]
     assert node(defs, "good", "rows")
 
 

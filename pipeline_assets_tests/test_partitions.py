@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import dagster as dg
@@ -22,20 +23,27 @@ def windows(**config: Any) -> tuple[Partitions, dg.TimeWindowPartitionsDefinitio
     return partitions, definition
 
 
+def moment(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text)
+
+
 @pytest.mark.parametrize(
     "config",
     [
         {"type": "hourly", "start": "2023-12-31T20:00", "end": "2024-01-02T00:00"},
         {"type": "daily", "start": "2024-02-25", "end": "2024-03-05"},
         {"type": "weekly", "start": "2023-12-24", "end": "2024-03-03"},
+        {"type": "weekly", "start": "2024-01-01", "end": "2024-03-04"},
         {"type": "monthly", "start": "2023-11-01", "end": "2024-04-01"},
     ],
-    ids=lambda config: config["type"],
+    ids=["hourly", "daily", "weekly", "weekly_from_monday", "monthly"],
 )
 def test_a_slice_is_the_window_that_dagster_means(config: dict[str, Any]) -> None:
     partitions, definition = windows(**config)
     keys = definition.get_partition_keys()
     assert len(keys) >= 4
+    assert definition.time_window_for_partition_key(keys[0]).start.replace(tzinfo=None) == moment(config["start"])
+    assert definition.time_window_for_partition_key(keys[-1]).end.replace(tzinfo=None) == moment(config["end"])
     for key in keys:
         window = definition.time_window_for_partition_key(key)
         start, end = (edge.replace(tzinfo=None) for edge in (window.start, window.end))
@@ -109,6 +117,10 @@ def test_text_as_a_sql_literal() -> None:
         ({"type": "daily"}, "need 'start'"),
         ({"type": "daily", "start": "2024-01-01", "values": ["a"]}, "not 'values'"),
         ({"type": "daily", "start": "2024-01-05", "end": "2024-01-05"}, "must be after 'start'"),
+        ({"type": "daily", "start": "2024-01-05T06:30"}, "'start' of daily partitions is a date, without a time"),
+        ({"type": "hourly", "start": "2024-01-05", "end": "2024-01-05T06:30"}, "'end' of hourly partitions is a full"),
+        ({"type": "monthly", "start": "2024-01-15"}, "'start' of monthly partitions is the first of a month"),
+        ({"type": "weekly", "start": "2024-01-01", "end": "2024-01-09"}, "start', Monday, and 'end' is a Tuesday"),
         ({"type": "hourly", "start": "2024-01-05T10:00:00+05:00"}, "offset from UTC"),
         ({"type": "static", "values": []}, "need 'values'"),
         ({"type": "static", "values": ["a", "a"]}, "must differ"),
