@@ -16,7 +16,15 @@ from rich.table import Table
 from rich.tree import Tree
 
 from pipeline_assets.audit_commands import audit, audit_config
-from pipeline_assets.config import CONNECTIONS_FILE, Pipeline, load_connections, load_file, load_folder
+from pipeline_assets.config import (
+    CONNECTIONS_FILE,
+    SCHEMA_FILE,
+    Pipeline,
+    load_connections,
+    load_file,
+    load_folder,
+    unknown_connections,
+)
 from pipeline_assets.config_schema import pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.metrics_commands import metrics
@@ -217,7 +225,7 @@ def _file_errors(files: tuple[Path, ...], valid: list[Pipeline]) -> Iterator[Con
         try:
             if file.name == CONNECTIONS_FILE:
                 load_connections(file.parent)
-            else:
+            elif file.name != SCHEMA_FILE:
                 valid.append(plan_pipeline(load_file(file)).pipeline)
         except ConfigurationError as error:
             yield error
@@ -230,9 +238,14 @@ def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:
         planned = plan_folder(load_folder(folder))
         valid += [plan.pipeline for plan in planned.plans]
         yield from (broken.error for broken in planned.broken)
-        load_connections(folder)
+        connections = load_connections(folder)
     except ConfigurationError as error:
         yield error
+        return
+    # Without the file, it is somewhere else that the connections are.
+    if (folder / CONNECTIONS_FILE).exists():
+        issues = [issue for pipeline in valid for issue in unknown_connections(pipeline, connections)]
+        yield from (ConfigurationError.from_issues([issue]) for issue in issues)
 
 
 def _console() -> Console:

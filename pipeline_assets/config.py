@@ -224,11 +224,11 @@ class Pipeline:
             if name == "partition":
                 found.add(at.split("/")[1])
 
-        substitute(self.document["steps"][index].get("config", {}), {}, note)
+        substitute(self.document["steps"][index].get("config", {}), {}, note, _PARTITION)
         return frozenset(found)
 
 
-# What is the run's own to say, and never the environment's.
+# What is the run's own to say, and never the environment's, nor a default's.
 _PARTITION = ("partition",)
 _PARSED = ParsedFiles[Pipeline]()
 
@@ -323,6 +323,20 @@ def load_connections(folder: Path, environment: Mapping[str, str] | None = None)
         raise ConfigurationError.from_issues(issues_of(path.name, error, ConnectionsFile, document)) from None
 
 
+def unknown_connections(pipeline: Pipeline, connections: Connections) -> Iterator[ConfigIssue]:
+    """Yield an issue for each connection that a step of ``pipeline`` names, and that ``connections`` does not have."""
+    for index, method in enumerate(pipeline.methods):
+        for key, kind in (("connection", method.connection_kind), ("checkpoint_connection", "s3")):
+            name = getattr(method, key, None)
+            # What is not on S3 needs no connection, and has the default.
+            if name is None or (kind, name) == ("s3", "default"):
+                continue
+            try:
+                connections.of(kind, name)
+            except ConfigurationError as error:
+                yield ConfigIssue(pipeline.file, pointer("steps", index, "config", to_camel(key)), error.message)
+
+
 def secrets_policy(folder: Path, environment: Mapping[str, str] | None = None) -> SecretsPolicy:
     """Return the policy that the environment and ``connections.json`` of ``folder`` state: the stricter of the two.
 
@@ -367,7 +381,7 @@ def _substituted(
             message = f"environment variable {name} is not set (set it, or write ${{{name}:-default}})"
             issues.append(ConfigIssue(file, at, message))
 
-    return substitute(parse_json(file, content), variables, missing), issues
+    return substitute(parse_json(file, content), variables, missing, keep), issues
 
 
 def _check(file: str, document: Mapping[str, Any], registry: MethodRegistry) -> Pipeline:
@@ -451,6 +465,11 @@ def _pipeline_issues(file: str, config: PipelineConfig, document: Mapping[str, A
         for key, message in advice.items():
             if getattr(config, key) is not None:
                 yield ConfigIssue(file, f"/{key}", message)
+        for index, step in enumerate(config.steps):
+            if step.retry is not None:
+                yield ConfigIssue(file, pointer("steps", index, "retry"), advice["retry"])
+        if not config.optimize:
+            yield ConfigIssue(file, "/optimize", "of a streaming pipeline nothing is decided for speed: leave it out")
     if config.partitions is None:
         used: list[ConfigIssue] = []
 
@@ -458,7 +477,7 @@ def _pipeline_issues(file: str, config: PipelineConfig, document: Mapping[str, A
             if name == "partition":
                 used.append(ConfigIssue(file, at, "uses ${partition}, but the pipeline has no 'partitions'"))
 
-        substitute(dict(document), {}, unpartitioned)
+        substitute(dict(document), {}, unpartitioned, _PARTITION)
         yield from used
 
 

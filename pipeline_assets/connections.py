@@ -83,6 +83,11 @@ class Connections:
     secrets: Secrets = field(default_factory=Secrets)
     path: str = "connections.json"
 
+    def of(self, kind: ConnectionKind, name: str) -> Connection:
+        """Return the connection of that kind called ``name``; ConfigurationError when there is none."""
+        known: Mapping[str, Connection] = getattr(self.file, kind)
+        return self._named(kind, known, name)
+
     def postgres(self, name: str) -> PostgresConnection:
         """Return the PostgreSQL connection called ``name``; ConfigurationError when there is none."""
         return self._named("postgres", self.file.postgres, name)

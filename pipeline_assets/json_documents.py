@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -121,11 +121,16 @@ def _json_type(value: Any) -> str:
     return names.get(type(value), "number")
 
 
-def substitute(data: Any, values: Mapping[str, str], missing: Callable[[str, str], str | None]) -> Any:
+def substitute(
+    data: Any,
+    values: Mapping[str, str],
+    missing: Callable[[str, str], str | None],
+    without_default: Collection[str] = (),
+) -> Any:
     """Return ``data`` with ``${NAME}`` and ``${NAME:-default}`` replaced in every string; ``$${NAME}`` stays as text.
 
-    ``missing(name, pointer)`` is asked for names that are neither in ``values`` nor have a default; None leaves the
-    text as it is.
+    ``missing(name, pointer)`` is asked for names that are not in ``values`` and have no default, or whose default does
+    not hold; None leaves the text as it is.
     """
 
     def walk(node: Any, at: str) -> Any:
@@ -143,7 +148,7 @@ def substitute(data: Any, values: Mapping[str, str], missing: Callable[[str, str
         name = match["name"]
         if name in values:
             return values[name]
-        if match["default"] is not None:
+        if match["default"] is not None and name not in without_default:
             return match["default"]
         found = missing(name, at)
         return match[0] if found is None else found

@@ -58,10 +58,42 @@ def test_validate_prints_every_error(configs: Path) -> None:
     assert any(line.startswith("connections.json: /postgres/default/database: ") for line in lines)
 
 
+def test_validate_knows_the_names_of_connections(configs: Path) -> None:
+    there = {"host": "h", "database": "d", "user": "u"}
+    write_config(configs, {"postgres": {"default": there, "shop": there}, "kafka": {}}, "connections.json")
+    source = {"type": "extract", "method": "fromPostgres", "config": {"table": "t", "connection": "shpo"}}
+    write_config(
+        configs,
+        batch(
+            "p",
+            source,
+            {"type": "extract", "method": "fromS3", "config": {"path": "s3a://a/b.csv", "connection": "lake"}},
+        ),
+    )
+    result = run("validate")
+    assert result.exit_code == 1
+    assert [line.partition(": there is no ")[::2] for line in result.stderr.splitlines()] == [
+        (
+            "event-stream.json: /steps/0/config/connection",
+            f"kafka connection 'default': add it to {configs}/connections.json under 'kafka' (there: none)",
+        ),
+        (
+            "p.json: /steps/0/config/connection",
+            f"postgres connection 'shpo', did you mean 'shop'?: add it to {configs}/connections.json under 'postgres' "
+            "(there: default, shop)",
+        ),
+        (
+            "p.json: /steps/1/config/connection",
+            f"s3 connection 'lake': add it to {configs}/connections.json under 's3' (there: none)",
+        ),
+    ]
+
+
 def test_validate_takes_files(configs: Path) -> None:
     good = write_config(configs, batch("good", extract_file("a", "/a.csv")))
     bad = write_config(configs, "{", "bad.json")
-    assert run("validate", str(good)).exit_code == 0
+    schema = write_config(configs, run("schema").stdout, "pipeline.schema.json")
+    assert run("validate", str(good), str(schema)).exit_code == 0
     result = run("validate", str(good), str(bad))
     assert result.exit_code == 1
     assert result.stderr.startswith("bad.json: /: is not JSON: line 1, column 2")

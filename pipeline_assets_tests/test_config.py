@@ -120,6 +120,22 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
             "/steps/1/config/path",
             "has no 'partitions'",
         ),
+        (
+            changed("steps", 1, "config", "path", value="s3a://data/${partition:-all}/*.parquet"),
+            "/steps/1/config/path",
+            "has no 'partitions'",
+        ),
+        ({**EVENT_STREAM, "optimize": False}, "/optimize", "leave it out"),
+        (
+            {**EVENT_STREAM, "steps": [*EVENT_STREAM["steps"][:2], {**EVENT_STREAM["steps"][2], "retry": {}}]},
+            "/steps/2/retry",
+            "started again by its sensor",
+        ),
+        (
+            batch("p", extract_file("rows", "/in.csv", cacheStorageLevel="DISK_ONLY")),
+            "/steps/0/config",
+            "give 'cache': true, or leave it out",
+        ),
         (changed("steps", 1, "config", "path", value="s3a://${BUCKET}/o"), "/steps/1/config/path", "BUCKET is not set"),
     ],
 )
@@ -155,7 +171,7 @@ def test_variables_come_from_the_environment(tmp_path: Path) -> None:
 def test_a_partition_is_put_into_any_string(tmp_path: Path) -> None:
     document = batch(
         "by-day",
-        extract_file("rows", "/in/${partition}/*.csv"),
+        extract_file("rows", "/in/${partition:-never a default}/*.csv"),
         transform("filterRows", condition="day = '${partition}'"),
         partitions={"type": "daily", "start": "2024-01-01"},
     )

@@ -37,6 +37,7 @@ class FromPostgres(ExtractMethod):
 
     method = "fromPostgres"
     kinds = frozenset({"spark", "postgres"})
+    connection_kind = "postgres"
 
     connection: str = "default"
     """PostgreSQL connection (from connections.json)."""

@@ -35,6 +35,7 @@ class ToKafka(StreamingLoad):
 
     method = "toKafka"
     kinds = frozenset({"spark", "kafka"})
+    connection_kind = "kafka"
 
     topic: str = Field(min_length=1)
     """The topic to write to."""

@@ -46,6 +46,7 @@ class ToPostgres(LoadMethod):
 
     method = "toPostgres"
     kinds = frozenset({"spark", "postgres"})
+    connection_kind = "postgres"
 
     connection: str = "default"
     """PostgreSQL connection (from connections.json)."""
