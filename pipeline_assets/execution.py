@@ -275,16 +275,17 @@ class PipelineRun:
         self._done.add(step.index)
         for index, kept in self.optimizations.kept.items():
             name = self.plan.steps[index].dataframe
-            if step.index in kept.readers <= self._done and name in self.context.cache:
+            if step.index in kept.readers <= self._done:
                 with self.errors_of(step):
                     self.context.cache.uncache(name)
 
     def control(self, step: PlannedStep) -> None:
         """Run a step that says what stays cached."""
-        frames = {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
+        # Not by the names that the step has for them: a DataFrame may have two.
+        frames = {self.plan.steps[i].dataframe: self.dataframe(self.plan.steps[i]) for i in step.inputs}
         context = dataclasses.replace(self.context, optimize=self.optimizations.adaptive.issuperset(step.inputs))
         with self.errors_of(step):
-            cast(TransformMethod, step.method).transform(_by_name(step, frames), context)
+            cast(TransformMethod, step.method).transform(frames, context)
 
     def _check_before_data_moves(self) -> None:
         """Plan all steps of the run once, so that a mistake in a later one is found before the first write."""

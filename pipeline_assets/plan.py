@@ -170,7 +170,10 @@ class _Planner:
     def plan(self) -> PipelinePlan:
         inputs = [self._place(index, method) for index, method in enumerate(self.pipeline.methods)]
         self._refuse_checks_alike()
+        self._refuse_checks_in_a_circle()
         self._refuse_in_partitions()
+        self._refuse_in_batches()
+        self._refuse_idle_uncaching()
         if not self.issues and self.is_streaming:
             self.issues += dict.fromkeys(stream_issues(self.pipeline, inputs))
             self._check_dead_letter_names()
@@ -252,6 +255,27 @@ class _Planner:
             if isinstance(method, LoadMethod) and (problem := method.partition_problem()) is not None:
                 self._issue(("steps", index), problem)
 
+    def _refuse_in_batches(self) -> None:
+        for index, method in enumerate(() if self.is_streaming else self.pipeline.methods):
+            if (problem := method.batch_problem()) is not None:
+                self._issue(("steps", index), problem)
+
+    def _refuse_idle_uncaching(self) -> None:
+        cached: set[int] = set()
+        for index, method in enumerate(self.pipeline.methods):
+            if isinstance(method, DataFrameMethod) and method.cache:
+                cached.add(index)
+            elif isinstance(method, Uncache):
+                for at, source in enumerate(self.inputs[index]):
+                    if source not in cached | {index}:
+                        self._issue(
+                            ("steps", index, "config", *_input_key(method, at)),
+                            f"no step before this one caches DataFrame {self.names[source]!r}: leave it out, or give "
+                            "'cache': true where it is made",
+                        )
+            elif isinstance(method, CacheControlMethod):
+                cached |= set(self.inputs[index])
+
     def _check_dead_letter_names(self) -> None:
         for index, method in enumerate(self.pipeline.methods):
             letters = f"{self.names[index]}_dead_letters"
@@ -289,33 +313,44 @@ class _Planner:
             inputs = (self.primary,)
         if not isinstance(method, CacheControlMethod):
             self._refuse_unchecked(index, names or (), inputs)
-        return (*inputs, *self._references(index, method, inputs))
+        return (*inputs, *self._references(index, method))
 
-    def _references(self, index: int, method: StepMethod, inputs: tuple[int, ...]) -> tuple[int, ...]:
+    def _references(self, index: int, method: StepMethod) -> tuple[int, ...]:
         """Resolve the DataFrames that a check compares its own with."""
         if not isinstance(method, ValidateMethod):
             return ()
-        found = []
-        for name in method.reference_names():
-            key = _reference_key(method, name)
-            other = self._look_up(index, name, key)
-            if method.reaction == "fail" and inputs and other != inputs[0] and inputs[0] in self._upstream(other):
-                self._issue(
-                    ("steps", index, "config", *key),
-                    f"DataFrame {name!r} is made from the one that is checked, and would wait for this check: "
-                    "use onFailure 'warn', or compare in a pipeline of its own",
-                )
-            found.append(other)
-        return tuple(found)
+        names = method.reference_names()
+        return tuple(self._look_up(index, name, _reference_key(method, name)) for name in names)
 
-    def _upstream(self, index: int) -> set[int]:
+    def _refuse_checks_in_a_circle(self) -> None:
+        """Refuse a check that would wait for itself: what takes a DataFrame waits for the checks that may stop it."""
+        stopping: dict[int, list[int]] = {}  # step -> the checks of its DataFrame
+        for index, method in enumerate(self.pipeline.methods):
+            if not isinstance(method, ValidateMethod) or method.reaction != "fail" or not self.inputs[index]:
+                continue
+            checked, *references = self.inputs[index]
+            stopping.setdefault(checked, []).append(index)
+            for name, other in zip(method.reference_names(), references, strict=True):
+                known = index not in (checked, other)
+                if known and other != checked and index in self._waited_for(other, stopping):
+                    self._issue(
+                        ("steps", index, "config", *_reference_key(method, name)),
+                        f"DataFrame {name!r} would wait for this check, and this check for {name!r}: use onFailure "
+                        "'warn', or compare in a pipeline of its own",
+                    )
+
+    def _waited_for(self, index: int, stopping: Mapping[int, Sequence[int]]) -> set[int]:
+        """Return the steps that come before something that takes the DataFrame of step ``index``."""
         found: set[int] = set()
-        pending = list(self.inputs.get(index, ()))
+        pending = [index, *stopping.get(index, ())]
         while pending:
             step = pending.pop()
             if step not in found:
                 found.add(step)
-                pending.extend(self.inputs.get(step, ()))
+                for source in self.inputs[step]:
+                    # A check does not wait for the others of the DataFrame that it checks itself.
+                    waits = () if step in stopping.get(source, ()) else stopping.get(source, ())
+                    pending += [source, *waits]
         return found
 
     def _refuse_unchecked(self, index: int, names: Sequence[str], inputs: Sequence[int]) -> None:
@@ -397,19 +432,20 @@ class _Planner:
             method.type,
             method.method,
             method.behavior_version,
-            method.model_dump(mode="json", exclude_defaults=True, exclude=_ONLY_SHOWN),
-            partitions.model_dump(mode="json", exclude_defaults=True) if partitions else None,
+            method.model_dump(mode="json", exclude_defaults=True, exclude=_NOT_THE_DATA),
+            partitions.model_dump(mode="json", include={"type", "timezone", "column"}) if partitions else None,
             [step.code_version for step in upstream],
-            *([dict(spark_conf)] if spark_conf else []),
+            dict(sorted(spark_conf.items())),
         ]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        # In the order of the config: that of aggregations and of new columns is that of the result's columns.
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def _issue(self, key: Sequence[str | int], message: str) -> None:
         self.issues.append(ConfigIssue(self.pipeline.file, pointer(*key), message))
 
 
-# Keys that change what is shown of the data, and not the data.
-_ONLY_SHOWN = {"sample_size", "mask_columns"}
+# Keys that change what is shown of the data, or how fast it comes, and not the data.
+_NOT_THE_DATA = {"sample_size", "mask_columns", "cache", "cache_storage_level", "fetch_size", "batch_size"}
 
 
 def _quarantines(method: StepMethod) -> bool:
@@ -472,35 +508,39 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
     """Plan every pipeline of ``folder``; one that can't be planned joins the broken ones."""
     plans: list[PipelinePlan] = []
     broken = list(folder.broken)
-    ops: dict[str, tuple[PipelinePlan, PlannedStep]] = {}
+    graphs: dict[str, str] = {}
     for pipeline in folder.pipelines:
         try:
             plan = plan_pipeline(pipeline)
-            _take_op_names(plan, ops)
+            _take_graph_names(plan, graphs)
             plans.append(plan)
         except ConfigurationError as error:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.asset_prefix, error))
     return PlannedFolder(tuple(plans), tuple(broken))
 
 
-def _take_op_names(plan: PipelinePlan, taken: dict[str, tuple[PipelinePlan, PlannedStep]]) -> None:
-    """Add the names of the ops of ``plan``, by which Dagster joins pipeline and step.
+def _take_graph_names(plan: PipelinePlan, taken: dict[str, str]) -> None:
+    """Add the names of the job and the ops of ``plan``, with what they are: Dagster takes each once in a location.
 
-    Raises ConfigurationError for those that another pipeline's have, as ``a`` / ``b__c`` and ``a__b`` / ``c``.
+    Raises ConfigurationError for those that another pipeline has, as the ops of ``a`` / ``b__c`` and ``a__b`` / ``c``.
     """
-    own = {plan.op_name(step): step for step in plan.steps}
-    issues = []
-    for name, step in own.items():
-        if name in taken:
-            other, others_step = taken[name]
-            message = (
-                f"step {step.name!r} is the same op to Dagster as step {others_step.name!r} of {other.pipeline.file} "
-                f"({name}): give one of them another 'name'"
-            )
-            issues.append(ConfigIssue(plan.pipeline.file, pointer("steps", step.index), message))
+    steps = () if plan.pipeline.config.mode == "streaming" else plan.steps
+    own = {plan.op_name(step): (f"step {step.name!r}", pointer("steps", step.index)) for step in steps}
+    if not steps:
+        own[plan.stream_op_name] = ("the op", "/name")
+    own[plan.name] = ("the job", "/name")
+    issues = [
+        ConfigIssue(
+            plan.pipeline.file,
+            at,
+            f"{what} is called {name!r} in Dagster, as {taken[name]} is: give one of them another 'name'",
+        )
+        for name, (what, at) in own.items()
+        if name in taken
+    ]
     if issues:
         raise ConfigurationError.from_issues(issues)
-    taken.update({name: (plan, step) for name, step in own.items()})
+    taken.update({name: f"{what} of {plan.pipeline.file}" for name, (what, _) in own.items()})
 
 
 def select(folder: PlannedFolder, name: str) -> PipelinePlan:

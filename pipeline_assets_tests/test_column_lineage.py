@@ -249,7 +249,7 @@ def lineages(
         return texts(column_origins(run, step, frame, {}, {}, sources)), None
     run = frames.run(
         folder,
-        extract_file("orders", "/orders.csv"),
+        extract_file("orders", "/orders.csv", cache=True),
         extract_file("customers", "/customers.csv"),
         case.step,
         partition=case.partition,

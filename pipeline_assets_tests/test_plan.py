@@ -173,6 +173,56 @@ def test_code_versions_follow_what_is_computed(tmp_path: Path) -> None:
     assert after[2] != before[2], "a step is out of date when what it depends on is"
 
 
+def test_code_versions_follow_the_order_of_columns_and_nothing_that_leaves_the_data_alone(tmp_path: Path) -> None:
+    def version(partitions: dict[str, Any], **config: Any) -> str:
+        made = transform("aggregateData", groupBy=["id"], **config)
+        document = batch("p", extract_file("rows", "/in.csv"), made, partitions=partitions)
+        return planned(tmp_path, document).steps[-1].code_version
+
+    sums = {"least": "min(x)", "most": "max(x)"}
+    days = {"type": "daily", "start": "2024-01-01"}
+    before = version(days, aggregations=sums)
+    assert version(days, aggregations=dict(reversed(sums.items()))) != before
+    assert version({**days, "column": "day"}, aggregations=sums) != before
+    assert version(days, aggregations=sums, cache=True) == before
+    assert version({**days, "start": "2023-01-01", "end": "2025-01-01"}, aggregations=sums) == before
+
+
+STREAMING_KEYS: list[tuple[dict[str, Any], str]] = [
+    ({**DELTA, "config": {"path": "/t", "outputMode": "update", "mergeKeys": ["id"]}}, "'outputMode': of streaming"),
+    (
+        {**DELTA, "config": {"path": "/t", "trigger": "1 second", "checkpointLocation": "/c"}},
+        "'checkpointLocation' and 'trigger': of streaming pipelines alone, leave them out",
+    ),
+    ({"type": "load", "method": "toKafka", "config": {"topic": "t", "trigger": "once"}}, "'trigger'"),
+    ({"type": "extract", "method": "fromDeltaLake", "config": {"path": "/t", "streaming": True}}, "'streaming'"),
+    (
+        {"type": "extract", "method": "fromKafka", "config": {"topic": "t", "maxOffsetsPerTrigger": 5}},
+        "'maxOffsetsPerTrigger'",
+    ),
+    ({"type": "extract", "method": "fromKafka", "config": {"topic": "t", "deadLetterPath": "/d"}}, "'deadLetterPath'"),
+    ({"type": "extract", "method": "fromKafka", "config": {"topic": "t", "missingTopic": "wait"}}, "leave it out"),
+    ({"type": "extract", "method": "fromKafka", "config": {"topic": "t", "startingOffsets": "latest"}}, "'earliest'"),
+]
+
+
+@pytest.mark.parametrize(("step", "message"), STREAMING_KEYS)
+def test_what_means_nothing_in_a_batch_is_refused_there(tmp_path: Path, step: dict[str, Any], message: str) -> None:
+    issues = issues_of(tmp_path, batch("p", extract_file("rows", "/in.csv"), step))
+    assert message in issues["/steps/1"]
+
+
+def test_uncaching_what_nothing_caches_is_refused(tmp_path: Path) -> None:
+    rows = {**extract_file("rows", "/in.csv"), "name": "read"}
+    uncache = transform("uncache", dataFrames=["rows"])
+    issues = issues_of(tmp_path, batch("p", rows, uncache))
+    assert "no step before this one caches DataFrame 'read'" in issues["/steps/1/config/dataFrames/0"]
+    for caching in (transform("cache", dataFrames=["read"]), transform("cache")):
+        assert len(planned(tmp_path, batch("p", rows, caching, uncache)).steps) == 3
+    cached = {**rows, "config": {**rows["config"], "cache": True}}
+    assert len(planned(tmp_path, batch("p", cached, transform("uncache", dataFrames=["read"]))).steps) == 2
+
+
 @pytest.mark.parametrize("config", [{"replaceWhere": "id > 3"}, {"partitionOverwriteMode": "dynamic"}])
 def test_what_a_run_for_a_partition_would_leave_out(tmp_path: Path, config: dict[str, str]) -> None:
     target = {**DELTA, "config": {"path": "/t", "mode": "overwrite", **config}}
@@ -249,7 +299,56 @@ def test_names_that_dagster_would_join_to_the_same_are_refused(tmp_path: Path) -
     folder = plan_folder(load_folder(tmp_path, {}))
     assert [plan.name for plan in folder.plans] == ["a"]
     assert [broken.file for broken in folder.broken] == ["a__b.json"]
-    assert "same op to Dagster as step 'b__c' of a.json" in str(folder.broken[0].error)
+    assert "'a__b__c' in Dagster, as step 'b__c' of a.json" in str(folder.broken[0].error)
+
+
+def test_jobs_and_the_ops_of_streams_are_among_the_names_that_are_taken_once(tmp_path: Path) -> None:
+    stream = {**copy.deepcopy(EVENT_STREAM), "name": "x--a"}
+    rows = extract_file("rows", "/in.csv")
+    for documents, refused in (
+        (
+            [batch("sales--daily", rows), batch("sales", {**rows, "name": "daily"})],
+            "sales.json: /steps/0: step 'daily' is called 'sales__daily' in Dagster, as the job of sales--daily.json",
+        ),
+        (
+            [stream, batch("x", {**rows, "name": "a__stream"})],
+            "x.json: /steps/0: step 'a__stream' is called 'x__a__stream' in Dagster, as the op of x--a.json is",
+        ),
+        (
+            [batch("a", {**rows, "name": "b"}), batch("a__b", rows)],
+            "a__b.json: /name: the job is called 'a__b' in Dagster, as step 'b' of a.json is",
+        ),
+    ):
+        folder = tmp_path / documents[0]["name"]
+        folder.mkdir()
+        for document in documents:
+            write_config(folder, document)
+        found = plan_folder(load_folder(folder, {}))
+        assert [plan.pipeline.config.name for plan in found.plans] == [documents[0]["name"]]
+        assert refused in str(found.broken[0].error)
+
+
+def referential(checked: str, references: str, **config: Any) -> dict[str, Any]:
+    more = {"inputDataFrame": checked, "columns": ["id"], "references": references, **config}
+    return {"type": "validate", "method": "referential", "config": more}
+
+
+def test_checks_that_would_wait_for_one_another_are_refused(tmp_path: Path) -> None:
+    orders, customers = extract_file("orders", "/o.csv"), extract_file("customers", "/c.csv")
+    made = transform("filterRows", inputDataFrame="customers", condition="true", registerAs="known")
+    circles = [
+        [orders, customers, referential("orders", "customers"), referential("customers", "orders")],
+        # known is made of customers, which wait for the check that orders are among them.
+        [orders, customers, made, referential("orders", "known"), referential("customers", "orders")],
+    ]
+    for steps in circles:
+        issues = issues_of(tmp_path, batch("p", *steps))
+        assert list(issues) == [f"/steps/{len(steps) - 1}/config/references"]
+        assert "'orders' would wait for this check" in issues["/steps/" + str(len(steps) - 1) + "/config/references"]
+    told = [*circles[0][:-1], referential("customers", "orders", onFailure="warn")]
+    assert planned(tmp_path, batch("p", *told)).steps[-1].role is Role.CHECK
+    both = [orders, customers, referential("orders", "customers"), referential("orders", "customers", columns=["x"])]
+    assert len(planned(tmp_path, batch("p", *both)).steps) == 4
 
 
 def test_no_step_of_a_stream_is_called_like_the_dead_letters_of_another(tmp_path: Path) -> None:

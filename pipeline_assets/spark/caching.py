@@ -8,8 +8,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline_assets.errors import DataFrameResolutionError, did_you_mean
-
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.storagelevel import StorageLevel
@@ -97,14 +95,12 @@ class DataFrameCache:
         return name in self._cached
 
     def uncache(self, name: str) -> None:
-        """Let go of the DataFrame called ``name``; DataFrameResolutionError when it is not cached."""
-        if name not in self._cached:
-            names = sorted(self._cached)
-            raise DataFrameResolutionError(
-                f"DataFrame {name!r} is not cached{did_you_mean(name, names)} "
-                f"(cached here: {', '.join(names) or 'none'})"
-            )
-        self._unpersist(name)
+        """Let go of the DataFrame called ``name``, if it is kept here.
+
+        It need not be: another run, or another process of this one, may have run the step that caches it.
+        """
+        if name in self._cached:
+            self._unpersist(name)
 
     def uncache_all(self) -> None:
         """Let go of every DataFrame of this run."""

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.cancellation import Cancellation
-from pipeline_assets.connections import Connections
+from pipeline_assets.connections import ConnectionKind, Connections
 from pipeline_assets.partitions import PartitionSlice
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.storage_levels import StorageLevelName
@@ -158,6 +158,10 @@ class StepMethod(BaseModel):
     method: ClassVar[str]
     behavior_version: ClassVar[str] = "1"
     kinds: ClassVar[frozenset[str]] = frozenset({"spark"})
+    connection_kind: ClassVar[ConnectionKind] = "s3"
+    """What its `connection`, where it has one, is a connection to."""
+    streaming_only: ClassVar[frozenset[str]] = frozenset()
+    """The fields that mean something in streaming pipelines alone."""
 
     def input_names(self) -> tuple[str, ...] | None:
         """DataFrames that the config names as inputs; None stands for the previous step's (the primary)."""
@@ -178,6 +182,15 @@ class StepMethod(BaseModel):
         """
         return None
 
+    def batch_problem(self) -> str | None:
+        """Return why this can't be done in a batch pipeline, and what to do instead; None when it can."""
+        fields = type(self).model_fields
+        given = [name for name in fields if name in self.streaming_only and getattr(self, name) != fields[name].default]
+        if not given:
+            return None
+        keys = " and ".join(repr(fields[name].alias or name) for name in given)
+        return f"{keys}: of streaming pipelines alone, leave {'it' if len(given) == 1 else 'them'} out"
+
 
 class DataFrameMethod(StepMethod):
     """A method that yields a DataFrame. Subclasses that read their input's rows more than once, as one that trains a
@@ -195,6 +208,12 @@ class DataFrameMethod(StepMethod):
     """Keep the DataFrame's data for the rest of the run once they have been computed."""
     cache_storage_level: StorageLevelName = "MEMORY_AND_DISK"
     """Spark's storage level for `cache`."""
+
+    @model_validator(mode="after")
+    def _level_of_a_cache(self) -> Self:
+        if "cache_storage_level" in self.model_fields_set and not self.cache:
+            raise ValueError("'cacheStorageLevel' says how 'cache' keeps the data: give 'cache': true, or leave it out")
+        return self
 
 
 class ExtractMethod(DataFrameMethod):
@@ -390,6 +409,8 @@ Trigger = Annotated[str, AfterValidator(_check_trigger)]
 
 class StreamingLoad(LoadMethod):
     """Writes a DataFrame, or a stream of them by a streaming query of its own."""
+
+    streaming_only = frozenset({"checkpoint_location", "checkpoint_connection", "output_mode", "trigger"})
 
     checkpoint_location: Annotated[str, Field(min_length=1)] | None = None
     """Streaming only, and needed there: folder of the query's checkpoint. It may lie on S3."""

@@ -20,6 +20,7 @@ class FromDeltaLake(ExtractMethod):
 
     method = "fromDeltaLake"
     kinds = frozenset({"spark", "deltalake"})
+    streaming_only = frozenset({"streaming"})
 
     path: Annotated[str, AfterValidator(check_any)] | None = None
     """Where the table is: a local path, or `s3a://bucket/key`."""

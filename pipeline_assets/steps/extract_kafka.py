@@ -94,7 +94,9 @@ class FromKafka(ExtractMethod):
 
     method = "fromKafka"
     kinds = frozenset({"spark", "kafka"})
+    connection_kind = "kafka"
     behavior_version = "2"
+    streaming_only = frozenset({"max_offsets_per_trigger", "dead_letter_path"})
 
     topic: str | None = Field(default=None, min_length=1)
     """The topic to read."""
@@ -218,6 +220,13 @@ class FromKafka(ExtractMethod):
             return "'endingOffsets' is for batch pipelines: leave it out; a stream has no end"
         return None
 
+    def batch_problem(self) -> str | None:
+        if self.missing_topic == "wait":
+            return "missingTopic 'wait' is for streaming pipelines: leave it out"
+        if self.starting_offsets == "latest":
+            return "startingOffsets 'latest' is where a batch ends: use 'earliest', or offsets by topic and partition"
+        return super().batch_problem()
+
     def reader_options(self, context: StepContext) -> dict[str, str]:
         """Return the options of Spark's Kafka source that hold for batches and streams alike."""
         connection = context.connections.kafka(self.connection)
@@ -233,12 +242,6 @@ class FromKafka(ExtractMethod):
         Raises ConfigurationError for a topic that is not there, for offsets that do not fit it, and for JSON without
         a schema where there is no record to infer one from.
         """
-        if self.missing_topic == "wait":
-            raise ConfigurationError("missingTopic 'wait' is for streaming pipelines: leave it out")
-        if self.starting_offsets == "latest":
-            raise ConfigurationError(
-                "startingOffsets 'latest' is where a batch ends: use 'earliest', or offsets by topic and partition"
-            )
         earliest, latest = self._offsets(context, "earliest"), self._offsets(context, "latest")
         start = resolved_offsets("startingOffsets", self.starting_offsets or "earliest", earliest, latest)
         end = resolved_offsets("endingOffsets", self.ending_offsets or "latest", earliest, latest)
