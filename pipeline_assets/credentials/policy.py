@@ -59,6 +59,13 @@ def connection_issues(file: str, document: Mapping[str, Any]) -> Iterator[Config
                 reason = _connection_reason(key, value)
                 if reason:
                     yield ConfigIssue(file, place, reason)
+            if kind == "postgres" and isinstance(connection, dict) and not connection.get("password"):
+                yield ConfigIssue(
+                    file,
+                    at,
+                    "has no password, so that its drivers look for one on the machine (PGPASSFILE, ~/.pgpass): "
+                    f"{_WANTED}",
+                )
             if kind == "s3" and isinstance(connection, dict) and not _has_keys(connection):
                 yield ConfigIssue(
                     file,

@@ -193,7 +193,7 @@ def connect(connection: PostgresConnection, secrets: Secrets) -> psycopg.Connect
     """Open a connection. Raises CredentialError, ConfigurationError or PipelineExecutionError, as it fails."""
     import psycopg
 
-    # A missing password must not send libpq to ~/.pgpass, which Spark's workers don't read.
+    # Without a password libpq and pgjdbc both look into ~/.pgpass. PGPASSWORD is libpq's alone: it is not to be read.
     login: dict[str, Any] = {"password": "", **_login(connection, secrets)}
     given = {_LIBPQ_NAMES[name]: value for name, value in connection.options.items() if _LIBPQ_NAMES.get(name)}
     parameters: dict[str, Any] = {"application_name": "pipeline-assets", "connect_timeout": CONNECT_SECONDS} | given

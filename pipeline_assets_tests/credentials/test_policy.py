@@ -88,6 +88,13 @@ def test_connections(pointer: str, value: Any, reason: str) -> None:
     assert CANARY not in str(issue)
 
 
+def test_a_password_that_drivers_would_look_for_themselves() -> None:
+    (issue,) = connection_issues("connections.json", changed(CLEAN, "/postgres/default/password", None))
+    assert issue.pointer == "/postgres/default"
+    assert "look for one on the machine (PGPASSFILE, ~/.pgpass)" in issue.message
+    assert "vault-only takes secrets from Vault alone" in issue.message
+
+
 def test_keys_that_hadoop_would_look_for_itself() -> None:
     (issue,) = connection_issues("connections.json", changed(CLEAN, "/s3/default/accessKeyId", None))
     assert issue.pointer == "/s3/default"
