@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.credentials import SecretReference, Secrets
-from pipeline_assets.credentials.policy import SecretsPolicy
+from pipeline_assets.credentials.policy import S3_ANONYMOUS, S3_PROVIDER, SecretsPolicy
 from pipeline_assets.errors import ConfigurationError, did_you_mean
 
 ConnectionKind = Literal["postgres", "s3", "kafka"]
@@ -53,6 +53,11 @@ class S3Connection(Connection):
     session_token: SecretReference | None = None
     path_style_access: bool = True
     options: dict[Annotated[str, Field(pattern=r"^fs\.s3a\.")], str] = {}
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether its buckets are public: no keys are looked for."""
+        return self.options.get(S3_PROVIDER) == S3_ANONYMOUS
 
 
 class KafkaConnection(Connection):

@@ -20,7 +20,9 @@ _PARAMETER = re.compile(r"[?&;]\s*([\w.$-]+)=([^&;#\s]+)")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)")
 # The keys in these objects are names of columns, and the values expressions on them.
 _NAMED_BY_COLUMNS = ("columns", "aggregations", "rename", "expectations")
-_ANONYMOUS = "AnonymousAWSCredentialsProvider"
+S3_PROVIDER = "fs.s3a.aws.credentials.provider"
+S3_ANONYMOUS = "org.apache.hadoop.fs.s3a.AnonymousAWSCredentialsProvider"
+"""What that option is for a public bucket, which no keys are looked for."""
 
 
 class SecretsPolicy(StrEnum):
@@ -71,7 +73,7 @@ def connection_issues(file: str, document: Mapping[str, Any]) -> Iterator[Config
                     file,
                     at,
                     "has no accessKeyId and secretAccessKey, so that Hadoop looks for them on the machine: "
-                    f"{_WANTED} (a public bucket: the option fs.s3a.aws.credentials.provider {_ANONYMOUS})",
+                    f"{_WANTED} (a public bucket: the option {S3_PROVIDER}, {S3_ANONYMOUS} alone)",
                 )
 
 
@@ -115,8 +117,9 @@ def _literal_reason(key: str, value: Any) -> str | None:
 
 def _has_keys(connection: Mapping[str, Any]) -> bool:
     options = connection.get("options")
-    provider = str(options.get("fs.s3a.aws.credentials.provider", "")) if isinstance(options, dict) else ""
-    return bool(connection.get("accessKeyId") and connection.get("secretAccessKey")) or provider.endswith(_ANONYMOUS)
+    # The option is a list: what stands beside the anonymous provider may look for keys.
+    anonymous = isinstance(options, dict) and options.get(S3_PROVIDER) == S3_ANONYMOUS
+    return bool(connection.get("accessKeyId") and connection.get("secretAccessKey")) or anonymous
 
 
 def _leaves(node: Any, at: str, key: str) -> Iterator[tuple[str, str, Any]]:

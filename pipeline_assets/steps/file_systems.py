@@ -153,5 +153,7 @@ def _s3(connection: S3Connection, secrets: Secrets) -> Any:
         if connection.session_token:
             keys["session_token"] = connection.session_token
         options |= secrets.fetch_all(keys)
+    elif connection.anonymous:
+        options["anonymous"] = True
     with _file_errors("S3"):
         return fs.S3FileSystem(**options)

@@ -19,6 +19,7 @@ from pipeline_assets_tests.config_documents import CUSTOMER_360, EVENT_STREAM, w
 
 CANARY = "canary-5f2c"
 AWS_KEY = "AKIA" + "QWERTYUIOPASDFGH"
+PROVIDER = "fs.s3a.aws.credentials.provider"
 CLEAN: dict[str, Any] = {
     "postgres": {
         "default": {
@@ -35,7 +36,7 @@ CLEAN: dict[str, Any] = {
             "secretAccessKey": "vault:secret/data/s3#key",
             "options": {"fs.s3a.endpoint": "http://h"},
         },
-        "public": {"options": {"fs.s3a.aws.credentials.provider": "org.apache.hadoop.AnonymousAWSCredentialsProvider"}},
+        "public": {"options": {PROVIDER: "org.apache.hadoop.fs.s3a.AnonymousAWSCredentialsProvider"}},
     },
     "kafka": {
         "default": {
@@ -99,6 +100,20 @@ def test_keys_that_hadoop_would_look_for_itself() -> None:
     (issue,) = connection_issues("connections.json", changed(CLEAN, "/s3/default/accessKeyId", None))
     assert issue.pointer == "/s3/default"
     assert "Hadoop looks for them on the machine" in issue.message
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [
+        "software.amazon.awssdk.auth.credentials.EnvironmentVariableCredentialsProvider,"
+        "org.apache.hadoop.fs.s3a.AnonymousAWSCredentialsProvider",
+        "com.example.MyAnonymousAWSCredentialsProvider",
+        "",
+    ],
+)
+def test_a_provider_that_is_not_only_anonymous(provider: str) -> None:
+    (issue,) = connection_issues("connections.json", changed(CLEAN, f"/s3/public/options/{PROVIDER}", provider))
+    assert issue.pointer == "/s3/public"
 
 
 @pytest.mark.parametrize(
