@@ -201,7 +201,7 @@ def table_metadata(run: PipelineRun, step: PlannedStep, written: DeltaWrite) -> 
     metadata: Metadata = {}
     preview = run.preview(step, written)
     if preview is not None:
-        metadata["preview"] = dg.MetadataValue.md(redact(markdown_table(preview.columns, preview.rows)))
+        metadata["preview"] = dg.MetadataValue.md(markdown_table(preview.columns, preview.rows))
     metadata |= {
         **table_location(run.table_path(step), run.plan.name, step.name),
         _row_count_key(run): written.rows,

@@ -270,6 +270,11 @@ def redact(text: str) -> str:
     return text
 
 
+def redact_field(name: str, text: str) -> str:
+    """Return ``text`` without a secret, whether it stands in it or is what the column's ``name`` says."""
+    return MASK if is_secret_name(name) else redact(text)
+
+
 def redact_data(data: Any) -> Any:
     """Return JSON-like ``data`` with its texts redacted, and its values under the names of secrets masked."""
     if isinstance(data, str):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from pipeline_assets.redaction import redact
+from pipeline_assets.redaction import redact, redact_field
 from pipeline_assets.spark.plan_tree import PlanNode, explain_text, parse_tree
 
 if TYPE_CHECKING:
@@ -66,13 +66,20 @@ def columns_of(frame: DataFrame) -> tuple[Column, ...]:
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], width: int = 40) -> str:
-    """Return ``rows`` as a Markdown table, values cut to ``width`` characters."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(_cell(value, width) for value in line)} |" for line in lines)
+    """Return ``rows`` as a Markdown table, values cut to ``width`` characters. Secrets are masked."""
+    head = [_cell(redact(name), width) for name in columns]
+    body = ([_cell(_shown(name, value), width) for name, value in zip(columns, row, strict=True)] for row in rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(columns), *body))
 
 
-def _cell(value: Any, width: int) -> str:
-    text = "NULL" if value is None else value.hex() if isinstance(value, bytes | bytearray) else str(value)
+def _shown(column: str, value: Any) -> str:
+    # Before it is cut: of half a secret no one can tell that it is one.
+    if value is None:
+        return "NULL"
+    return redact_field(column, value.hex() if isinstance(value, bytes | bytearray) else str(value))
+
+
+def _cell(text: str, width: int) -> str:
     text = " ".join(text.split())
     if len(text) > width:
         text = f"{text[: width - 1]}…"

@@ -13,7 +13,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import PipelineError
-from pipeline_assets.redaction import MASK, is_secret_name, redact
+from pipeline_assets.redaction import MASK, redact_field
 from pipeline_assets.spark.failures import is_spark_error, spark_failure
 from pipeline_assets.steps.base import ExpectationResult, Samples, Severity
 from pipeline_assets.steps.columns import require_paths, top_level
@@ -168,15 +168,10 @@ def _samples(records: Sequence[Any] | None, sampling: Sampling) -> Samples | Non
         return None
     columns = tuple(records[0].__fields__)
     rows = tuple(
-        tuple(None if text is None else _shown(name, text) for name, text in zip(columns, record, strict=True))
+        tuple(None if text is None else redact_field(name, text) for name, text in zip(columns, record, strict=True))
         for record in records
     )
     return Samples(columns, rows)
-
-
-def _shown(column: str, text: str) -> str:
-    """Return ``text`` without a secret, whether it stands in it or is what the column's name says."""
-    return MASK if is_secret_name(column) else redact(text)
 
 
 def _texts(frame: DataFrame, masked: Sequence[str]) -> Iterator[Column]:

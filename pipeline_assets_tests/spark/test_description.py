@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pipeline_assets.redaction import MASK, register_secret
 from pipeline_assets.spark.caching import storage_level
 from pipeline_assets.spark.description import Column, describe, markdown_table
 
@@ -138,4 +139,16 @@ def test_rows_as_a_markdown_table() -> None:
         "| 1 | a\\|b | NULL |",
         "| 2 | two lines | xxxxxxxxx… |",
         "| 3 | 01ff |  |",
+    ]
+
+
+def test_a_table_shows_no_secret() -> None:
+    register_secret("correct|horse battery staple")
+    rows = [
+        ("hunter2", "x" * 30 + "correct|horse battery staple", {"password": "hunter2", "id": 1}),
+        (None, "a horse", None),
+    ]
+    assert markdown_table(["api_token", "note", "login"], rows).splitlines()[2:] == [
+        f"| {MASK} | {'x' * 30}{MASK} | {{'password': '{MASK}', 'id': 1}} |",
+        "| NULL | a horse | NULL |",
     ]
