@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import Protocol
 
+_log = logging.getLogger(__name__)
 _JOIN_SECONDS = 5.0
+_RETRY_SECONDS = 5.0
 
 
 class Renewable(Protocol):
     """Something that expires unless it is renewed."""
 
-    @property
-    def due(self) -> float | None:
-        """When to renew it next, by the monotonic clock; None when that is over."""
-        ...
+    due: float | None
+    """When to renew it next, by the monotonic clock; None when that is over."""
 
     def renew(self) -> None:
         """Renew it, and set ``due`` anew. Handles its own failures: nobody waits for it."""
@@ -62,7 +63,11 @@ class Renewer:
                     return
                 ready = [it for it in self._watched if it.due is not None and it.due <= time.monotonic()]
             for renewable in ready:
-                renewable.renew()
+                try:
+                    renewable.renew()
+                except Exception:  # noqa: BLE001  (the thread keeps the others alive as well)
+                    _log.exception("what Vault gave could not be renewed: it is tried again in %.0f s", _RETRY_SECONDS)
+                    renewable.due = time.monotonic() + _RETRY_SECONDS
 
     def _next_due(self) -> float | None:
         self._watched = [it for it in self._watched if it.due is not None]

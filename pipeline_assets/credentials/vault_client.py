@@ -271,10 +271,22 @@ def _pause(state: tenacity.RetryCallState) -> float:
 
 @cache
 def _adapter() -> Any:
-    """Return hvac's adapter, made to keep of a refusal what hvac drops: its status and its ``Retry-After``."""
+    """Return hvac's adapter, made to keep of a refusal what hvac drops, its status and its ``Retry-After``, and to
+    refuse what only looks like an answer of Vault.
+    """
     from hvac import adapters, exceptions
 
     class Adapter(adapters.JSONAdapter):  # type: ignore[misc]
+        def request(self, *args: Any, **kwargs: Any) -> Any:
+            answer = super().request(*args, **kwargs)
+            # A page of a load balancer, say: hvac gives it as it came. 204 has no content to look at.
+            has_content = getattr(answer, "status_code", 200) == 200
+            if has_content and not (isinstance(answer, dict) and answer.keys() >= {"auth", "data"}):
+                error = exceptions.UnexpectedError()
+                error.status_code = 200
+                raise error
+            return answer
+
         def _raise_for_error(self, method: str, url: str, response: Any) -> None:
             try:
                 super()._raise_for_error(method, url, response)

@@ -85,6 +85,8 @@ def _refused(error: BaseException, address: str) -> str:
     match status_of(error):
         case 501:
             return f"Vault at {address} has not been initialized: run vault operator init"
+        case 200:
+            return f"what is at {address} does not answer as Vault does: correct VAULT_ADDR (without /ui)"
         case int(status):
             return f"Vault at {address} refused the request (HTTP {status}): {said or 'it gave no reason'}"
     if isinstance(error, requests.exceptions.SSLError):

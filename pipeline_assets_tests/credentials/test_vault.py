@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import hvac
@@ -9,6 +10,7 @@ import pytest
 
 from devstack.vault import OwnVault, VaultServer
 from pipeline_assets.credentials import Secrets
+from pipeline_assets.credentials.audit import AuditFile
 from pipeline_assets.credentials.vault_failures import retry_after
 from pipeline_assets.errors import ConfigurationError, CredentialError, CredentialUnavailableError
 from pipeline_assets_tests.credentials.conftest import CANARY, reach, wait_until
@@ -161,6 +163,25 @@ def test_vault_is_sealed_slow_and_down(own_vault: OwnVault, monkeypatch: pytest.
     wait_until(lambda: server.problem() is None)
     own_vault.stop()
     assert f"Vault is not reachable at {server.url}" in unavailable()
+
+
+@pytest.mark.parametrize("page", [b"<html>Vault</html>", b'{"status": "ok"}', b"[]", b""])
+@pytest.mark.parametrize("login", [{"VAULT_TOKEN": "t"}, {"VAULT_AUTH_METHOD": "approle", "VAULT_ROLE_ID": "etl"}])
+def test_something_else_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, page: bytes, login: dict[str, str]
+) -> None:
+    audit = AuditFile(tmp_path / "secrets.jsonl")
+    with front_of("http://127.0.0.1:1") as front:
+        front.page = page
+        front.refusals += [(200, {})] * 5
+        reach(monkeypatch, {"VAULT_ADDR": front.url, **login})
+        with Secrets(audit=audit) as secrets, pytest.raises(CredentialError) as caught:
+            secrets.fetch(PASSWORD)
+        assert len(front.seen) == 1, "it is not asked again"
+    assert f"what is at {front.url} does not answer as Vault does: correct VAULT_ADDR" in caught.value.message
+    assert caught.value.transient_kind is None
+    (line,) = audit.path.read_text().splitlines()
+    assert json.loads(line)["result"] == "CredentialError"
 
 
 def test_what_passes_is_waited_for(own_vault: OwnVault, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,15 @@ from cryptography.x509.oid import NameOID
 
 @dataclass
 class VaultFront:
-    """``refusals`` are answered first, one a request: a status and headers. ``seen`` has each request's headers."""
+    """``refusals`` are answered first, one a request: a status and headers, and ``page`` as their content.
+    ``seen`` has each request's headers.
+    """
 
     url: str
     refusals: deque[tuple[int, Mapping[str, str]]] = field(default_factory=deque)
     seen: list[Mapping[str, str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    page: bytes = b'{"errors": []}'
 
 
 @contextmanager
@@ -44,7 +47,7 @@ def front_of(vault_url: str, certificate: Path | None = None) -> Iterator[VaultF
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if front.refusals:
                 status, headers = front.refusals.popleft()
-                self._answer(status, {"Content-Type": "application/json", **headers}, b'{"errors": []}')
+                self._answer(status, {"Content-Type": "application/json", **headers}, front.page)
                 return
             request = urllib.request.Request(
                 vault_url + self.path, body or None, dict(self.headers), method=self.command
