@@ -12,6 +12,8 @@ import html
 import json
 import re
 import threading
+from bisect import insort
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,8 @@ _MIN_LENGTH = 4
 # Below this length a value is masked where it stands alone, not inside of a longer word.
 _MIN_LENGTH_INSIDE = 8
 _TRIVIAL = frozenset({"true", "false", "null", "none"})
+# A process that lives for months sees a token with each look at its streams.
+_RETIRED_KEPT = 32
 
 # What the name of a secret contains. Also for Java's regular expressions: Spark redacts by it.
 NAME_PATTERN = (
@@ -189,21 +193,51 @@ class _Known:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._forms: dict[str, frozenset[str]] = {}
+        # In how many values' forms each is.
+        self._uses: Counter[str] = Counter()
+        self._retired: dict[str, None] = {}
         # Replaced as a whole when there is another value: readers need no lock, and are many.
         self._inside: tuple[str, ...] = ()
         self._alone: re.Pattern[str] | None = None
         self._alone_forms: frozenset[str] = frozenset()
 
     def add(self, value: str) -> None:
-        forms = {form for part in _parts(value) for form in _forms(part)}
         with self._lock:
-            inside = {form for form in forms if len(form) >= _MIN_LENGTH_INSIDE}
-            # The longest first: a value may be the start of another.
-            self._inside = tuple(sorted({*self._inside, *inside}, key=lambda form: (-len(form), form)))
-            if alone := forms - inside - self._alone_forms:
-                self._alone_forms |= alone
-                listed = "|".join(re.escape(form) for form in sorted(self._alone_forms, key=len, reverse=True))
-                self._alone = re.compile(rf"(?<![A-Za-z0-9])(?:{listed})(?![A-Za-z0-9])")
+            self._retired.pop(value, None)
+            if value in self._forms:
+                return
+            forms = frozenset(form for part in _parts(value) for form in _forms(part))
+            self._forms[value] = forms
+            self._show(added={form for form in forms if not self._uses[form]}, removed=set())
+            self._uses.update(forms)
+
+    def retire(self, value: str) -> None:
+        with self._lock:
+            if value not in self._forms:
+                return
+            self._retired.pop(value, None)
+            self._retired[value] = None
+            if len(self._retired) > _RETIRED_KEPT:
+                oldest = next(iter(self._retired))
+                del self._retired[oldest]
+                forms = self._forms.pop(oldest)
+                self._uses -= Counter(forms)
+                self._show(added=set(), removed={form for form in forms if form not in self._uses})
+
+    def _show(self, added: set[str], removed: set[str]) -> None:
+        """Have readers look for ``added``, and no longer for ``removed``."""
+        inside = [form for form in self._inside if form not in removed]
+        for form in added:
+            if len(form) >= _MIN_LENGTH_INSIDE:
+                # The longest first: a value may be the start of another.
+                insort(inside, form, key=lambda form: (-len(form), form))
+        self._inside = tuple(inside)
+        alone = self._alone_forms - removed | {form for form in added if len(form) < _MIN_LENGTH_INSIDE}
+        if alone != self._alone_forms:
+            self._alone_forms = alone
+            listed = "|".join(re.escape(form) for form in sorted(alone, key=len, reverse=True))
+            self._alone = re.compile(rf"(?<![A-Za-z0-9])(?:{listed})(?![A-Za-z0-9])") if alone else None
 
     def redact(self, text: str) -> str:
         for form in self._inside:
@@ -254,6 +288,15 @@ def register_secret(value: str) -> None:
     of less than 8 is masked where it stands alone, not inside of a word.
     """
     _known.add(value)
+
+
+def retire_secret(value: str) -> None:
+    """Take note that ``value`` opens nothing any more, as what Vault has revoked.
+
+    It is masked for a while still, as texts with it may be on their way: until 32 others have been retired after it.
+    One that is registered again is a secret as before.
+    """
+    _known.retire(value)
 
 
 def redact(text: str) -> str:

@@ -213,6 +213,34 @@ def test_of_two_values_the_longer_goes_first() -> None:
     assert redact("aaaa-bbbb-cccc aaaa-bbbb") == f"{MASK} {MASK}"
 
 
+def test_what_is_retired_is_masked_for_a_while_and_then_forgotten() -> None:
+    known = redaction._Known()
+    known.add("live-secret")
+    sizes = set()
+    for number in range(200):
+        known.add(f"token-{number:03d}/of-a-tick")
+        known.retire(f"token-{number:03d}/of-a-tick")
+        if number >= 100:
+            sizes.add(len(known._inside))
+    assert len(sizes) == 1, "it grows no more"
+    assert known.redact("token-199/of-a-tick token-168/of-a-tick") == f"{MASK} {MASK}"
+    assert known.redact("token-167/of-a-tick") == "token-167/of-a-tick"
+    assert known.redact("live-secret") == MASK
+
+
+def test_what_is_forgotten_takes_nothing_with_it_that_lives() -> None:
+    known = redaction._Known()
+    for value in ("live-secret", "live-secret\n", "duck", "back-again"):
+        known.add(value)
+    for value in ("live-secret\n", "duck", "back-again", "never-added"):
+        known.retire(value)
+    known.add("back-again")
+    for number in range(100):
+        known.add(f"token-{number:03d}")
+        known.retire(f"token-{number:03d}")
+    assert known.redact("a duck, live-secret, back-again") == f"a duck, {MASK}, {MASK}"
+
+
 def test_data_is_masked_by_key_and_by_value() -> None:
     data = {"options": {"sasl.password": "x1", "retries": 3, "token": None}, "list": ["password=x1", 1.5], "key": "k"}
     assert redact_data(data) == {

@@ -15,6 +15,7 @@ from pipeline_assets.credentials.renewal import Renewer
 from pipeline_assets.credentials.vault_client import VaultClient
 from pipeline_assets.credentials.vault_settings import VaultSettings
 from pipeline_assets.errors import CredentialError, CredentialUnavailableError, did_you_mean
+from pipeline_assets.redaction import retire_secret
 
 if TYPE_CHECKING:
     import hvac
@@ -75,14 +76,20 @@ class Vault:
             leases, self._leases, self._closed = self._leases, [], True
         if not revoke:
             return
+        ended: list[Lease] = []
         try:
             for lease in leases:
-                self._revoke(lease)
-            self._client.give_back()
+                if self._revoked(lease):
+                    ended.append(lease)
+            if self._client.give_back():
+                ended = leases
         except CredentialError as error:
             _log.warning("%s: what is not revoked ends with its time", error)
+        for lease in ended:
+            for value in lease.fields.values():
+                retire_secret(_text(value))
 
-    def _revoke(self, lease: Lease) -> None:
+    def _revoked(self, lease: Lease) -> bool:
         try:
             self._client.call(
                 f"revoking the lease of Vault secret {lease.path}",
@@ -94,6 +101,8 @@ class Vault:
             if not self._client.token(lease.path).own:
                 _log.warning("%s: 'update' on sys/leases/revoke; the lease ends with its time", error)
             # Else it ends with the token, right after this.
+            return False
+        return True
 
     def _mount(self, path: str, what: str) -> _Mount:
         """Return the engine that ``path`` belongs to. Vault tells whoever may read something there."""

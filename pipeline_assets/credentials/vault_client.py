@@ -19,7 +19,7 @@ from pipeline_assets.credentials.vault_failures import (
 )
 from pipeline_assets.credentials.vault_settings import SERVICE_ACCOUNT_TOKEN, VaultSettings
 from pipeline_assets.errors import CredentialError, CredentialUnavailableError
-from pipeline_assets.redaction import register_secret
+from pipeline_assets.redaction import register_secret, retire_secret
 
 if TYPE_CHECKING:
     import hvac
@@ -106,8 +106,8 @@ class VaultClient:
         """Try no longer than ``seconds`` from now on, also what is being tried just now."""
         self._retry_seconds = min(self._retry_seconds, seconds)
 
-    def give_back(self) -> None:
-        """Revoke the token, and with it all that was leased under it, if the login here has made it.
+    def give_back(self) -> bool:
+        """Revoke the token, and with it all that was leased under it, if the login here has made it: return whether.
 
         Raises CredentialError when Vault does not do that: it then ends by itself, with its time.
         """
@@ -117,10 +117,12 @@ class VaultClient:
             token, client = self._token, self._client
             self._token = None
         if token is None or client is None:
-            return
+            return False
         try:
             if token.own:
                 self._tried("Vault's token", lambda client: client.auth.token.revoke_self())
+                retire_secret(client.token)
+            return token.own
         except hvac.exceptions.Forbidden:
             raise _denied("revoking Vault's token") from None
         finally:

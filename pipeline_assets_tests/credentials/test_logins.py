@@ -16,8 +16,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from pipeline_assets import redaction
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import CredentialError
+from pipeline_assets.redaction import MASK, redact
 from pipeline_assets_tests.credentials.conftest import CANARY, reach, wait_until
 from pipeline_assets_tests.credentials.vault_front import self_signed
 
@@ -96,6 +98,28 @@ def test_a_lease_of_an_earlier_login_is_not_used(approle: hvac.Client, database:
         database.auth.token.revoke_accessor(first)
         assert secrets.fetch(REFERENCE) == CANARY
         assert secrets.fetch("vault:database/creds/etl#username") != user
+
+
+@pytest.mark.usefixtures("approle", "database")
+def test_what_was_revoked_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_RETIRED_KEPT", 3)
+    monkeypatch.setattr(redaction, "_known", redaction._Known())
+    names = ("username", "password")
+
+    def tick() -> list[str]:
+        """As a sensor does it."""
+        with Secrets(upkeep=False) as secrets:
+            assert secrets.fetch(REFERENCE) == CANARY
+            made = secrets.fetch_all({name: f"vault:database/creds/etl#{name}" for name in names})
+        assert [redact(made[name]) for name in names] == [MASK, MASK], "what was printed before may come out after it"
+        return list(made.values())
+
+    first, known = tick(), len(redaction._known._forms)
+    for _ in range(3):
+        tick()
+        assert len(redaction._known._forms) == known
+    assert [redact(value) for value in first] == first
+    assert redact(CANARY) == MASK
 
 
 @pytest.mark.usefixtures("approle")
