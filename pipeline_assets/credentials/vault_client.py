@@ -85,12 +85,15 @@ class VaultClient:
         """
         import hvac
 
-        self.token(what)
-        logins = self.logins
+        with self._lock:  # not while another thread logs in
+            self.token(what)
+            logins = self.logins
         try:
             return self._tried(what, request, absent)
         except hvac.exceptions.Forbidden:
-            if not self._token_is_refused(what):
+            refused = self._token_is_refused(what)
+            # After a login meanwhile, the token that was looked at is not the one that the request was sent with.
+            if not refused and self.logins == logins:
                 raise _denied(what) from None
             if not self.log_in_again(what, logins):
                 raise CredentialError(

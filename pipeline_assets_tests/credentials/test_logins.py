@@ -16,8 +16,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from devstack.vault import VaultServer
 from pipeline_assets import redaction
 from pipeline_assets.credentials import Secrets
+from pipeline_assets.credentials.vault_client import VaultClient
+from pipeline_assets.credentials.vault_settings import VaultSettings
 from pipeline_assets.errors import CredentialError
 from pipeline_assets.redaction import MASK, redact
 from pipeline_assets_tests.credentials.conftest import CANARY, reach, wait_until
@@ -77,6 +80,25 @@ def test_a_login_that_was_revoked_in_mid_run_is_made_again(approle: hvac.Client)
         assert secrets.fetch(REFERENCE) == CANARY
         (second,) = accessors(approle, "auth/approle/login")
         assert second != first
+
+
+def test_a_request_that_another_thread_s_login_overtakes_is_repeated(approle: hvac.Client, vault: VaultServer) -> None:
+    client = VaultClient(VaultSettings.from_environment())
+    sent: list[str] = []
+
+    def request(connected: hvac.Client) -> Any:
+        sent.append(connected.token)
+        if len(sent) == 1:
+            approle.auth.token.revoke(connected.token)
+            client.log_in_again("in another thread", client.logins)
+        # As if it had left before that.
+        return hvac.Client(url=vault.url, token=sent[-1]).adapter.get("/v1/secret/data/postgres")
+
+    answer = client.call("a secret", request)
+    assert answer["data"]["data"]["password"] == CANARY
+    assert len(set(sent)) == 2
+    assert client.logins == 2, "nobody has logged in once more for it"
+    client.give_back()
 
 
 def test_a_token_is_renewed_and_at_its_end_the_login_made_again(approle: hvac.Client) -> None:
