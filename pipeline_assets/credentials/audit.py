@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class AuditEntry:
         try:
             says = json.loads(line)
             return cls(int(says.pop("number")), str(says.pop("previous")), str(says.pop("hash")), says)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
 
     @property
@@ -80,13 +80,15 @@ class AuditEntry:
     @property
     def text(self) -> str:
         """The line, with its end."""
-        line = {"number": self.number, **self.says, "previous": self.previous, "hash": self.hash}
+        in_order = (*(field.name for field in fields(Access)), *self.says)
+        says = {name: self.says[name] for name in in_order if name in self.says}
+        line = {"number": self.number, **says, "previous": self.previous, "hash": self.hash}
         return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def _hash(number: int, previous: str, says: Mapping[str, Any]) -> str:
     text = json.dumps([number, previous, says], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 _BEGINNING = AuditEntry(0, "0" * 64, "0" * 64, {})
@@ -179,16 +181,21 @@ def _private(path: str, flags: int) -> int:
 
 
 def _problems(lines: list[bytes], head: AuditEntry | None) -> Iterator[AuditProblem]:
-    entries = [AuditEntry.parse(line) for line in lines if line]
+    if lines[-1] == b"":
+        lines = lines[:-1]
+    entries = [AuditEntry.parse(line) for line in lines]
     there = {entry.number for entry in entries if entry is not None}
     last, broken = _BEGINNING, False
-    for line, entry in enumerate(entries, start=1):
+    for line, (entry, written) in enumerate(zip(entries, lines, strict=True), start=1):
         if entry is None:
             yield AuditProblem(line, "is no line of an audit file: it was changed or cut off")
             broken = True
             continue
         if not entry.is_whole:
             yield AuditProblem(line, "was changed: its hash does not fit what it says")
+        elif written + b"\n" != entry.text.encode(errors="surrogatepass"):
+            # JSON has more than one way to say the same: a key twice, 1.9 for a whole number, another order.
+            yield AuditProblem(line, "was changed: it says the same, but not as it was written")
         if entry.number <= last.number:
             yield AuditProblem(line, f"is not where it was: number {entry.number} comes after number {last.number}")
             continue

@@ -78,6 +78,39 @@ def test_a_changed_line(file: AuditFile) -> None:
     assert problems(file, before) == ["line 3: was changed: its hash does not fit what it says"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"path": "V3"', '"path": "V9", "path": "V3"'),
+        ('"number": 3', '"number": 3.9'),
+        ('"duration_ms": 0.1', '"duration_ms": 0.10'),
+        ('"path": "V3"', '"path": "\\u00563"'),
+        ('"source": "env", "path": "V3"', '"path": "V3", "source": "env"'),
+        ('"source": "env", ', '"source":"env",  '),
+        ("}\n", "}\r\n"),
+    ],
+)
+def test_a_line_that_says_the_same_otherwise(file: AuditFile, old: str, new: str) -> None:
+    before = lines(file)
+    before[2] = before[2].replace(old, new)
+    assert before != lines(file)
+    assert problems(file, before) == ["line 3: was changed: it says the same, but not as it was written"]
+
+
+@pytest.mark.parametrize("line", ["\n", "[]\n", '{"number": 1e999}\n'])
+def test_a_line_that_was_put_in(file: AuditFile, line: str) -> None:
+    before = lines(file)
+    assert problems(file, [*before[:2], line, *before[2:]]) == [
+        "line 3: is no line of an audit file: it was changed or cut off"
+    ]
+
+
+def test_a_changed_line_that_is_no_text(file: AuditFile) -> None:
+    before = lines(file)
+    before[2] = before[2].replace("V3", "\\ud800")
+    assert problems(file, before) == ["line 3: was changed: its hash does not fit what it says"]
+
+
 def test_a_changed_line_with_a_hash_that_fits(file: AuditFile) -> None:
     before = lines(file)
     second = AuditEntry.parse(before[1].encode())
