@@ -26,6 +26,8 @@ _MIN_LENGTH = 4
 # Below this length a value is masked where it stands alone, not inside of a longer word.
 _MIN_LENGTH_INSIDE = 8
 _TRIVIAL = frozenset({"true", "false", "null", "none"})
+# The letters and digits of an escape belong to no word: %3D, \n, \u003d.
+_NO_WORD_BEFORE = r"(?P<before>(?<![A-Za-z0-9])|%[0-9A-Fa-f]{2}|\\[bfnrt]|\\u[0-9A-Fa-f]{4})"
 # A process that lives for months sees a token with each look at its streams.
 _RETIRED_KEPT = 32
 
@@ -237,13 +239,13 @@ class _Known:
         if alone != self._alone_forms:
             self._alone_forms = alone
             listed = "|".join(re.escape(form) for form in sorted(alone, key=len, reverse=True))
-            self._alone = re.compile(rf"(?<![A-Za-z0-9])(?:{listed})(?![A-Za-z0-9])") if alone else None
+            self._alone = re.compile(rf"{_NO_WORD_BEFORE}(?:{listed})(?![A-Za-z0-9])") if alone else None
 
     def redact(self, text: str) -> str:
         for form in self._inside:
             if form in text:
                 text = text.replace(form, MASK)
-        return self._alone.sub(MASK, text) if self._alone is not None else text
+        return self._alone.sub(rf"\g<before>{MASK}", text) if self._alone is not None else text
 
 
 _known = _Known()
@@ -251,9 +253,14 @@ _known = _Known()
 
 def _parts(value: str) -> Iterator[str]:
     """Yield the value, its lines (logs are read line by line), and the secrets in a URL or a JAAS config."""
-    parts = [value, value.strip(), *(line.strip() for line in value.splitlines() if len(line.strip()) >= 16)]
+    lines = [line.strip() for line in value.splitlines()]
+    parts = [value, value.strip(), *(line for line in lines if len(line) >= _MIN_LENGTH_INSIDE)]
     parts += [match["secret"] for match in _URL_PASSWORD.finditer(value)]
-    parts += [match["value"].strip("\"'") for match in _ASSIGNED.finditer(value) if _assigned(match) != match[0]]
+    for match in _ASSIGNED.finditer(value):
+        if _assigned(match) != match[0]:
+            text = match["value"].removeprefix(match["escaped"] or "")
+            unquoted = text[1:].removesuffix(text[0]) if text[:1] in ("'", '"') else text
+            parts += [unquoted, re.sub(r"\\(.)", r"\1", unquoted)]
     for part in dict.fromkeys(parts):
         if len(part) >= _MIN_LENGTH and part.lower() not in _TRIVIAL and not part.startswith("-----"):
             yield part
@@ -263,6 +270,8 @@ def _forms(value: str) -> Iterator[str]:
     """Yield ``value`` as it is, and as URLs, base64, JSON, Java, Python, SQL and HTML write it."""
     data = value.encode("utf-8", "surrogateescape")
     in_url = {quote(data, safe=""), quote(data), quote_plus(data)}
+    # Java's URLEncoder leaves another character as it is than Python does.
+    in_url |= {of(data, safe="*").replace("~", "%7E") for of in (quote, quote_plus)}
     in_base64 = {base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()}
     in_json = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
     yield value
@@ -283,9 +292,9 @@ def _forms(value: str) -> Iterator[str]:
 def register_secret(value: str) -> None:
     """Have ``redact`` mask ``value`` from now on, in this process.
 
-    Also its URL-encoded, base64, JSON- and Java-escaped forms, and of a value of several lines each line. A value of
-    less than 4 characters, or ``true``, ``false``, ``null``, ``none``, is not taken: it is in any text by chance. One
-    of less than 8 is masked where it stands alone, not inside of a word.
+    Also its URL-encoded, base64, JSON- and Java-escaped forms, and of a value of several lines each line of at least 8
+    characters. A value of less than 4 characters, or ``true``, ``false``, ``null``, ``none``, is not taken: it is in
+    any text by chance. One of less than 8 is masked where it stands alone, not inside of a word.
     """
     _known.add(value)
 

@@ -17,7 +17,7 @@ from pipeline_assets import redaction
 from pipeline_assets.errors import PipelineExecutionError
 from pipeline_assets.redaction import MASK, is_secret_name, redact, redact_data, register_secret, secret_shapes
 
-AWKWARD = "p@ss/w\"ö'r\\d 100%+=&"
+AWKWARD = "p@ss/w\"ö'r\\d 100%+=&*~"
 # No key of anybody: the body is a text.
 PRIVATE_KEY = f"-----BEGIN RSA PRIVATE KEY-----\n{base64.b64encode(b'no key at all ' * 12).decode()}\n"
 PRIVATE_KEY += "-----END RSA PRIVATE KEY-----"
@@ -159,6 +159,14 @@ def test_names_of_other_things(key: str) -> None:
         pytest.param(lambda value: value, id="plain"),
         pytest.param(lambda value: quote(value, safe=""), id="url"),
         pytest.param(quote_plus, id="form"),
+        # What java.net.URLEncoder gives for the values below.
+        pytest.param(
+            {
+                AWKWARD: "p%40ss%2Fw%22%C3%B6%27r%5Cd+100%25%2B%3D%26*%7E",
+                "plainvalue42/x": "plainvalue42%2Fx",
+            }.__getitem__,
+            id="java",
+        ),
         pytest.param(lambda value: re.sub("%..", lambda found: found[0].lower(), quote(value, safe="")), id="lower"),
         pytest.param(lambda value: base64.b64encode(value.encode()).decode(), id="base64"),
         pytest.param(lambda value: base64.urlsafe_b64encode(value.encode()).decode().rstrip("="), id="base64url"),
@@ -189,6 +197,9 @@ def test_a_text_that_came_before_its_secret_was_known_is_masked_when_it_is_shown
 def test_short_values_are_masked_where_they_stand_alone() -> None:
     register_secret("duck")
     assert redact("a duck, ducks, reproduckt: duck/duck") == f"a {MASK}, ducks, reproduckt: {MASK}/{MASK}"
+    register_secret("hunt3r2")
+    for before in ("a%3D", "a%0d%0A", "a\\n", "a\\\\r\\\\n", "a\\t", "a\\u003d", "a="):
+        assert redact(f"{before}hunt3r2, {before}hunt3r20") == f"{before}{MASK}, {before}hunt3r20"
     for value in ("", "abc", "true", "None"):
         register_secret(value)
     assert redact("abc is true, None is not") == "abc is true, None is not"
@@ -199,10 +210,14 @@ def test_a_value_of_several_lines_is_masked_line_by_line() -> None:
     register_secret('{\n  "client": "someone-at-example",\n  "id": 1\n}')
     assert PRIVATE_KEY.splitlines()[1] not in redact(f"at line 2: {PRIVATE_KEY.splitlines()[1]}")
     assert redact('  "client": "someone-at-example",') == f"  {MASK}"
+    register_secret("user=nobody\npass-1234\n  eight-88\nshort\n")
+    assert redact("pass-1234 eight-88 short") == f"{MASK} {MASK} short"
 
 
 def test_secrets_in_a_jaas_config_or_a_url_are_known_alone() -> None:
     register_secret('org.apache.X.ScramLoginModule required username="someone" password="in-jaas-1";')
+    register_secret(r"""org.apache.X.ScramLoginModule required username="a" password="quo\"ted\\too";""")
+    assert redact('someone: quo"ted\\too') == f"someone: {MASK}"
     register_secret("https://someone:in-url-1@host/path")
     assert redact("someone: in-jaas-1 in-url-1") == f"someone: {MASK} {MASK}"
 
