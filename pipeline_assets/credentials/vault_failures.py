@@ -55,7 +55,9 @@ def vault_failure(error: BaseException, what: str, address: str, waited: float) 
     """
     if is_transient(error):
         failure = CredentialUnavailableError(f"{what}: {_unavailable(error, address)} (tried for {waited:.0f} s)")
-        return marked(failure, transience_of(error))
+        marked(failure, transience_of(error))
+        failure.retry_after = retry_after(error) or None  # for the retries of the step
+        return failure
     return CredentialError(f"{what}: {_refused(error, address)}")
 
 

@@ -9,10 +9,12 @@ import hvac
 import pytest
 
 from devstack.vault import OwnVault, VaultServer
+from pipeline_assets.config import Retry
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.credentials.audit import AuditFile
 from pipeline_assets.credentials.vault_failures import retry_after
 from pipeline_assets.errors import ConfigurationError, CredentialError, CredentialUnavailableError
+from pipeline_assets.retries import seconds_before_retry
 from pipeline_assets_tests.credentials.conftest import CANARY, reach, wait_until
 from pipeline_assets_tests.credentials.vault_front import front_of, self_signed
 
@@ -202,6 +204,28 @@ def test_a_pause_that_is_longer_than_there_is_time_for(vault: VaultServer, monke
         front.refusals.append((429, {"Retry-After": "3600"}))
         assert "refuses more requests for now (HTTP 429)" in unavailable_login()
         assert len(front.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind", "wait"),
+    [
+        (429, {"Retry-After": "3600"}, "throttled", 3600),
+        (503, {"Retry-After": "40"}, "unavailable", 40),
+        (412, {"Retry-After": "40"}, "unavailable", 40),
+        (503, {}, "unavailable", 8),
+    ],
+)
+def test_the_retry_of_a_step_waits_as_long_as_vault_asks(
+    monkeypatch: pytest.MonkeyPatch, status: int, headers: dict[str, str], kind: str, wait: float
+) -> None:
+    with front_of("http://127.0.0.1:1") as front, Secrets() as secrets:
+        reach(monkeypatch, {"VAULT_ADDR": front.url, "VAULT_TOKEN": "t", "VAULT_RETRY_SECONDS": "0.1"})
+        front.refusals += [(status, headers)] * 20
+        with pytest.raises(CredentialUnavailableError) as caught:
+            secrets.fetch(PASSWORD)
+        front.refusals.clear()
+    assert caught.value.transient_kind == kind
+    assert seconds_before_retry(Retry(max_retries=3, delay=8), 0, 0.0, caught.value, lambda: 1.0) == wait
 
 
 def unavailable_login() -> str:
