@@ -107,6 +107,12 @@ class RunMetrics:
                 if record.kind == "progress":
                     self._progressed.labels(*labels).set(record.time)
 
+    def forget_progress(self) -> None:
+        """Have no series about streams in progress any more: what they said last is wrong once they have ended."""
+        for name in _PROGRESS:
+            self._latest[name].clear()
+        self._progressed.clear()
+
     def _take_numbers(self, record: MetricsRecord, labels: tuple[str, str]) -> None:
         for name, number in record.numbers.items():
             if name in self._sums and record.kind == "asset":

@@ -3,6 +3,7 @@
 # No postponed annotations here, as in all modules that define what Dagster runs.
 import logging
 import time
+from http.client import HTTPException
 from typing import Any
 
 import dagster as dg
@@ -30,9 +31,12 @@ class RunPublisher:
         # Not imported before it is asked for: a run without Prometheus has nothing to pay for it.
         self._metrics: Any = _run_metrics() if settings.metrics_listen or settings.pushgateway else None
         self._server: Any = None
+        self._step_key: str | None = None
 
     def take(self, entry: dg.EventLogEntry) -> None:
         """Publish what the event holds."""
+        if entry.dagster_event is not None and entry.dagster_event.step_key is not None:
+            self._step_key = entry.dagster_event.step_key
         for record in self._events.records_of(entry):
             self._publish(record)
 
@@ -81,11 +85,14 @@ class RunPublisher:
     def _push(self, gateway: str) -> None:
         from prometheus_client import push_to_gateway
 
+        group = {"dagster_job": self._job}
+        if self._settings.executor == "multiprocess" and self._step_key is not None:
+            # This process has run that step alone, and a push replaces its whole group.
+            group["dagster_step"] = self._step_key
+        self._metrics.forget_progress()
         try:
-            push_to_gateway(
-                gateway, _JOB, self._metrics.registry, grouping_key={"dagster_job": self._job}, timeout=_PUSH_SECONDS
-            )
-        except OSError as error:
+            push_to_gateway(gateway, _JOB, self._metrics.registry, grouping_key=group, timeout=_PUSH_SECONDS)
+        except (OSError, ValueError, HTTPException) as error:  # the last two for what is no URL
             _log.warning("the metrics of this run could not be pushed to %s: %s", gateway, error)
 
 
