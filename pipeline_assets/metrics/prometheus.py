@@ -6,6 +6,7 @@ many series as there are steps and checks, and no more with each run.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
@@ -127,9 +128,11 @@ class RecordedMetrics(Collector):
     def __init__(self, reader: RunFilesReader) -> None:
         self._reader = reader
         self._metrics = RunMetrics()
+        self._lock = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now."""
-        for record in self._reader.new_records():
-            self._metrics.take(record)
+        with self._lock:  # two may ask at a time, and each record counts once
+            for record in self._reader.new_records():
+                self._metrics.take(record)
         yield from self._metrics.registry.collect()

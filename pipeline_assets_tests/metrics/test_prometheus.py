@@ -6,8 +6,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -73,6 +77,30 @@ def test_a_real_prometheus_answers_from_what_runs_have_recorded(
 
     RunFile(folder, "third").append(record(numbers={"rows_written": 2}))
     wait_until(lambda: answer(f"pipeline_assets_step_written_rows_total{orders}") == 342)
+
+
+class Meeting(dict[str, int]):
+    """How far files were read. Two threads that look it up meet there, if both can be there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = threading.Barrier(2, timeout=0.5)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        found = super().get(name, default)
+        with suppress(threading.BrokenBarrierError):
+            self.both.wait()
+        return found
+
+
+def test_two_scrapes_at_once_count_nothing_twice(folder: Path) -> None:
+    reader, registry = RunFilesReader(folder), CollectorRegistry()
+    registry.register(RecordedMetrics(reader))
+    reader._read = Meeting()
+    written = 'pipeline_assets_step_written_rows_total{pipeline="orders",step="load"} '
+    with ThreadPoolExecutor(2) as pool:
+        texts = [text.decode() for text in pool.map(lambda _: generate_latest(registry), range(2))]
+    assert {text.partition(written)[2].partition("\n")[0] for text in texts} == {"340.0"}
 
 
 def test_without_a_folder_it_says_what_to_set() -> None:
