@@ -53,10 +53,11 @@ _PROGRESS = {
 
 
 class RunMetrics:
-    """Prometheus' metrics, made up from records in their order."""
+    """Prometheus' metrics, made up from records in any order."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._told_at: dict[tuple[Gauge, tuple[str, ...]], float] = {}
         self._sums = {name: self._counter(*told) for name, told in _SUMS.items()}
         self._latest = {name: self._gauge(*told) for name, told in (_LATEST | _PROGRESS).items()}
         self._attempts = self._counter("step_attempts", "Attempts of steps that have ended.", (*_STEP, "status"))
@@ -91,22 +92,23 @@ class RunMetrics:
                 self._attempts.labels(*labels, record.status).inc()
                 self._duration.labels(*labels).observe(record.numbers.get("seconds", 0.0))
                 if record.status == "succeeded":
-                    self._succeeded.labels(*labels).set(record.time)
+                    self._set(self._succeeded, labels, record, record.time)
                 elif record.status == "failed":
-                    self._failed.labels(*labels).set(record.time)
+                    self._set(self._failed, labels, record, record.time)
             case "check":
-                self._checked.labels(*labels, record.check, record.status).inc()
-                self._met.labels(*labels, record.check).set(record.status == "succeeded")
-                self._bad.labels(*labels, record.check).set(record.numbers.get("failed_rows", 0))
+                checked = (*labels, record.check or "")
+                self._checked.labels(*checked, record.status).inc()
+                self._set(self._met, checked, record, record.status == "succeeded")
+                self._set(self._bad, checked, record, record.numbers.get("failed_rows", 0))
             case "secret":
-                asked = (record.pipeline, record.source)
+                asked = (record.pipeline, record.source or "")
                 self._secrets.labels(*asked, record.status).inc()
                 if record.status == "failed":
-                    self._denied.labels(*asked).set(record.time)
+                    self._set(self._denied, asked, record, record.time)
             case "asset" | "progress":
                 self._take_numbers(record, labels)
                 if record.kind == "progress":
-                    self._progressed.labels(*labels).set(record.time)
+                    self._set(self._progressed, labels, record, record.time)
 
     def forget_progress(self) -> None:
         """Have no series about streams in progress any more: what they said last is wrong once they have ended."""
@@ -119,7 +121,13 @@ class RunMetrics:
             if name in self._sums and record.kind == "asset":
                 self._sums[name].labels(*labels).inc(max(0, number))
             elif name in self._latest:
-                self._latest[name].labels(*labels).set(number / 1000 if name.endswith("_ms") else number)
+                self._set(self._latest[name], labels, record, number / 1000 if name.endswith("_ms") else number)
+
+    def _set(self, gauge: Gauge, labels: tuple[str, ...], record: MetricsRecord, value: float) -> None:
+        # The files of runs that overlap are read one after the other, not by time.
+        if record.time >= self._told_at.get((gauge, labels), 0.0):
+            self._told_at[gauge, labels] = record.time
+            gauge.labels(*labels).set(value)
 
 
 class RecordedMetrics(Collector):

@@ -79,6 +79,45 @@ def test_a_real_prometheus_answers_from_what_runs_have_recorded(
     wait_until(lambda: answer(f"pipeline_assets_step_written_rows_total{orders}") == 342)
 
 
+def test_of_runs_that_overlap_the_last_word_counts(tmp_path: Path) -> None:
+    def write(run_id: str, time: float, value: int, status: str) -> None:
+        file = RunFile(tmp_path, run_id)
+        file.append(record(run_id=run_id, time=time, numbers={"peak_memory_bytes": value, "rows_written": value}))
+        file.append(record(kind="step", run_id=run_id, time=time, status=status, numbers={"seconds": 1.0}))
+        numbers = {"failed_rows": value}
+        file.append(record(kind="check", run_id=run_id, check="c", time=time, status=status, numbers=numbers))
+        file.append(record(kind="progress", run_id=run_id, time=time, numbers={"lag": value}))
+        file.append(record(kind="secret", run_id=run_id, step="", source="vault", time=time, status="failed"))
+
+    registry = CollectorRegistry()
+    registry.register(RecordedMetrics(RunFilesReader(tmp_path)))
+    labels = {"pipeline": "orders", "step": "load"}
+
+    def told() -> list[float | None]:
+        return [
+            registry.get_sample_value("pipeline_assets_step_peak_memory_bytes", labels),
+            registry.get_sample_value("pipeline_assets_step_last_success_timestamp_seconds", labels),
+            registry.get_sample_value("pipeline_assets_check_passed", {**labels, "check": "c"}),
+            registry.get_sample_value("pipeline_assets_check_failed_rows", {**labels, "check": "c"}),
+            registry.get_sample_value("pipeline_assets_stream_lag_records", labels),
+            registry.get_sample_value("pipeline_assets_stream_last_progress_timestamp_seconds", labels),
+            registry.get_sample_value(
+                "pipeline_assets_secret_last_failure_timestamp_seconds", {"pipeline": "orders", "source": "vault"}
+            ),
+            registry.get_sample_value("pipeline_assets_step_written_rows_total", labels),
+        ]
+
+    # In one batch, the file that was written to last has the older records; then the same over two batches.
+    write("long", 20.0, 2, "succeeded")
+    write("other", 10.0, 1, "failed")
+    os.utime(tmp_path / "long.jsonl", (1, 1))
+    assert told() == [2, 20, 1, 2, 2, 20, 20, 3]
+    write("late", 15.0, 5, "failed")
+    assert told() == [2, 20, 1, 2, 2, 20, 20, 8]
+    write("last", 30.0, 0, "succeeded")
+    assert told() == [0, 30, 1, 0, 0, 30, 30, 8]
+
+
 class Meeting(dict[str, int]):
     """How far files were read. Two threads that look it up meet there, if both can be there."""
 
