@@ -24,7 +24,7 @@ class MetricsRecord:
     - ``check``: the check ``check`` of ``asset`` was evaluated, with ``status``; ``numbers`` has ``failed_rows``.
     - ``secret``: ``source`` (vault, env, file) was asked for a secret, with ``status``; ``numbers`` has ``seconds``.
 
-    ``pipeline`` and ``step`` are names as in asset keys; ``step`` is empty for a stream as a whole, and for
+    ``pipeline`` and ``step`` are names as in asset keys; ``step`` is ``stream`` for a stream as a whole, and empty for
     secrets. ``attempt`` counts from 1.
     """
 

@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 from prometheus_client import generate_latest
 
 from devstack.prometheus import PrometheusServer
+from pipeline_assets.config import load_file
+from pipeline_assets.metrics.dagster_events import RunEvents
 from pipeline_assets.metrics.prometheus import RunMetrics
+from pipeline_assets.plan import plan_pipeline
+from pipeline_assets_tests.config_documents import EVENT_STREAM, write_config
 from pipeline_assets_tests.integration.run_processes import wait_until
 
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
@@ -31,6 +36,22 @@ def test_alerts(arguments: list[str]) -> None:
     done = subprocess.run(["promtool", *arguments], cwd=MONITORING, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
+
+
+def test_the_step_of_a_stream_has_the_label_that_the_alerts_leave_out(tmp_path: Path) -> None:
+    name = plan_pipeline(load_file(write_config(tmp_path, EVENT_STREAM), {})).stream_op_name
+
+    @dg.job(name="clicks")
+    def clicks() -> None:
+        dg.op(name=name)(lambda: None)()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        run_id = clicks.execute_in_process(instance=instance).run_id
+        events = RunEvents(run_id, None)
+        (step,) = {found.step for entry in instance.all_logs(run_id) for found in events.records_of(entry)}
+    rules = (MONITORING / "alerts.yaml").read_text()
+    assert f'pipeline_assets_step_last_success_timestamp_seconds{{step!="{step}"}}' in rules
+    assert f'{{pipeline="clicks", step="{step}"}}' in (MONITORING / "alerts_test.yaml").read_text()
 
 
 def test_every_alert_is_tested() -> None:
