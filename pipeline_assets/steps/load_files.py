@@ -107,6 +107,12 @@ class ToS3(LoadMethod):
         try:
             rows = self._write(frame, f"{path.rstrip('/')}/{staging}", clusters=context.optimize)
             new = _visible(root.below(staging).names())
+            if rows and not new:
+                raise PipelineExecutionError(
+                    f"Spark has written {rows} rows below {path}, and no file of them is there for readers: does a "
+                    "column of 'partitionBy' begin with a dot, or is the path another place for Spark than for this "
+                    "process? No file was moved or deleted"
+                )
             target.take(root.below(staging), list(new))
         finally:
             _clean(root, staging, is_new=is_new)
@@ -156,7 +162,12 @@ def _clean(root: Folder, staging: str, *, is_new: bool) -> None:
 
 
 def _visible(names: dict[str, int]) -> dict[str, int]:
-    """Return the files that readers see: no part of their path starts with an underscore or a dot."""
-    return {
-        name: size for name, size in names.items() if not any(part.startswith(("_", ".")) for part in name.split("/"))
-    }
+    """Return the files that readers see, as Spark does: what begins with an underscore may be a column's folder.
+
+    Source: ``shouldFilterOutPathName`` in Spark's core/src/main/scala/org/apache/spark/util/HadoopFSUtils.scala
+    """
+    return {name: size for name, size in names.items() if not any(map(_is_hidden, name.split("/")))}
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith(".") or (part.startswith("_") and "=" not in part)

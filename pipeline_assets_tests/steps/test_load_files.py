@@ -108,6 +108,31 @@ def test_partition_by_replaces_old_folders(context: StepContext, tmp_path: Path)
     assert contents(on_disk(folder)) == NEW
 
 
+@pytest.mark.parametrize(("mode", "expected"), [("append", [*OLD, *NEW]), ("overwrite", NEW)])
+def test_a_column_whose_name_begins_with_an_underscore(
+    mode: str, expected: Rows, context: StepContext, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "out")
+    for rows in (OLD, NEW):
+        frame = frame_of(context.spark, "id INT, _name STRING", rows)
+        result = ToS3.model_validate({"path": folder, "partitionBy": ["_name"], "mode": mode}).load(frame, context)
+    assert contents(on_disk(tmp_path / "out")) == in_order(expected)
+    assert result.metrics["numFiles"] == 2
+    read_back = context.spark.read.parquet(folder).select("id", "_name")
+    assert in_order(tuple(row) for row in read_back.collect()) == in_order(expected)
+
+
+def test_rows_that_no_reader_would_see_are_refused(context: StepContext, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    load(OLD, context, str(folder))
+    before = on_disk(folder)
+    frame = frame_of(context.spark, "id INT, `.name` STRING", NEW)
+    method = ToS3.model_validate({"path": str(folder), "partitionBy": [".name"], "mode": "overwrite"})
+    with pytest.raises(PipelineExecutionError, match="2 rows .*begin with a dot.*No file was moved"):
+        method.load(frame, context)
+    assert on_disk(folder) == before
+
+
 @pytest.mark.parametrize("mode", ["append", "overwrite"])
 def test_a_failed_job_leaves_the_files(mode: str, context: StepContext, tmp_path: Path) -> None:
     folder = tmp_path / "out"
