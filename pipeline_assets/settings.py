@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.uris import normalize_uri, root_of
 
 
 def cache_folder() -> Path:
@@ -79,13 +80,11 @@ class Settings:
 
     def resolve(self, path: str) -> str:
         """Return ``path`` as Spark is to see it: URIs as they are, absolute paths prefixed, others made absolute."""
-        if "://" in path:
-            return path
-        if path.startswith("/"):
-            return self.path_prefix.rstrip("/") + path if self.path_prefix else path
-        return str(Path(path).absolute())
+        if not root_of(path):
+            path = self.path_prefix.rstrip("/") + path if path.startswith("/") else str(Path(path).absolute())
+        return normalize_uri(path)
 
     def table_path(self, pipeline: str, asset: str) -> str:
         """Return where the warehouse keeps the Delta table of one asset."""
-        root = self.warehouse if "://" in self.warehouse else str(Path(self.warehouse).absolute())
+        root = normalize_uri(self.warehouse) if root_of(self.warehouse) else str(Path(self.warehouse).absolute())
         return f"{root.rstrip('/')}/{pipeline}/{asset}"

@@ -25,7 +25,7 @@ HEAVY = (
 PACKAGE = Path(pipeline_assets.__file__).parent
 # Each may import those before it.
 LAYERS = (
-    "redaction", "errors", "redacted_output", "cancellation", "transience", "settings", "json_documents",
+    "redaction", "errors", "redacted_output", "cancellation", "transience", "uris", "settings", "json_documents",
     "parsed_files", "credentials", "metrics", "connections", "partitions", "spark", "steps", "config", "retries",
     "config_schema", "stream_rules", "plan", "optimizer", "links", "openlineage", "sql_check", "validation", "run_log",
     "execution", "asset_metadata", "step_op", "streaming", "report", "validation_assets", "stream_checks",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
-from urllib.parse import urlsplit
 
 from pipeline_assets.connections import Connections
 from pipeline_assets.errors import ConfigurationError
@@ -20,6 +19,7 @@ from pipeline_assets.steps.base import ColumnSources, Dataset, ExtractMethod
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.paths import delta_dataset, warehouse_dataset
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of
+from pipeline_assets.uris import is_local, path_in, root_of
 
 # Where what stands before the host names a container, and no user.
 _CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
@@ -42,15 +42,14 @@ def name_of_path(path: str, *, is_delta: bool = False) -> DatasetName:
     if is_s3(path):
         bucket = bucket_of(path).rpartition("@")[2]
         return DatasetName(f"s3://{bucket}", redact(key_of(path)) or "/", is_delta)
-    if "://" not in path:
-        path = path.removeprefix("file:")
-        return DatasetName("file", redact("/" + path.strip("/")), is_delta)
-    split = urlsplit(path)
-    name = redact(split.path.rstrip("/")) or "/"
-    if split.scheme == "file":
+    name = redact("/" + path_in(path).strip("/"))
+    if is_local(path):
         return DatasetName("file", name, is_delta)
-    host = split.netloc if split.scheme in _CONTAINERS else split.netloc.rpartition("@")[2]
-    return DatasetName(f"{split.scheme}://{host}", name, is_delta)
+    scheme, _, authority = root_of(path).partition(":")
+    host = authority.removeprefix("//")
+    if scheme not in _CONTAINERS:
+        host = host.rpartition("@")[2]
+    return DatasetName(f"{scheme}://{host}", name, is_delta)
 
 
 class PipelineDatasets:

@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of
 from pipeline_assets.transience import execution_error, transience_of
+from pipeline_assets.uris import is_local, path_in
 
 if TYPE_CHECKING:
     from pipeline_assets.connections import Connections, S3Connection
@@ -29,9 +30,7 @@ class Folder:
     @classmethod
     def seen_from_here(cls, path: str, connection: str, connections: Connections) -> Self | None:
         """Open ``path`` like ``of``; None for a scheme that only Spark has a file system for."""
-        if "://" in path and not is_s3(path) and not path.startswith("file://"):
-            return None
-        return cls.of(path, connection, connections)
+        return cls.of(path, connection, connections) if is_s3(path) or is_local(path) else None
 
     @classmethod
     def of(cls, path: str, connection: str, connections: Connections) -> Self:
@@ -41,8 +40,7 @@ class Folder:
         if is_s3(path):
             found = connections.s3(connection)
             return cls(_s3(found, connections.secrets), f"{bucket_of(path)}/{key_of(path)}".rstrip("/"))
-        local = unquote(urlsplit(path).path) if "://" in path else path
-        return cls(fs.LocalFileSystem(), local.rstrip("/"))
+        return cls(fs.LocalFileSystem(), path_in(path).rstrip("/"))
 
     def below(self, name: str) -> Folder:
         """Return the folder called ``name`` in this one."""

@@ -25,6 +25,7 @@ from pipeline_assets.steps.paths import (
 from pipeline_assets.steps.row_count import RowCount
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.transform import ColumnName, require_columns
+from pipeline_assets.uris import is_local
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -36,7 +37,7 @@ _ESCAPED = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{\[\]^]")
 
 def _check_path(path: str) -> str:
     checked = check_any(path)
-    if "://" in checked and not is_s3(checked) and not checked.startswith("file:"):
+    if not is_s3(checked) and not is_local(checked):
         raise ValueError(f"{path!r} is neither on S3 nor local: expected s3a://bucket/key, file:// or a local path")
     if re.search(r"[*?\[{]", checked.replace("${partition}", "")):
         raise ValueError(f"{path!r} contains a glob: expected one folder")

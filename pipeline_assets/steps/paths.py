@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Literal, get_args
-from urllib.parse import urlsplit
 
 from pipeline_assets.errors import did_you_mean
 from pipeline_assets.redaction import is_secret_name, secret_shapes
 from pipeline_assets.steps.base import Dataset, StepContext
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of, normalize
+from pipeline_assets.uris import normalize_uri, path_in, root_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,7 +74,7 @@ def fixed_components(path: str) -> tuple[str, ...]:
 
 
 def _components(path: str) -> tuple[str, ...]:
-    inside = key_of(path) if is_s3(path) else urlsplit(path).path if "://" in path else path
+    inside = key_of(path) if is_s3(path) else path_in(path)
     return tuple(component for component in inside.split("/") if component not in ("", "."))
 
 
@@ -102,10 +102,8 @@ def warehouse_dataset(pipeline: str, asset: str) -> Dataset:
 
 
 def _without_glob(path: str, components: tuple[str, ...]) -> str:
-    if "://" in path:
-        split = urlsplit(path)
-        return f"{split.scheme}://{split.netloc}/" + "/".join(components)
-    return ("/" if path.startswith("/") else "") + "/".join(components)
+    root = root_of(normalize_uri(path))
+    return root + ("/" if root or path.startswith("/") else "") + "/".join(components)
 
 
 def open_for_spark(paths: Iterable[str], connection: str, context: StepContext) -> tuple[str, ...]:

@@ -23,5 +23,6 @@ def bucket_of(path: str) -> str:
 
 
 def key_of(path: str) -> str:
-    """Return the part of a path on S3 after the bucket, without slashes at its ends."""
-    return _S3_SCHEME.sub("", path).partition("/")[2].strip("/")
+    """Return the part of a path on S3 after the bucket, without slashes at its ends, as Hadoop normalizes it."""
+    parts = _S3_SCHEME.sub("", path).split("/")[1:]
+    return "/".join(part for part in parts if part not in ("", "."))

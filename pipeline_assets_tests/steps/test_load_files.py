@@ -81,6 +81,17 @@ def test_modes_on_s3(mode: str, expected: Rows, s3: S3Server, s3_context: StepCo
     assert (result.rows, result.uri) == (2, path)
 
 
+@pytest.mark.parametrize("scheme", ["file://", "file:"])
+@pytest.mark.parametrize(("name", "other"), [("a%20b", "a b"), ("run#1", "run")])
+def test_a_uri_is_taken_literally(name: str, other: str, scheme: str, context: StepContext, tmp_path: Path) -> None:
+    load(OLD, context, str(tmp_path / other))
+    for rows in (OLD, NEW):
+        result = load(rows, context, f"{scheme}{tmp_path}/{name}", mode="overwrite")
+    assert contents(on_disk(tmp_path / name)) == NEW
+    assert result.uri == f"file://{tmp_path}/{name}"
+    assert contents(on_disk(tmp_path / other)) == OLD
+
+
 def test_error_if_exists(context: StepContext, tmp_path: Path) -> None:
     load(OLD, context, str(tmp_path / "out"), mode="errorIfExists")
     with pytest.raises(PipelineExecutionError, match="files already: mode 'errorIfExists'"):
@@ -226,6 +237,8 @@ def test_sinks(path: str, kind: str, parts: tuple[str, ...]) -> None:
     ("config", "message"),
     [
         ({"path": "hdfs://a/b"}, "neither on S3 nor local"),
+        ({"path": "dbfs:/a/b"}, "neither on S3 nor local"),
+        ({"path": "s3a:/a/b"}, "neither on S3 nor local"),
         ({"path": "s3a://data/*.json"}, "contains a glob"),
         ({"path": "s3a://"}, "names no bucket"),
         ({"path": "/a", "partitionBy": ["x", "X"]}, "names a column twice"),

@@ -1,0 +1,31 @@
+"""Paths with a scheme, cut as Hadoop cuts them: to it ``%20``, ``#`` and ``?`` are characters like any other."""
+
+from __future__ import annotations
+
+import re
+
+_ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?=/)(?://[^/]*)?")
+
+
+def root_of(path: str) -> str:
+    """Return the scheme of ``path`` with its authority, such as ``hdfs://host:8020``, ``file://`` or ``dbfs:``.
+
+    Empty for a path without scheme.
+    """
+    found = _ROOT.match(path)
+    return found[0] if found is not None else ""
+
+
+def path_in(path: str) -> str:
+    """Return what follows the scheme and the authority of ``path``: all of it when it has none."""
+    return path[len(root_of(path)) :]
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` is on a file system that is mounted: one without scheme, or with ``file:``."""
+    return root_of(path) == "" or path.startswith("file:")
+
+
+def normalize_uri(path: str) -> str:
+    """Return ``path`` with ``file:/x`` written as ``file:///x``."""
+    return f"file://{path_in(path)}" if root_of(path) == "file:" else path

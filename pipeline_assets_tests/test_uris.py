@@ -1,0 +1,101 @@
+"""Where a path leads, held to Hadoop's own reading of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline_assets.connections import Connections
+from pipeline_assets.openlineage.datasets import DatasetName, name_of_path
+from pipeline_assets.settings import Settings
+from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.paths import delta_dataset
+from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of
+from pipeline_assets.uris import normalize_uri, path_in, root_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/data/a b",
+        "/data/a:b",
+        "file:/data/x",
+        "file:///data/a%20b",
+        "file:///data/run#1",
+        "file:///data/what?",
+        "dbfs:/mnt/x",
+        "hdfs://host:8020/data/x",
+        "abfss://box@account.dfs.core.windows.net/data/x#1",
+        "s3a://bucket/a%20b/run#1",
+        "s3a://bucket/a//b/./c/",
+        "s3a://bucket",
+    ],
+)
+def test_a_path_is_cut_as_hadoop_cuts_it(path: str, spark: SparkSession) -> None:
+    jvm: Any = spark._jvm
+    uri = jvm.org.apache.hadoop.fs.Path(path).toUri()
+    if is_s3(path):
+        assert (bucket_of(path), f"/{key_of(path)}") == (uri.getAuthority(), uri.getPath() or "/")
+        return
+    scheme, _, authority = root_of(path).partition(":")
+    assert (scheme, authority.removeprefix("//")) == (uri.getScheme() or "", uri.getAuthority() or "")
+    assert path_in(path) == uri.getPath()
+    assert jvm.org.apache.hadoop.fs.Path(normalize_uri(path)).toUri() == uri
+
+
+@pytest.mark.parametrize(
+    ("path", "resolved"),
+    [
+        ("/data/x", "/sandbox/data/x"),
+        ("x/y", f"{Path.cwd()}/x/y"),
+        ("a:b", f"{Path.cwd()}/a:b"),
+        ("file:/data/x", "file:///data/x"),
+        ("file:///data/x", "file:///data/x"),
+        ("dbfs:/mnt/x", "dbfs:/mnt/x"),
+        ("s3a://bucket/x", "s3a://bucket/x"),
+    ],
+)
+def test_only_paths_without_scheme_are_resolved(path: str, resolved: str) -> None:
+    assert Settings(path_prefix="/sandbox/").resolve(path) == resolved
+
+
+@pytest.mark.parametrize(
+    ("warehouse", "table"),
+    [
+        ("/tables", "/tables/p/t"),
+        ("tables", f"{Path.cwd()}/tables/p/t"),
+        ("file:/tables/", "file:///tables/p/t"),
+        ("dbfs:/tables", "dbfs:/tables/p/t"),
+    ],
+)
+def test_where_the_warehouse_is(warehouse: str, table: str) -> None:
+    assert Settings(warehouse=warehouse).table_path("p", "t") == table
+
+
+@pytest.mark.parametrize(
+    ("path", "local"),
+    [("/data/x", "/data/x"), ("file:/data/x", "/data/x"), ("file:///data/run#1/", "/data/run#1"), ("dbfs:/x", None)],
+)
+def test_what_is_seen_beside_spark(path: str, local: str | None) -> None:
+    folder = Folder.seen_from_here(path, "default", Connections())
+    assert (folder.path if folder is not None else None) == local
+
+
+@pytest.mark.parametrize(
+    ("path", "uri", "name"),
+    [
+        ("file:/data/run#1", "file:///data/run#1", DatasetName("file", "/data/run#1")),
+        ("file:///data/a%20b", "file:///data/a%20b", DatasetName("file", "/data/a%20b")),
+        ("dbfs:/mnt/x", "dbfs:/mnt/x", DatasetName("dbfs://", "/mnt/x")),
+        ("hdfs://me@host:8020/x#1", "hdfs://me@host:8020/x#1", DatasetName("hdfs://host:8020", "/x#1")),
+        ("abfss://box@account/x", "abfss://box@account/x", DatasetName("abfss://box@account", "/x")),
+    ],
+)
+def test_what_a_path_is_called(path: str, uri: str, name: DatasetName) -> None:
+    assert delta_dataset(path).uri == uri
+    assert name_of_path(path) == name
