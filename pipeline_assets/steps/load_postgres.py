@@ -165,6 +165,7 @@ class _Move:
                 self.target.require(database, self.context.connections.postgres(self.step.connection))
         else:
             self._check_columns(there)
+            self._check_partition(there)
         # Not logged: it is read back within minutes, and the count of its rows tells when a crash has emptied it.
         database.execute(f"CREATE UNLOGGED TABLE {self.staging.sql} ({self._definitions()})")
         if there is not None:
@@ -209,6 +210,27 @@ class _Move:
                 f"table {self.target} has no column {', '.join(map(repr, missing))} of the DataFrame "
                 f"(its columns: {', '.join(there)}); select or rename columns before, or alter the table"
             )
+
+    def _check_partition(self, there: Mapping[str, str]) -> None:
+        """Raise ConfigurationError when the staged rows of the partition and those to replace are told differently."""
+        partition = self.context.partition
+        if partition is None or self.step.mode == "upsert":
+            return
+        if partition.of(self.types).predicate == partition.of(there).predicate:
+            return
+        column = partition.partition_column.casefold()
+        staged, stored = (
+            next(type_ for name, type_ in types.items() if name.casefold() == column) for types in (self.types, there)
+        )
+        wanted = "a TIMESTAMP"
+        if partition.of(there).predicate != partition.moments:
+            wanted = "local time of the partitions' zone, e.g. convert_timezone('Europe/Berlin', ...)"
+        raise ConfigurationError(
+            f"column {partition.partition_column!r} is {staged} in the DataFrame and {stored} in table {self.target}: "
+            "one tells a row's partition by its moment, the other by what clocks show, so that a run would replace "
+            f"other rows than those that it writes; make the DataFrame's column {wanted} by withColumns before, or "
+            "alter the table's; nothing was written"
+        )
 
     def _insert(self, there: Mapping[str, str]) -> str:
         columns = ", ".join(map(quoted, self.types))

@@ -259,6 +259,30 @@ def test_a_day_of_a_time_zone(postgres_context: StepContext, database: Database)
         load([(4, last + timedelta(minutes=1))], context, "days", "id INT, at TIMESTAMP")
 
 
+@pytest.mark.parametrize(
+    ("stored_type", "spark_type", "told"),
+    [
+        ("timestamp", "TIMESTAMP", "timestamp with time zone in the DataFrame and timestamp without time zone in"),
+        ("date", "TIMESTAMP", "timestamp with time zone in the DataFrame and date in table shop.days"),
+        ("timestamptz", "TIMESTAMP_NTZ", "timestamp without time zone in the DataFrame and timestamp with time zone"),
+    ],
+)
+def test_a_day_that_the_table_tells_otherwise(
+    stored_type: str, spark_type: str, told: str, postgres_context: StepContext, database: Database
+) -> None:
+    database.execute(f"CREATE TABLE shop.days (id int, at {stored_type})".encode())
+    database.execute("INSERT INTO shop.days VALUES (1, '2024-10-26 12:00'), (2, '2024-10-27 12:00')")
+    before = stored(database, "days", "id, at::text")
+    zone = ZoneInfo("Pacific/Auckland")
+    daily = Partitions(type="daily", start=date(2024, 10, 1), timezone="Pacific/Auckland", column="at")
+    context = dataclasses.replace(postgres_context, partition=daily.slice("2024-10-27"))
+    rows: Rows = [(3, datetime(2024, 10, 27, 1, tzinfo=zone if spark_type == "TIMESTAMP" else None))]
+    with pytest.raises(ConfigurationError, match=told):
+        load(rows, context, "days", f"id INT, at {spark_type}")
+    assert stored(database, "days", "id, at::text") == before
+    assert staging_tables(database) == []
+
+
 def test_partitions_with_a_column(postgres_context: StepContext, database: Database) -> None:
     for rows in ([(1, "mon")], [(2, "mon")]):
         load(rows, in_partition(postgres_context, "mon", column="Day"), "sliced", "id INT, Day STRING")
