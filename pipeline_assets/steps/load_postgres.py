@@ -34,6 +34,16 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 _log = logging.getLogger(__name__)
+# The tables whose rows go, or change, with rows of %(table)s or of its parts.
+_FOLLOWERS = """
+WITH RECURSIVE emptied(id) AS (
+    SELECT %(table)s::regclass::oid
+    UNION SELECT inhrelid FROM pg_catalog.pg_inherits JOIN emptied ON inhparent = id
+)
+SELECT DISTINCT conrelid::regclass::text FROM pg_catalog.pg_constraint JOIN emptied ON confrelid = id
+WHERE contype = 'f' AND confdeltype IN ('c', 'n', 'd') AND (%(itself)s OR conrelid NOT IN (SELECT id FROM emptied))
+ORDER BY 1 LIMIT 10
+"""
 
 
 class ToPostgres(LoadMethod):
@@ -41,7 +51,8 @@ class ToPostgres(LoadMethod):
 
     Spark fills a staging table beside it (named `_staging_...`, dropped at the end however the step ends). In a
     partitioned run, append and overwrite replace the rows of the run's partition and leave the others alone; without
-    a partition column of its own, the rows get the column `partition_key`.
+    a partition column of its own, the rows get the column `partition_key`. Rows are not replaced where that would
+    delete or change those of another table, by a foreign key with ON DELETE CASCADE, SET NULL or SET DEFAULT.
     """
 
     method = "toPostgres"
@@ -166,6 +177,7 @@ class _Move:
         else:
             self._check_columns(there)
             self._check_partition(there)
+            self._check_followers(database)
         # Not logged: it is read back within minutes, and the count of its rows tells when a crash has emptied it.
         database.execute(f"CREATE UNLOGGED TABLE {self.staging.sql} ({self._definitions()})")
         if there is not None:
@@ -231,6 +243,22 @@ class _Move:
             f"other rows than those that it writes; make the DataFrame's column {wanted} by withColumns before, or "
             "alter the table's; nothing was written"
         )
+
+    def _check_followers(self, database: psycopg.Connection[Any]) -> None:
+        """Raise ConfigurationError when rows of other tables would go with those that are replaced."""
+        if self.step.mode == "upsert" or (self.step.mode == "append" and self.context.partition is None):
+            return
+        # Of the whole table, rows that refer to others of it go anyway.
+        itself = self.context.partition is not None
+        found = database.execute(_FOLLOWERS, {"table": self.target.sql, "itself": itself}).fetchall()
+        if found:
+            others = ", ".join(name for (name,) in found)
+            raise ConfigurationError(
+                f"replacing rows of {self.target} would delete or change rows of {others}, whose foreign keys say "
+                "ON DELETE CASCADE, SET NULL or SET DEFAULT: use mode 'upsert', or have them say NO ACTION, with "
+                "DEFERRABLE INITIALLY DEFERRED where the rows that they refer to are among the new ones; nothing was "
+                "written"
+            )
 
     def _insert(self, there: Mapping[str, str]) -> str:
         columns = ", ".join(map(quoted, self.types))

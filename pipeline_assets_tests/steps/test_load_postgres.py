@@ -97,6 +97,49 @@ def test_overwrite_of_a_table_that_others_refer_to(postgres_context: StepContext
     assert stored(database, "items") == NEW
 
 
+@pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "SET DEFAULT"])
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_rows_of_other_tables_do_not_go_with_those_replaced(
+    partitioned: bool, action: str, postgres_context: StepContext, database: Database
+) -> None:
+    database.execute(
+        "ALTER TABLE shop.items ADD partition_key text DEFAULT 'mon'; "
+        f"CREATE TABLE shop.parts (item bigint REFERENCES shop.items ON DELETE {action}); "
+        "INSERT INTO shop.parts VALUES (2)".encode()
+    )
+    context = in_partition(postgres_context, "mon") if partitioned else postgres_context
+    with pytest.raises(ConfigurationError, match=r"rows of shop\.items .* rows of shop\.parts, .*'upsert'"):
+        load(NEW, context, "items", mode="append" if partitioned else "overwrite")
+    assert (stored(database, "items"), stored(database, "parts", "item")) == (OLD, [(2,)])
+    assert staging_tables(database) == []
+    load(NEW, context, "items", mode="upsert", keys=["id"])
+    assert (stored(database, "items"), stored(database, "parts", "item")) == ([OLD[0], *NEW], [(2,)])
+
+
+def test_rows_that_refer_to_a_part_of_the_table(postgres_context: StepContext, database: Database) -> None:
+    database.execute(
+        "CREATE TABLE shop.whole (id int) PARTITION BY RANGE (id); "
+        "CREATE TABLE shop.part PARTITION OF shop.whole (PRIMARY KEY (id)) FOR VALUES FROM (0) TO (9); "
+        "CREATE TABLE shop.notes (id int REFERENCES shop.part ON DELETE CASCADE); "
+        "INSERT INTO shop.whole VALUES (1); INSERT INTO shop.notes VALUES (1)"
+    )
+    with pytest.raises(ConfigurationError, match=r"change rows of shop\.notes, "):
+        load([(2,)], postgres_context, "whole", "id INT", mode="overwrite")
+    assert stored(database, "notes", "id") == [(1,)]
+
+
+def test_rows_that_refer_to_others_of_their_table(postgres_context: StepContext, database: Database) -> None:
+    database.execute(
+        "CREATE TABLE shop.tree (id int PRIMARY KEY, parent int REFERENCES shop.tree ON DELETE CASCADE, "
+        "partition_key text); INSERT INTO shop.tree VALUES (1, NULL, 'mon'), (2, 1, 'tue')"
+    )
+    with pytest.raises(ConfigurationError, match=r"change rows of shop\.tree, "):
+        load([(1, None)], in_partition(postgres_context, "mon"), "tree", "id INT, parent INT")
+    assert stored(database, "tree", "id, parent") == [(1, None), (2, 1)]
+    load([(3, None)], postgres_context, "tree", "id INT, parent INT", mode="overwrite")
+    assert stored(database, "tree", "id, parent") == [(3, None)]
+
+
 def test_a_table_is_created_with_types(postgres_context: StepContext, database: Database) -> None:
     spark = postgres_context.spark
     frame = spark.sql(
