@@ -26,10 +26,12 @@ from pipeline_assets.steps.base import (
     ExtractMethod,
     LoadMethod,
     StepMethod,
+    StreamingLoad,
     ValidateMethod,
 )
 from pipeline_assets.steps.extract_kafka import FromKafka
-from pipeline_assets.steps.paths import delta_dataset, warehouse_dataset
+from pipeline_assets.steps.paths import delta_dataset, place_of, warehouse_dataset
+from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.transform import Sql, Uncache, UncacheAll
 from pipeline_assets.stream_rules import stream_flags, stream_issues
 
@@ -516,7 +518,35 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
             plans.append(plan)
         except ConfigurationError as error:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.asset_prefix, error))
-    return PlannedFolder(tuple(plans), tuple(broken))
+    apart, sharing = _without_shared_checkpoints(plans)
+    return PlannedFolder(tuple(apart), (*broken, *sharing))
+
+
+def _without_shared_checkpoints(plans: Sequence[PipelinePlan]) -> tuple[list[PipelinePlan], list[BrokenConfig]]:
+    """Take out pipelines that have a checkpoint in common: each would read only what the other has not."""
+    users: dict[tuple[str, str], list[tuple[PipelinePlan, PlannedStep]]] = {}
+    for plan in plans:
+        for load in plan.stream_loads():
+            method = cast(StreamingLoad, load.method)
+            place = place_of(method.checkpoint_location or "")
+            # The same bucket and key may be on two services.
+            users.setdefault((place, method.checkpoint_connection if is_s3(place) else ""), []).append((plan, load))
+    issues: dict[str, list[ConfigIssue]] = {}
+    for group in users.values():
+        for plan, load in group if len(group) > 1 else ():
+            others = ", ".join(f"step {at.index} of {other.pipeline.file}" for other, at in group if other is not plan)
+            message = (
+                f"it is the checkpoint of {others} too, and what one of them has read the other leaves out: "
+                "give each load a checkpointLocation of its own"
+            )
+            key = pointer("steps", load.index, "config", "checkpointLocation")
+            issues.setdefault(plan.name, []).append(ConfigIssue(plan.pipeline.file, key, message))
+    broken = [
+        BrokenConfig(plan.pipeline.file, plan.pipeline.config.asset_prefix, ConfigurationError.from_issues(found))
+        for plan in plans
+        if (found := issues.get(plan.name))
+    ]
+    return [plan for plan in plans if plan.name not in issues], broken
 
 
 def _take_graph_names(plan: PipelinePlan, taken: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from pipeline_assets.steps.base import (
     TransformMethod,
     ValidateMethod,
 )
+from pipeline_assets.steps.paths import place_of
 from pipeline_assets.steps.transform import WithWatermark
 
 Inputs = Sequence[tuple[int, ...]]
@@ -83,7 +84,7 @@ def stream_issues(pipeline: Pipeline, inputs: Inputs) -> Iterator[ConfigIssue]:
         if has_rows and not _loads_after(pipeline, inputs, index):
             found.append("nothing comes of it: each DataFrame of a streaming pipeline has to end in a load step")
         if isinstance(method, StreamingLoad) and method.checkpoint_location:
-            other = checkpoints.setdefault(method.checkpoint_location.rstrip("/"), index)
+            other = checkpoints.setdefault(place_of(method.checkpoint_location), index)
             if other != index:
                 found.append(f"checkpointLocation is that of step {other}: each load needs a checkpoint of its own")
         for problem in filter(None, found):

@@ -351,6 +351,37 @@ def test_checks_that_would_wait_for_one_another_are_refused(tmp_path: Path) -> N
     assert len(planned(tmp_path, batch("p", *both)).steps) == 4
 
 
+def event_stream(name: str, checkpoint: str, connection: str = "default") -> dict[str, Any]:
+    document = copy.deepcopy(EVENT_STREAM)
+    document["name"] = name
+    document["steps"][2]["config"] |= {"checkpointLocation": checkpoint, "checkpointConnection": connection}
+    return document
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("/c/one", "/c//one/"), ("s3://lake/c/one", "s3a://lake/c/one/"), ("c/one", "./c/one"), ("//c/one", "/c/one")],
+)
+def test_pipelines_with_one_checkpoint_are_all_refused(tmp_path: Path, first: str, second: str) -> None:
+    write_config(tmp_path, event_stream("one", first))
+    write_config(tmp_path, event_stream("copy", second))
+    write_config(tmp_path, event_stream("other", f"{first}-2"))
+    folder = plan_folder(load_folder(tmp_path, {}))
+    assert [plan.name for plan in folder.plans] == ["other"]
+    found = {broken.file: broken.error.issues for broken in folder.broken}
+    assert {file: [issue.pointer for issue in issues] for file, issues in found.items()} == {
+        name: ["/steps/2/config/checkpointLocation"] for name in ("one.json", "copy.json")
+    }
+    assert "the checkpoint of step 2 of one.json too" in found["copy.json"][0].message
+    assert "the checkpoint of step 2 of copy.json too" in found["one.json"][0].message
+
+
+def test_checkpoints_of_one_name_on_two_services_are_two(tmp_path: Path) -> None:
+    write_config(tmp_path, event_stream("one", "s3a://lake/c"))
+    write_config(tmp_path, event_stream("two", "s3a://lake/c", connection="elsewhere"))
+    assert plan_folder(load_folder(tmp_path, {})).broken == ()
+
+
 def test_no_step_of_a_stream_is_called_like_the_dead_letters_of_another(tmp_path: Path) -> None:
     document = copy.deepcopy(EVENT_STREAM)
     document["steps"][1]["name"] = "from_kafka_dead_letters"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -48,6 +49,12 @@ def check_any(path: str) -> str:
     if ".." in path.split("/"):
         raise ValueError(f"{path!r} contains '..': give the path without it")
     return check_s3(path) if is_s3(path) else path
+
+
+def place_of(path: str) -> str:
+    """Return ``path`` written as every other text for the same place is: no doubled slashes, none at the end."""
+    scheme, separator, inside = normalize(path).rpartition("://")
+    return f"{scheme}{separator}{posixpath.normpath(re.sub('/+', '/', inside))}" if inside else path
 
 
 def format_of(path: str) -> FileFormat | None:

@@ -1,4 +1,4 @@
-"""What a checkpoint belongs to: its offsets to sources, its state to the steps that keep it."""
+"""What a checkpoint belongs to: to one pipeline, its offsets to sources, its state to the steps that keep it."""
 
 from __future__ import annotations
 
@@ -9,29 +9,45 @@ from typing import Any, cast
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.steps.base import ExtractMethod, StreamingLoad, TransformMethod
-from pipeline_assets.steps.checkpoint import Checkpoint
+from pipeline_assets.steps.checkpoint import OWN_FOLDER, Checkpoint
 
 _DOCUMENT = "binding"
+# Not a part of the binding: an older version would take it for a change, and a person deletes it to take over.
+_OWNER = "owner"
 
 
 def bind(checkpoint: Checkpoint, plan: PipelinePlan, load: PlannedStep) -> None:
-    """Hold ``checkpoint`` to the sources and the stateful steps of the query of ``load``.
+    """Hold ``checkpoint`` to the pipeline ``plan``, and to the sources and the stateful steps of the query of ``load``.
 
-    A new checkpoint is bound to them. Filters, columns and sinks may change between starts; Spark's rule for the
-    others: https://spark.apache.org/docs/latest/streaming/apis-on-dataframes-and-datasets.html#recovery-semantics-after-changes-in-a-streaming-query
-    Raises ConfigurationError, saying what has changed, for a checkpoint that is bound to something else.
+    A new checkpoint is bound to them, and one that is nobody's yet belongs to the pipeline. Its loads may be renamed
+    and change places: no two of them have one checkpoint. Filters, columns and sinks may change between starts;
+    Spark's rule for the others: https://spark.apache.org/docs/latest/streaming/apis-on-dataframes-and-datasets.html#recovery-semantics-after-changes-in-a-streaming-query
+    Raises ConfigurationError, saying what has changed, for a checkpoint that is bound to something else, and for that
+    of another pipeline.
     """
-    wanted = _facts(plan, load)
-    bound = checkpoint.read_document(_DOCUMENT)
-    if bound is None:
-        checkpoint.write_document(_DOCUMENT, wanted)
-    elif bound != wanted:
+    owner, bound = checkpoint.read_document(_OWNER), checkpoint.read_document(_DOCUMENT)
+    own, wanted = {"pipeline": plan.name}, _facts(plan, load)
+    if owner is not None and owner != own:
+        raise ConfigurationError(_whose(checkpoint, owner["pipeline"], plan.name), location=plan.location(load))
+    if bound is not None and bound != wanted:
         raise ConfigurationError(
             f"the checkpoint {checkpoint.path} can't carry this change: {'; '.join(_changes(bound, wanted))}. Either "
             "undo the change, or give a new checkpointLocation: the stream then begins anew at its starting offsets, "
             "and a target that has the same rows already gets them again unless you empty it or load by mergeKeys",
             location=plan.location(load),
         )
+    if bound is None:
+        checkpoint.write_document(_DOCUMENT, wanted)
+    if owner is None:
+        checkpoint.write_document(_OWNER, own)
+
+
+def _whose(checkpoint: Checkpoint, owner: str, pipeline: str) -> str:
+    return (
+        f"the checkpoint {checkpoint.path} is that of pipeline {owner!r}, and what one of the two has read the other "
+        f"would leave out: give this one a checkpointLocation of its own. If {owner!r} has been renamed to "
+        f"{pipeline!r}, delete {checkpoint.path}/{OWN_FOLDER}/{_OWNER}.json: the next start then takes it over"
+    )
 
 
 def _facts(plan: PipelinePlan, load: PlannedStep) -> dict[str, Any]:
