@@ -343,9 +343,11 @@ class PipelineRun:
 
     def source_context(self, step: PlannedStep) -> StepContext:
         """Return the context of a streaming extract: with the checkpoint of the first query that it feeds."""
-        load = next(load for load in self.plan.stream_loads() if step in self.plan.upstream_of(load))
-        ends = cast(StreamingLoad, load.method).takes_what_there_is
-        source = StreamSource(step.name, self.checkpoint(load), self.context.cancellation.stop, may_wait=not ends)
+        loads = [load for load in self.plan.stream_loads() if step in self.plan.upstream_of(load)]
+        ends = cast(StreamingLoad, loads[0].method).takes_what_there_is
+        first, *others = map(self.checkpoint, loads)
+        stop = self.context.cancellation.stop
+        source = StreamSource(step.name, first, stop, may_wait=not ends, others=tuple(others))
         return dataclasses.replace(self.context, source=source)
 
     def checkpoint(self, load: PlannedStep) -> Checkpoint:

@@ -521,6 +521,19 @@ def test_a_stream_from_the_latest_offsets_starts_once(on_data: Bench, topic: str
     assert on_data.tick().startswith("no new records")
 
 
+def test_another_beginning_before_anything_was_read(
+    on_data: Bench, topic: str, produce: Callable[[str, int, int], None]
+) -> None:
+    produce(topic, 0, 2)
+    checkpoint = Checkpoint.at(on_data.settings.resolve("/checkpoints/stream"), "default", Connections())
+    asked = {"topic": topic, "connection": "default", "startingOffsets": "latest"}
+    kept = {"startingOffsets": {topic: {"0": 2, "1": 0}}, "configured": asked}
+    checkpoint.write_document("source_from_kafka", kept)
+    assert on_data.tick().startswith("stream/0/")  # from the earliest
+    checkpoint.write_document("source_from_kafka", {**kept, "configured": {**asked, "startingOffsets": "earliest"}})
+    assert on_data.tick() == f"no new records: {topic}/0 at 2 of 2, {topic}/1 at 0 of 0"
+
+
 def test_starting_offsets_by_partition(on_data: Bench, topic: str, produce: Callable[[str, int, int], None]) -> None:
     produce(topic, 0, 2)
     produce(topic, 1, 2)

@@ -51,15 +51,21 @@ class StreamSource:
     """Where a streaming extract stands: ``step`` is its asset's name, unique in the pipeline.
 
     ``checkpoint`` is that of the streaming query that it feeds; of the first in the order of the steps, where it
-    feeds several. What has to be the same at every start of the stream is kept in there. ``stop`` is set when the
-    run is to end: whoever waits for something waits for that too. ``may_wait``: whether the stream is one that stays,
-    so that records it needs at its start may come later.
+    feeds several: ``others`` are those of the rest. What has to be the same at every start of the stream is kept in
+    there. ``stop`` is set when the run is to end: whoever waits for something waits for that too. ``may_wait``: whether
+    the stream is one that stays, so that records it needs at its start may come later.
     """
 
     step: str
     checkpoint: Checkpoint
     stop: threading.Event
     may_wait: bool = True
+    others: tuple[Checkpoint, ...] = ()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a query has planned a micro-batch of it, so that what is in its checkpoint has come to count."""
+        return any(checkpoint.is_read for checkpoint in (self.checkpoint, *self.others))
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,16 @@ class Checkpoint:
             return None
         return str(json.loads(self.folder.read("metadata"))["id"])
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the query has planned a micro-batch: before the first, nothing depends on what is in here."""
+        return bool(self._batches("offsets"))
+
+    def forget_beginnings(self) -> None:
+        """Delete Spark's notes of where the sources begin, by which it goes as long as there is no micro-batch."""
+        noted = self.folder.below("sources")
+        noted.remove(list(noted.names()))
+
     def last_offsets(self) -> tuple[int, list[str]] | None:
         """Return the newest batch that was planned and, for each source, where it ends; None before the first.
 

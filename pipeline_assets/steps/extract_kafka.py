@@ -6,8 +6,8 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -270,7 +270,8 @@ class FromKafka(ExtractMethod):
         """Return the stream of the records that can be read: at each start from the same place, with the same columns.
 
         Both are kept in the checkpoint's document ``source_<step>``, as ``startingOffsets`` and ``schema``: all queries
-        of the pipeline start there, and what is produced while a schema is inferred is read. The observation
+        of the pipeline start there, and what is produced while a schema is inferred is read. They are found anew when
+        the config asks for another beginning (``configured``) before a query has read anything. The observation
         ``kafka_<step>`` counts ``records`` and ``dead_letters``.
 
         Raises ConfigurationError for a topic that is not there and for offsets that do not fit it;
@@ -278,8 +279,9 @@ class FromKafka(ExtractMethod):
         """
         source = _source_of(context)
         document = source.checkpoint.read_document(_document_name(source))
-        if document is None:
-            document = {"startingOffsets": self._first_offsets(context, source), "schema": None}
+        if document is None or not self.goes_on(document, is_read=source.is_read):
+            start = self._first_offsets(context, source)
+            document = {"startingOffsets": start, "schema": None, "configured": self._beginning()}
             source.checkpoint.write_document(_document_name(source), document)
         start = parse_offsets(json.dumps(document["startingOffsets"]))
         there = self._wait_for_topics(context, source)
@@ -300,6 +302,18 @@ class FromKafka(ExtractMethod):
             options["maxOffsetsPerTrigger"] = str(self.max_offsets_per_trigger)
         messages = context.spark.readStream.format("kafka").options(**options).load()
         return self._parser(context, schema).counted(messages, f"kafka_{source.step}")
+
+    def goes_on(self, document: Mapping[str, Any], *, is_read: bool) -> bool:
+        """Whether a start begins where ``document`` says, which an earlier one has kept.
+
+        ``is_read``: whether a query has read anything since. As long as none has, another beginning can be asked for.
+        """
+        return is_read or bool(document.get("configured", self._beginning()) == self._beginning())
+
+    def _beginning(self) -> dict[str, Any]:
+        """Return what the config says of where the stream begins, as it comes back from JSON."""
+        asked = {**self.stream_identity(), "startingOffsets": self.starting_offsets or "latest"}
+        return cast(dict[str, Any], json.loads(json.dumps(asked)))
 
     def dead_letters(self, context: StepContext, start: Offsets, end: Offsets) -> DataFrame | None:
         """Return the records from ``start`` up to ``end`` that can't be read, and why; the same at each call.

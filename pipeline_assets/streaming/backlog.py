@@ -149,7 +149,7 @@ class _Reader:
         if not any(missing.values()):
             return {}
         given: Mapping[str, Mapping[int, int]] = {}
-        kept = self._kept_start(step)
+        kept = self._kept_start(step, method)
         if kept is not None:
             given = kept
         elif not started and method.starting_offsets in (None, "latest"):
@@ -171,13 +171,17 @@ class _Reader:
                 start.setdefault(topic, {})[partition] = offset
         return start
 
-    def _kept_start(self, step: PlannedStep) -> Offsets | None:
-        """Return where the stream of ``step`` began at its first start, which is kept with the first load it feeds."""
-        for load in self.plan.stream_loads():
-            if step in self.plan.upstream_of(load):
-                document = self._checkpoint(load).read_document(f"source_{step.name}")
-                return parse_offsets(json.dumps(document["startingOffsets"])) if document else None
-        return None
+    def _kept_start(self, step: PlannedStep, method: FromKafka) -> Offsets | None:
+        """Return where the stream of ``step`` began at its first start, which is kept with the first load it feeds.
+
+        None before that, and when the next start is to begin elsewhere.
+        """
+        loads = [load for load in self.plan.stream_loads() if step in self.plan.upstream_of(load)]
+        checkpoints = [self._checkpoint(load) for load in loads]
+        document = checkpoints[0].read_document(f"source_{step.name}")
+        if document is None or not method.goes_on(document, is_read=any(found.is_read for found in checkpoints)):
+            return None
+        return parse_offsets(json.dumps(document["startingOffsets"]))
 
     def _table_positions(
         self, tables: Sequence[tuple[PlannedStep, FromDeltaLake]], sources: Sequence[Any]

@@ -19,14 +19,18 @@ _OWNER = "owner"
 def bind(checkpoint: Checkpoint, plan: PipelinePlan, load: PlannedStep) -> None:
     """Hold ``checkpoint`` to the pipeline ``plan``, and to the sources and the stateful steps of the query of ``load``.
 
-    A new checkpoint is bound to them, and one that is nobody's yet belongs to the pipeline. Its loads may be renamed
-    and change places: no two of them have one checkpoint. Filters, columns and sinks may change between starts;
-    Spark's rule for the others: https://spark.apache.org/docs/latest/streaming/apis-on-dataframes-and-datasets.html#recovery-semantics-after-changes-in-a-streaming-query
+    A new checkpoint is bound to them, and one that is nobody's yet belongs to the pipeline; so is one that no
+    micro-batch has been planned in, whatever it was bound to, and its sources begin anew. The pipeline's loads may
+    be renamed and change places: no two of them have one checkpoint. Filters, columns and sinks may change between
+    starts; Spark's rule for the others: https://spark.apache.org/docs/latest/streaming/apis-on-dataframes-and-datasets.html#recovery-semantics-after-changes-in-a-streaming-query
     Raises ConfigurationError, saying what has changed, for a checkpoint that is bound to something else, and for that
     of another pipeline.
     """
     owner, bound = checkpoint.read_document(_OWNER), checkpoint.read_document(_DOCUMENT)
     own, wanted = {"pipeline": plan.name}, _facts(plan, load)
+    if not checkpoint.is_read:
+        owner = bound = None
+        checkpoint.forget_beginnings()
     if owner is not None and owner != own:
         raise ConfigurationError(_whose(checkpoint, owner["pipeline"], plan.name), location=plan.location(load))
     if bound is not None and bound != wanted:

@@ -329,7 +329,8 @@ def test_a_stream_goes_on_where_it_was(topic: Topic, stream: Stream) -> None:
     topic.grow(2)
     topic.send([{"id": 30, "kind": "new partition"}], partition=1)
     assert stream.run(method) == events_as_rows([*EVENTS, *more, {"id": 30, "kind": "new partition"}])
-    assert stream.document() == {"startingOffsets": {topic.name: {"0": 0}}, "schema": None}
+    document = stream.document()
+    assert (document["startingOffsets"], document["schema"]) == ({topic.name: {"0": 0}}, None)
 
 
 def test_latest_is_where_the_first_start_was(topic: Topic, stream: Stream, said: Said) -> None:
@@ -345,6 +346,19 @@ def test_latest_is_where_the_first_start_was(topic: Topic, stream: Stream, said:
     assert [batch["numInputRows"] for batch in stream.progress if batch["numInputRows"]] == [3, 3, 1]
     assert stream.document()["startingOffsets"] == {topic.name: {"0": 9}}
     assert len([text for text in said.texts if "waiting" in text]) == 1
+
+
+def test_another_beginning_until_something_is_read(topic: Topic, stream: Stream) -> None:
+    method = FromKafka.model_validate({"topic": topic.name, "schema": DDL})
+    method.extract_stream(stream.context)  # a first start that gets no further
+    assert stream.document()["startingOffsets"] == {topic.name: {"0": len(EVENTS)}}
+    assert stream.run(method.model_copy(update={"starting_offsets": {topic.name: {0: 4}}})) == events_as_rows(
+        EVENTS[4:]
+    )
+    began = stream.document()
+    topic.send(EVENTS[:1])
+    assert stream.run(method) == events_as_rows([*EVENTS[4:], EVENTS[0]])
+    assert stream.document() == began
 
 
 def test_old_records_tell_the_schema_too(topic: Topic, stream: Stream) -> None:

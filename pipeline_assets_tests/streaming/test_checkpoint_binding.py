@@ -69,3 +69,22 @@ def test_a_checkpoint_of_before_there_were_owners(checkpoint: Checkpoint, folder
         start(checkpoint, tmp_path, event_stream("refused", topic="others"))
     start(checkpoint, tmp_path, event_stream("two"))
     assert checkpoint.read_document("owner") == {"pipeline": "two"}
+
+
+def test_a_checkpoint_that_has_read_nothing_carries_every_change(
+    checkpoint: Checkpoint, folder: Path, tmp_path: Path
+) -> None:
+    """As after a first start with a wrong topic, or that a later step has ended."""
+    start(checkpoint, tmp_path, event_stream("one", topic="evnets"))
+    # Where Spark's source has begun, to which it would keep.
+    (noted := folder / "sources" / "0").mkdir(parents=True)
+    (noted / "0").write_text('0v1\n{"evnets":{"0":0}}')
+    (noted / ".0.crc").write_text("a sum")
+    start(checkpoint, tmp_path, event_stream("two", topic="events"))
+    assert list(noted.iterdir()) == []
+    plan_a_batch(folder)
+    (noted / "0").write_text('0v1\n{"events":{"0":0}}')
+    start(checkpoint, tmp_path, event_stream("two", topic="events"))
+    assert (noted / "0").exists()
+    with pytest.raises(ConfigurationError, match=r'it reads fromKafka .*"evnets".* made for fromKafka .*"events"'):
+        start(checkpoint, tmp_path, event_stream("two", topic="evnets"))
