@@ -21,7 +21,7 @@ from pipeline_assets.steps.base import (
     StreamTraits,
 )
 from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, parse_offsets, read_offsets
-from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options
+from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
 from pipeline_assets.steps.kafka_ranges import (
     EARLIEST,
     LATEST,
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
 
+    from pipeline_assets.connections import Connections, KafkaConnection
+
 _log = logging.getLogger(__name__)
 
 _SAMPLE_RECORDS = 1000
@@ -66,6 +68,7 @@ _TAKEN = {
         "endingOffsetsByTimestamp": "endingOffsets",
         "maxOffsetsPerTrigger": "maxOffsetsPerTrigger",
         "failOnDataLoss": "failOnDataLoss",
+        "kafka.bootstrap.servers": "connection",
     }.items()
 }
 
@@ -136,7 +139,8 @@ class FromKafka(ExtractMethod):
     """Streaming only: the Delta table for records that can't be read. When left out it is in the warehouse, called like
     this step with `_dead_letters` after it."""
     options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
-    """Further options of Spark's Kafka source, e.g. `minPartitions`."""
+    """Further options of Spark's Kafka source, e.g. `minPartitions`. Those of the Kafka client, such as
+    `kafka.isolation.level`, go before the connection's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -150,6 +154,8 @@ class FromKafka(ExtractMethod):
         for option in self.options:
             if key := _TAKEN.get(option.casefold()):
                 raise ValueError(f"option {option!r}: use the key {key!r} of this step")
+            if option.casefold() == "includeheaders":
+                raise ValueError(f"option {option!r}: no column is made of the records' headers here: leave it out")
         self._check_offsets("startingOffsets", self.starting_offsets, least=EARLIEST)
         self._check_offsets("endingOffsets", self.ending_offsets, least=LATEST)
         return self
@@ -227,12 +233,15 @@ class FromKafka(ExtractMethod):
             return "startingOffsets 'latest' is where a batch ends: use 'earliest', or offsets by topic and partition"
         return super().batch_problem()
 
+    def kafka(self, connections: Connections) -> KafkaConnection:
+        """Return the connection that everything here is asked by, with what the step itself says to the client."""
+        return with_options(connections.kafka(self.connection), option_texts(self.options))
+
     def reader_options(self, context: StepContext) -> dict[str, str]:
         """Return the options of Spark's Kafka source that hold for batches and streams alike."""
-        connection = context.connections.kafka(self.connection)
         return {
             **option_texts(self.options),
-            **kafka_options(connection, context.connections.secrets),
+            **kafka_options(self.kafka(context.connections), context.connections.secrets),
             "failOnDataLoss": str(self.fail_on_data_loss).lower(),
         }
 
@@ -353,7 +362,7 @@ class FromKafka(ExtractMethod):
     def _offsets(self, context: StepContext, which: Literal["earliest", "latest"]) -> Offsets:
         """Return the offsets of all partitions. Raises ConfigurationError for a topic that is not there."""
         found = read_offsets(
-            context.connections.kafka(self.connection),
+            self.kafka(context.connections),
             context.connections.secrets,
             topics=self.topic_names(),
             pattern=self.topic_pattern,
@@ -368,7 +377,7 @@ class FromKafka(ExtractMethod):
     def _offsets_there(self, context: StepContext, which: Literal["earliest", "latest"]) -> Offsets:
         """Return the offsets of those topics that are there already."""
         return read_offsets(
-            context.connections.kafka(self.connection),
+            self.kafka(context.connections),
             context.connections.secrets,
             pattern=self.topic_pattern or "|".join(map(re.escape, self.topic_names())),
             which=which,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipeline_assets.steps.base import Dataset
@@ -9,6 +10,16 @@ from pipeline_assets.steps.base import Dataset
 if TYPE_CHECKING:
     from pipeline_assets.connections import KafkaConnection
     from pipeline_assets.credentials import Secrets
+
+
+def with_options(connection: KafkaConnection, options: Mapping[str, str]) -> KafkaConnection:
+    """Return ``connection`` with those of a step's ``options`` that are the Kafka client's (``kafka.*``).
+
+    Where both say something, the step's holds.
+    """
+    own = {name: value for name, value in options.items() if name.startswith("kafka.")}
+    merged = {name.removeprefix("kafka."): value for name, value in (*connection.options.items(), *own.items())}
+    return connection.model_copy(update={"options": merged})
 
 
 def kafka_options(connection: KafkaConnection, secrets: Secrets) -> dict[str, str]:

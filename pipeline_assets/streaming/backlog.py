@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline_assets.connections import Connections, KafkaConnection
+from pipeline_assets.connections import Connections
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.settings import Settings
@@ -125,7 +125,7 @@ class _Reader:
         if key not in self._asked:
             try:
                 self._asked[key] = read_offsets(
-                    _with_options(self.connections.kafka(method.connection), method),
+                    method.kafka(self.connections),
                     self.connections.secrets,
                     topics=method.topic_names(),
                     pattern=method.topic_pattern,
@@ -212,12 +212,6 @@ class _Reader:
         if version is None:
             raise PipelineExecutionError(f"there is no Delta table at {path} yet")
         return version
-
-
-def _with_options(connection: KafkaConnection, method: FromKafka) -> KafkaConnection:
-    """Return ``connection`` with what the step itself says to the Kafka client, such as the isolation level."""
-    own = {name: str(value) for name, value in method.options.items() if name.startswith("kafka.")}
-    return connection.model_copy(update={"options": {**connection.options, **own}})
 
 
 def _is_delta(source: Any) -> bool:

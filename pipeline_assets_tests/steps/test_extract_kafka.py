@@ -195,6 +195,33 @@ def test_a_broken_record_fails_a_batch(topic: Topic, kafka_context: StepContext)
     assert rows_of(lenient.extract(kafka_context)) == [(None, None), *events_as_rows()]
 
 
+@pytest.mark.parametrize("level", ["read_committed", "read_uncommitted"])
+def test_offsets_are_asked_for_as_the_step_says(
+    level: str, topic: Topic, kafka: KafkaServer, with_connections: Callable[[dict[str, Any]], StepContext]
+) -> None:
+    """Not as the connection does, which says the other thing."""
+    from confluent_kafka import Producer
+
+    other = {"isolation.level": "read_committed" if level == "read_uncommitted" else "read_uncommitted"}
+    context = with_connections({"kafka": {"default": {"bootstrapServers": kafka.bootstrap_servers, "options": other}}})
+    config = {"topic": topic.name, "schema": DDL, "options": {"kafka.isolation.level": level}}
+    assert FromKafka.model_validate(config).reader_options(context)["kafka.isolation.level"] == level
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": topic.name})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(topic.name, "{}", partition=0)
+    assert producer.flush(30) == 0
+    ends = {"startingOffsets": {topic.name: {"0": len(EVENTS) + 1}}}
+    try:
+        if level == "read_uncommitted":
+            FromKafka.model_validate(config | ends).extract(context)
+        else:
+            with pytest.raises(ConfigurationError, match="is 10, but there are the offsets 0 to 9"):
+                FromKafka.model_validate(config | ends).extract(context)
+    finally:
+        producer.abort_transaction(30)
+
+
 def test_two_extracts_of_a_topic_meet(topic: Topic, kafka_context: StepContext) -> None:
     first = FromKafka.model_validate({"topic": topic.name, "schema": DDL}).extract(kafka_context)
     second = FromKafka.model_validate({"topic": topic.name, "schema": "id INT"}).extract(kafka_context)
@@ -625,6 +652,11 @@ def test_in_a_streaming_pipeline(config: dict[str, Any], problem: str | None) ->
         ({"topic": "a", "format": "avro", "avroSchema": "{"}, "avroSchema is not JSON"),
         ({"topic": "a", "options": {"kafka.sasl.jaas.config": "x"}}, "looks like a secret"),
         ({"topic": "a", "options": {"failondataloss": False}}, "'failondataloss': use the key 'failOnDataLoss'"),
+        ({"topic": "a", "options": {"kafka.bootstrap.servers": "b:1"}}, "servers': use the key 'connection'"),
+        (
+            {"topic": "a", "options": {"IncludeHeaders": True}},
+            "'IncludeHeaders': no column is made of the records' hea",
+        ),
         ({"topic": "a", "options": {"startingTimestamp": 1}}, "'startingTimestamp': use the key 'startingOffsets'"),
     ],
 )
