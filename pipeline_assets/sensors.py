@@ -146,7 +146,7 @@ class _StreamSensor:
                 backlog = read_backlog(self.plan, self.settings, connections, deadline)
         except (PipelineExecutionError, CredentialUnavailableError) as error:
             return _result(state, error.message)
-        if not backlog.starts and backlog.lag == 0:
+        if not backlog.has_news:
             return _result(state, f"no new records: {backlog}")
         run_key = f"{self.plan.name}/{state.number}/{backlog.fingerprint}"
         return _result(state, dg.RunRequest(run_key=run_key, tags=tags))

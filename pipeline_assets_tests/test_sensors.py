@@ -534,6 +534,17 @@ def test_another_beginning_before_anything_was_read(
     assert on_data.tick() == f"no new records: {topic}/0 at 2 of 2, {topic}/1 at 0 of 0"
 
 
+def test_a_topic_that_ends_before_what_was_read_is_started_for(
+    on_data: Bench, topic: str, produce: Callable[[str, int, int], None]
+) -> None:
+    """It was made again: the run says so."""
+    produce(topic, 0, 2)
+    commit(on_data, 0, f'{{"{topic}":{{"0":3,"1":0}}}}')
+    assert on_data.tick().startswith("stream/0/")
+    produce(topic, 0, 1)
+    assert on_data.tick() == f"no new records: {topic}/0 at 3 of 3, {topic}/1 at 0 of 0"
+
+
 def test_starting_offsets_by_partition(on_data: Bench, topic: str, produce: Callable[[str, int, int], None]) -> None:
     produce(topic, 0, 2)
     produce(topic, 1, 2)

@@ -20,7 +20,7 @@ from pipeline_assets.steps.base import (
     StreamSource,
     StreamTraits,
 )
-from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, parse_offsets, read_offsets
+from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, parse_offsets, read_offsets, read_topic_ids
 from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
 from pipeline_assets.steps.kafka_ranges import (
     EARLIEST,
@@ -280,10 +280,11 @@ class FromKafka(ExtractMethod):
 
         Both are kept in the checkpoint's document ``source_<step>``, as ``startingOffsets`` and ``schema``: all queries
         of the pipeline start there, and what is produced while a schema is inferred is read. They are found anew when
-        the config asks for another beginning (``configured``) before a query has read anything. The observation
-        ``kafka_<step>`` counts ``records`` and ``dead_letters``.
+        the config asks for another beginning (``configured``) before a query has read anything. ``topicIds`` tell a
+        topic from another one of its name. The observation ``kafka_<step>`` counts ``records`` and ``dead_letters``.
 
         Raises ConfigurationError for a topic that is not there and for offsets that do not fit it;
+        PipelineExecutionError for one that was made again since the last start, unless failOnDataLoss is false;
         PipelineCancelledError when the run is stopped while this waits for a topic or for a first record.
         """
         source = _source_of(context)
@@ -292,8 +293,9 @@ class FromKafka(ExtractMethod):
             start = self._first_offsets(context, source)
             document = {"startingOffsets": start, "schema": None, "configured": self._beginning()}
             source.checkpoint.write_document(_document_name(source), document)
-        start = parse_offsets(json.dumps(document["startingOffsets"]))
         there = self._wait_for_topics(context, source)
+        document = self._known_by_ids(context, source, document, there)
+        start = parse_offsets(json.dumps(document["startingOffsets"]))
         schema = self.schema_ or document["schema"]
         if schema is None and self.format == "json":
             schema = self._wait_for_schema(context, source, start)
@@ -412,6 +414,35 @@ class FromKafka(ExtractMethod):
                 _log.warning("%s: waiting for Kafka %s to be there", source.step, waited_for)
                 said = True
             _pause(source, f"Kafka {waited_for} to be there")
+
+    def _known_by_ids(
+        self, context: StepContext, source: StreamSource, document: dict[str, Any], there: Offsets
+    ) -> dict[str, Any]:
+        """Return ``document`` with the ids of the topics, those that it has not kept yet and those made again included.
+
+        Raises PipelineExecutionError for a topic that was made again, unless failOnDataLoss is false: it then begins at
+        its earliest record for a query that has not begun yet.
+        """
+        known: dict[str, str] = document.get("topicIds", {})
+        ids = known | read_topic_ids(self.kafka(context.connections), context.connections.secrets, list(there))
+        again = [topic for topic in known if ids[topic] != known[topic]]
+        if again:
+            said = (
+                f"topic {', '.join(map(repr, again))} is not that of the stream's last start: it was deleted and made "
+                "again, or is on another cluster, and what the stream had not read yet is lost"
+            )
+            if self.fail_on_data_loss:
+                raise PipelineExecutionError(
+                    f"{said}. Give each load of the stream a new checkpointLocation, with startingOffsets 'earliest' "
+                    "to begin with the first record that is there; or start once with failOnDataLoss false, to go on "
+                    "at the old offsets"
+                )
+            _log.warning("%s: %s; it goes on at the old offsets, as failOnDataLoss is false", source.step, said)
+        if ids != known:
+            start = document["startingOffsets"] | {topic: there[topic] for topic in again}
+            document = {**document, "startingOffsets": start, "topicIds": ids}
+            source.checkpoint.write_document(_document_name(source), document)
+        return document
 
     def _wait_for_schema(self, context: StepContext, source: StreamSource, start: Offsets) -> str:
         """Return the columns of the JSON from ``start`` on, once there is a record that tells them."""

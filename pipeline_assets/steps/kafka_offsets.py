@@ -1,4 +1,4 @@
-"""Where Kafka's topics begin and end, asked of the brokers without Spark: a look takes no JVM."""
+"""Where Kafka's topics begin and end, and which they are, asked of the brokers without Spark: a look takes no JVM."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline_assets.errors import ConfigurationError, CredentialError, PipelineExecutionError, did_you_mean
@@ -14,6 +16,8 @@ from pipeline_assets.steps.kafka_options import kafka_options
 from pipeline_assets.transience import execution_error, transience_of
 
 if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
+
     from pipeline_assets.connections import KafkaConnection
     from pipeline_assets.credentials import Secrets
 
@@ -46,8 +50,69 @@ def read_offsets(
     options that can't be translated; CredentialError when the broker refuses the login; PipelineExecutionError when no
     broker answers within ``timeout`` seconds.
     """
-    from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
-    from confluent_kafka.admin import AdminClient, OffsetSpec
+    from confluent_kafka import IsolationLevel, TopicPartition
+    from confluent_kafka.admin import OffsetSpec
+
+    with _asking(connection, secrets, timeout) as asking:
+        found = asking.client.list_topics(timeout=asking.left()).topics
+        partitions = {
+            TopicPartition(topic, partition): OffsetSpec.earliest() if which == "earliest" else OffsetSpec.latest()
+            for topic in _chosen(topics, pattern, found, logs_in=asking.logs_in)
+            for partition in found[topic].partitions
+        }
+        if not partitions:
+            return {}
+        level = IsolationLevel.READ_COMMITTED if _reads_committed(connection) else IsolationLevel.READ_UNCOMMITTED
+        futures = asking.client.list_offsets(
+            partitions, isolation_level=level, request_timeout=max(0.001, asking.left())
+        )
+        offsets: Offsets = {}
+        for partition, future in futures.items():
+            answer = future.result(timeout=asking.left())
+            offsets.setdefault(partition.topic, {})[partition.partition] = answer.offset
+        return _sorted(offsets)
+
+
+def read_topic_ids(
+    connection: KafkaConnection, secrets: Secrets, topics: Sequence[str], *, timeout: float = 10.0
+) -> dict[str, str]:
+    """Return the ids of ``topics``: one that is deleted and made again has another.
+
+    Brokers before Kafka 2.8 know none: their topics are left out. Raises what ``read_offsets`` does, and
+    PipelineExecutionError for a topic that is not there.
+    """
+    from confluent_kafka import TopicCollection
+
+    with _asking(connection, secrets, timeout) as asking:
+        futures = asking.client.describe_topics(
+            TopicCollection(list(topics)), request_timeout=max(0.001, asking.left())
+        )
+        found = {topic: future.result(timeout=asking.left()).topic_id for topic, future in futures.items()}
+    return {
+        topic: str(topic_id)
+        for topic, topic_id in sorted(found.items())
+        if topic_id.get_most_significant_bits() or topic_id.get_least_significant_bits()
+    }
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """A client of the brokers, for as long as there is time. ``logs_in``: whether it is somebody to them."""
+
+    client: AdminClient
+    deadline: float
+    logs_in: bool
+
+    def left(self) -> float:
+        """Return how many seconds are left."""
+        return max(0.0, self.deadline - time.monotonic())
+
+
+@contextmanager
+def _asking(connection: KafkaConnection, secrets: Secrets, timeout: float) -> Iterator[_Asking]:
+    """Give a client, and turn what it raises inside into this package's errors."""
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
 
     deadline = time.monotonic() + timeout
     settings = client_settings(connection, secrets)
@@ -76,22 +141,7 @@ def read_offsets(
             said = said.replace(settings[secret] or "\0", "***")
         raise ConfigurationError(f"the Kafka client does not take the options in connections.json: {said}") from None
     try:
-        found = client.list_topics(timeout=max(0.0, deadline - time.monotonic())).topics
-        partitions = {
-            TopicPartition(topic, partition): OffsetSpec.earliest() if which == "earliest" else OffsetSpec.latest()
-            for topic in _chosen(topics, pattern, found, logs_in="security.protocol" in settings)
-            for partition in found[topic].partitions
-        }
-        if not partitions:
-            return {}
-        level = IsolationLevel.READ_COMMITTED if _reads_committed(connection) else IsolationLevel.READ_UNCOMMITTED
-        left = max(0.001, deadline - time.monotonic())
-        futures = client.list_offsets(partitions, isolation_level=level, request_timeout=left)
-        offsets: Offsets = {}
-        for partition, future in futures.items():
-            answer = future.result(timeout=max(0.0, deadline - time.monotonic()))
-            offsets.setdefault(partition.topic, {})[partition.partition] = answer.offset
-        return _sorted(offsets)
+        yield _Asking(client, deadline, logs_in="security.protocol" in settings)
     except (KafkaException, TimeoutError) as error:
         client.poll(0)  # hands over to error_cb what has happened
         if isinstance(error, KafkaException):

@@ -35,6 +35,11 @@ class Position:
     end: int
     lag: int
 
+    @property
+    def is_beyond(self) -> bool:
+        """Whether more has been read than there is: what is there now is not what was read."""
+        return self.at > self.end
+
     def __str__(self) -> str:
         return f"{self.name} at {self.at} of {self.end}"
 
@@ -56,6 +61,11 @@ class Backlog:
         """How many records (of Kafka) and versions (of Delta tables) are to come."""
         return sum(position.lag for position in self.positions)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to start for, and be it an error for the run to tell."""
+        return self.starts or self.lag > 0 or any(position.is_beyond for position in self.positions)
+
     def __str__(self) -> str:
         if self.starts:
             return "the stream has not started yet"
@@ -74,8 +84,13 @@ def read_backlog(plan: PipelinePlan, settings: Settings, connections: Connection
     reader = _Reader(plan, settings, connections, deadline)
     loads = [reader.load(load) for load in plan.stream_loads()]
     facts = json.dumps([[positions, committed] for positions, committed, _ in loads], default=str)
-    positions, _, starts = max(loads, key=lambda found: (found[2], sum(position.lag for position in found[0])))
+    positions, _, starts = max(loads, key=_urgency)
     return Backlog(tuple(positions), hashlib.sha256(facts.encode()).hexdigest()[:16], starts)
+
+
+def _urgency(load: tuple[Sequence[Position], Sequence[str], bool]) -> tuple[bool, bool, int]:
+    positions, _, starts = load
+    return starts, any(position.is_beyond for position in positions), sum(position.lag for position in positions)
 
 
 @dataclass

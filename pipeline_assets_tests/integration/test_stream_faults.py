@@ -221,14 +221,15 @@ def test_a_topic_that_is_waited_for(location: Location, kafka: KafkaServer, topi
     later.delete()
 
 
-def test_a_topic_that_was_made_again(location: Location, topic: Topic) -> None:
-    """Its offsets went backwards: an error, and no silent reset."""
+@pytest.mark.parametrize("count", [10, 150])
+def test_a_topic_that_was_made_again(location: Location, topic: Topic, count: int) -> None:
+    """An error, and no silent reset; also when its offsets are beyond those that the stream has read."""
     document = stream(from_kafka(topic, schema=SCHEMA), to_delta())
     location.write(document)
     topic.send(events(0, 100))
     location.run("stream")
     topic.delete()
-    topic.make().send(events(100, 10))
+    topic.make().send(events(100, count))
     result = location.run("stream", fail=True)
     assert "failOnDataLoss" in failure_text(result)
     assert ids(location) == Counter(range(100))

@@ -535,6 +535,10 @@ def test_topics_by_pattern(new_topic: Callable[..., Topic], stream: Stream) -> N
     new_topic(first.name + "-b").make().send(EVENTS[4:])
     new_topic(first.name + "-not").make().send(EVENTS)
     assert stream.run(method) == events_as_rows()
+    assert set(stream.document()["topicIds"]) == {first.name, first.name + "-b"}
+    new_topic(first.name + "-b").make()
+    with pytest.raises(PipelineExecutionError, match=f"^topic '{first.name}-b' is not that of"):
+        stream.run(method)
 
 
 def test_a_missing_topic_fails(stream: Stream) -> None:
@@ -575,6 +579,31 @@ def test_lost_records_are_an_error(topic: Topic, stream: Stream) -> None:
     with pytest.raises(PipelineExecutionError, match="Some data may have been lost"), spark_errors():
         stream.write(frame)
     assert stream.run(method.model_copy(update={"fail_on_data_loss": False})) == events_as_rows(EVENTS[3:])
+
+
+def test_a_topic_that_was_made_again(topic: Topic, stream: Stream, said: Said) -> None:
+    method = FromKafka.model_validate({"topic": topic.name, "startingOffsets": "earliest", "schema": DDL})
+    assert stream.run(method) == events_as_rows()
+    # With more records than before, so that no offset has gone backwards.
+    more = [{"id": 100 + number, "kind": "new"} for number in range(12)]
+    topic.make().send(more)
+    with pytest.raises(PipelineExecutionError, match="deleted and made again, .* failOnDataLoss false, to go on at"):
+        stream.run(method)
+    assert stream.rows() == events_as_rows()
+    found = stream.run(method.model_copy(update={"fail_on_data_loss": False}))
+    assert found == events_as_rows([*EVENTS, *more[len(EVENTS) :]])
+    assert len([text for text in said.texts if "made again" in text]) == 1
+    assert stream.run(method) == found
+
+
+def test_a_document_of_before_there_were_ids(topic: Topic, stream: Stream) -> None:
+    method = FromKafka.model_validate({"topic": topic.name, "startingOffsets": "earliest", "schema": DDL})
+    method.extract_stream(stream.context)
+    document = stream.document()
+    older = {key: document[key] for key in ("startingOffsets", "schema")}
+    stream.checkpoint.write_document("source_from_kafka", older)
+    method.extract_stream(stream.context)
+    assert stream.document() == {**older, "topicIds": document["topicIds"]}
 
 
 # Configs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 
@@ -13,7 +14,15 @@ from devstack.topics import new_topic
 from pipeline_assets.connections import KafkaConnection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
-from pipeline_assets.steps.kafka_offsets import Offsets, client_settings, lag, offsets_json, parse_offsets, read_offsets
+from pipeline_assets.steps.kafka_offsets import (
+    Offsets,
+    client_settings,
+    lag,
+    offsets_json,
+    parse_offsets,
+    read_offsets,
+    read_topic_ids,
+)
 
 SECRETS = Secrets()
 
@@ -81,6 +90,34 @@ def test_open_transactions_count_by_isolation_level(kafka: KafkaServer, topic: s
     ]
     producer.abort_transaction(30)
     assert [found[topic][0] for found in offsets] == [1, 0, 0]
+
+
+def test_a_topic_that_is_made_again_has_another_id(kafka: KafkaServer, topic: str) -> None:
+    connection, other = connection_to(kafka.bootstrap_servers), f"{topic}-other"
+    new_topic(kafka, other, 1)
+    before = read_topic_ids(connection, SECRETS, [topic, other])
+    assert before == read_topic_ids(connection, SECRETS, [topic, other])
+    new_topic(kafka, topic, 3)
+    after = read_topic_ids(connection, SECRETS, [topic, other])
+    assert after[other] == before[other]
+    assert len({*before.values(), *after.values()}) == 3
+    with pytest.raises(PipelineExecutionError, match=f"Kafka at {kafka.bootstrap_servers} answers: "):
+        read_topic_ids(connection, SECRETS, [topic, f"{topic}-missing"])
+
+
+def test_brokers_that_give_topics_no_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    from confluent_kafka import Uuid
+    from confluent_kafka.admin import AdminClient, TopicDescription
+
+    def described(client: AdminClient, topics: object, **_: object) -> dict[str, Future[TopicDescription]]:
+        found = {"old": Future[TopicDescription](), "new": Future[TopicDescription]()}
+        found["old"].set_result(TopicDescription("old", Uuid(0, 0), False, []))
+        found["new"].set_result(TopicDescription("new", Uuid(0, 1), False, []))
+        return found
+
+    monkeypatch.setattr(AdminClient, "describe_topics", described)
+    connection = connection_to("127.0.0.1:1")
+    assert read_topic_ids(connection, SECRETS, ["old", "new"]) == {"new": str(Uuid(0, 1))}
 
 
 def test_pattern_matches_whole_names(kafka: KafkaServer, topic: str) -> None:
