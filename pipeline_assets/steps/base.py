@@ -63,9 +63,14 @@ class StreamSource:
     others: tuple[Checkpoint, ...] = ()
 
     @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Those of all queries that it feeds."""
+        return (self.checkpoint, *self.others)
+
+    @property
     def is_read(self) -> bool:
         """Whether a query has planned a micro-batch of it, so that what is in its checkpoint has come to count."""
-        return any(checkpoint.is_read for checkpoint in (self.checkpoint, *self.others))
+        return any(checkpoint.is_read for checkpoint in self.checkpoints)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from pipeline_assets.steps.kafka_ranges import (
     not_before,
     or_earliest,
     resolved_offsets,
+    still_there,
     with_records,
 )
 from pipeline_assets.steps.kafka_records import (
@@ -279,7 +280,8 @@ class FromKafka(ExtractMethod):
         """Return the stream of the records that can be read: at each start from the same place, with the same columns.
 
         Both are kept in the checkpoint's document ``source_<step>``, as ``startingOffsets`` and ``schema``: all queries
-        of the pipeline start there, and what is produced while a schema is inferred is read. They are found anew when
+        of the pipeline start there, and what is produced while a schema is inferred is read. A query that joins others
+        later begins with what is left, where records have gone. The place and the columns are found anew when
         the config asks for another beginning (``configured``) before a query has read anything. ``topicIds`` tell a
         topic from another one of its name. The observation ``kafka_<step>`` counts ``records`` and ``dead_letters``.
 
@@ -301,7 +303,7 @@ class FromKafka(ExtractMethod):
             schema = self._wait_for_schema(context, source, start)
             source.checkpoint.write_document(_document_name(source), {**document, "schema": schema})
         # Spark wants to be told of every partition that there is, until it has a checkpoint of its own.
-        told = or_earliest(start, there)
+        told = or_earliest(self._left_of(source, start, there), there)
         # Spark takes a pattern that matches a part of the name, too.
         subscription = (
             {"subscribePattern": f"^(?:{self.topic_pattern})$"}
@@ -443,6 +445,26 @@ class FromKafka(ExtractMethod):
             document = {**document, "startingOffsets": start, "topicIds": ids}
             source.checkpoint.write_document(_document_name(source), document)
         return document
+
+    def _left_of(self, source: StreamSource, start: Offsets, there: Offsets) -> Offsets:
+        """Return ``start`` for queries that begin now, without partitions whose records from there on have gone.
+
+        Those are no loss where a query has read the stream before, and another one joins it; without such a query all
+        of ``start`` is returned, and Spark says what is lost.
+        """
+        left = still_there(start, there)
+        joining = [checkpoint.path for checkpoint in source.checkpoints if not checkpoint.is_read]
+        if left == start or not joining or not source.is_read:
+            return start
+        _log.warning(
+            "%s: the records that the stream first began with, at %s, are no longer in Kafka: the query of the "
+            "checkpoint %s begins at %s",
+            source.step,
+            offsets_json(start),
+            ", ".join(joining),
+            offsets_json(not_before(start, there)),
+        )
+        return left
 
     def _wait_for_schema(self, context: StepContext, source: StreamSource, start: Offsets) -> str:
         """Return the columns of the JSON from ``start`` on, once there is a record that tells them."""

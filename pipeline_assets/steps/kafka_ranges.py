@@ -72,6 +72,18 @@ def not_before(start: Offsets, earliest: Offsets) -> Offsets:
     }
 
 
+def still_there(start: Offsets, earliest: Offsets) -> Offsets:
+    """Return those partitions of ``start`` whose records from there on have not gone."""
+    return {
+        topic: {
+            partition: offset
+            for partition, offset in partitions.items()
+            if offset >= earliest.get(topic, {}).get(partition, offset)
+        }
+        for topic, partitions in start.items()
+    }
+
+
 def newest_records(start: Offsets, end: Offsets, count: int) -> Offsets:
     """Return where to begin to read the newest ``count`` records before ``end``, in all partitions together.
 

@@ -36,8 +36,9 @@ def bind(checkpoint: Checkpoint, plan: PipelinePlan, load: PlannedStep) -> None:
     if bound is not None and bound != wanted:
         raise ConfigurationError(
             f"the checkpoint {checkpoint.path} can't carry this change: {'; '.join(_changes(bound, wanted))}. Either "
-            "undo the change, or give a new checkpointLocation: the stream then begins anew at its starting offsets, "
-            "and a target that has the same rows already gets them again unless you empty it or load by mergeKeys",
+            "undo the change, or give a new checkpointLocation: the load then begins anew, at startingOffsets, or "
+            "beside other loads where their stream began, with the records that are left. A target that has the same "
+            "rows already gets them again unless you empty it or load by mergeKeys",
             location=plan.location(load),
         )
     if bound is None:

@@ -581,6 +581,24 @@ def test_lost_records_are_an_error(topic: Topic, stream: Stream) -> None:
     assert stream.run(method.model_copy(update={"fail_on_data_loss": False})) == events_as_rows(EVENTS[3:])
 
 
+def test_a_query_that_joins_later_begins_with_what_is_left(topic: Topic, stream: Stream, said: Said) -> None:
+    method = FromKafka.model_validate({"topic": topic.name, "startingOffsets": "earliest", "schema": DDL})
+    stream.run(method)
+    topic.delete_before(3)
+    later = Stream(stream.folder / "later", stream.context)
+    source = StreamSource("from_kafka", stream.checkpoint, stream.stop, others=(later.checkpoint,))
+    both = dataclasses.replace(stream.context, source=source)
+    frame = method.extract_stream(both)
+    topic.send(EVENTS[:1])
+    stream.write(frame)
+    later.write(frame)
+    assert stream.rows() == events_as_rows([*EVENTS, EVENTS[0]])
+    assert later.rows() == events_as_rows([*EVENTS[3:], EVENTS[0]])
+    later.write(method.extract_stream(both))
+    (told,) = [text for text in said.texts if later.checkpoint.path in text]
+    assert told.endswith(f'begins at {{"{topic.name}":{{"0":3}}}}')
+
+
 def test_a_topic_that_was_made_again(topic: Topic, stream: Stream, said: Said) -> None:
     method = FromKafka.model_validate({"topic": topic.name, "startingOffsets": "earliest", "schema": DDL})
     assert stream.run(method) == events_as_rows()
