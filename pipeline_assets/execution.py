@@ -60,8 +60,9 @@ class PipelineRun:
 
     A DataFrame that this process has not built comes from the Spark session when another process of the run left it
     there (Spark Connect), from the warehouse when it is a table, and is planned anew from its config otherwise. All
-    three give the same rows. ``selected``: the steps that the run is for; all of them when left out.
-    ``in_one_process``: whether this process runs all of these.
+    three give the same rows. ``selected``: the steps that the run is for; all of them when left out. ``waiting``: those
+    that read what the run is yet to write for other pipelines. ``in_one_process``: whether this process runs all of
+    these.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class PipelineRun:
         plan: PipelinePlan,
         context: StepContext,
         selected: Collection[int] | None = None,
+        waiting: Collection[int] = (),
         *,
         in_one_process: bool = True,
     ) -> None:
         self.plan = plan
         self.context = context
         self._selected = frozenset(range(len(plan.steps)) if selected is None else selected)
+        self._waiting = frozenset(waiting)
         self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
         self._done: set[int] = set()
         self._frames: dict[int, DataFrame] = {}
@@ -319,9 +322,10 @@ class PipelineRun:
         self._checked = True
 
     def _waits_for_a_write(self, step: PlannedStep) -> bool:
-        """Whether ``step`` depends on data that an earlier step of its pipeline writes outside."""
-        inputs = (self.plan.steps[index] for index in step.inputs)
-        return bool(self.plan.writers_before(step)) or any(self._waits_for_a_write(upstream) for upstream in inputs)
+        """Whether ``step`` depends on data that the run may be yet to write outside, for it or another pipeline."""
+        if step.index in self._waiting or self.plan.writers_before(step):
+            return True
+        return any(self._waits_for_a_write(self.plan.steps[index]) for index in step.inputs)
 
     def _apply(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
         method = step.method

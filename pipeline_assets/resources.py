@@ -136,9 +136,14 @@ class SparkResource(dg.ConfigurableResource[Any]):
         self._ending.callback(callback)
 
     def pipeline_run(
-        self, plan: PipelinePlan, run_id: str, partition_key: str | None = None, selected: Collection[int] | None = None
+        self,
+        plan: PipelinePlan,
+        run_id: str,
+        partition_key: str | None = None,
+        selected: Collection[int] | None = None,
+        waiting: Collection[int] = (),
     ) -> PipelineRun:
-        """Return the run of ``plan`` in this process, for the ``selected`` steps, or all; the same one in one run."""
+        """Return the run of ``plan`` in this process, as PipelineRun takes it; the same one in one run."""
         key = (run_id, plan.name, partition_key)
         self._plans[plan.name] = plan
         if self._sessions.has_died():
@@ -172,6 +177,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                     partition=partitions.slice(partition_key) if partitions and partition_key else None,
                 ),
                 selected,
+                waiting,
                 in_one_process=self._settings.executor == "in_process",
             )
         return self._runs[key]

@@ -21,6 +21,7 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.retries import seconds_before_retry
 from pipeline_assets.run_log import RunLog
+from pipeline_assets.steps.base import ExtractMethod
 
 
 class RunSource(Protocol):
@@ -35,9 +36,14 @@ class RunSource(Protocol):
         """The log lines of the process's run."""
 
     def pipeline_run(
-        self, plan: PipelinePlan, run_id: str, partition_key: str | None = None, selected: Collection[int] | None = None
+        self,
+        plan: PipelinePlan,
+        run_id: str,
+        partition_key: str | None = None,
+        selected: Collection[int] | None = None,
+        waiting: Collection[int] = (),
     ) -> PipelineRun:
-        """Return the run of ``plan`` for the ``selected`` steps, or all; the same one for the same arguments."""
+        """Return the run of ``plan`` as PipelineRun takes it; the same one in one run."""
 
 
 @contextmanager
@@ -65,7 +71,8 @@ def step_op(
         spark.cancellation.guard(),
     ):
         try:
-            run = spark.pipeline_run(plan, context.run_id, partition_key, _selected(context, plan))
+            selected, waiting = _selected(context, plan), _waiting(context, plan)
+            run = spark.pipeline_run(plan, context.run_id, partition_key, selected, waiting)
             spark.run_log.tell_spark(run.context.spark)
             with run.interruptible():
                 yield run
@@ -85,6 +92,21 @@ def _selected(context: StepExecutionContext, plan: PipelinePlan) -> frozenset[in
     shown = (step if step.role is not Role.CHECK else plan.steps[step.inputs[0]] for step in plan.steps)
     return frozenset(
         step.index for step, asset in zip(plan.steps, shown, strict=True) if asset_key(plan, asset) in keys
+    )
+
+
+def _waiting(context: StepExecutionContext, plan: PipelinePlan) -> frozenset[int]:
+    """Return the steps of ``plan`` that read what the run writes for another pipeline."""
+    layer = context.job_def.asset_layer
+    keys = {step.index: asset_key(plan, step) for step in plan.steps if isinstance(step.method, ExtractMethod)}
+    return frozenset(
+        index
+        for index, key in keys.items()
+        if layer.asset_graph.has(key)
+        and any(
+            parent in layer.selected_asset_keys and parent.path[0] != plan.name
+            for parent in layer.asset_graph.get(key).parent_keys
+        )
     )
 
 

@@ -160,6 +160,28 @@ class TestTables:
             location.run("p")
         same_rows(rows_of(location.table("p", "all_rows")), pd.DataFrame({"id": [1, 2]}))
 
+    def test_a_run_of_two_pipelines_plans_what_the_other_has_just_loaded(self, location: Location) -> None:
+        source = location.folder / "rows.json"
+        write_rows(source, [{"id": 1}, {"id": 2}])
+        table = {"path": "/lake/t"}
+        location.write(
+            batch(
+                "first",
+                extract_file("rows", f"file://{source}"),
+                transform("filterRows", condition="id > 0"),
+                load("toDeltaLake", **table),
+            ),
+            batch(
+                "second",
+                extract_file("wanted", f"file://{source}"),
+                {"type": "validate", "method": "notNull", "config": {"columns": ["id"]}},
+                {"type": "extract", "method": "fromDeltaLake", "config": {**table, "registerAs": "loaded"}},
+                transform("joinDataFrames", inputDataFrames=["wanted", "loaded"], keys=["id"], registerAs="both"),
+            ),
+        )
+        location.run("__ASSET_JOB")
+        same_rows(rows_of(location.table("second", "both")), pd.DataFrame({"id": [1, 2]}))
+
     def test_a_table_that_is_missing_says_what_to_materialize(self, location: Location) -> None:
         source = location.folder / "rows.json"
         write_rows(source, [{"id": 1}])
