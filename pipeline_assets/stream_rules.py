@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from pipeline_assets.config import Pipeline
 from pipeline_assets.errors import ConfigIssue
@@ -19,6 +20,8 @@ from pipeline_assets.steps.base import (
     ValidateMethod,
 )
 from pipeline_assets.steps.paths import place_of
+from pipeline_assets.steps.sql_names import changing_part
+from pipeline_assets.steps.sql_texts import sql_texts
 from pipeline_assets.steps.transform import WithWatermark
 
 Inputs = Sequence[tuple[int, ...]]
@@ -121,6 +124,20 @@ def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], loa
                 "put the validate step after this one, or load what it has checked into a table by toDeltaLake and "
                 "go on from there in another streaming pipeline",
             )
+    before = _reach(source, lambda step: inputs[step]) | {source}
+    for guard in (index for index in found.guards if cast(ValidateMethod, pipeline.methods[index]).quarantines):
+        for step in sorted(_reach(guard, lambda step: inputs[step]) - before):
+            method = pipeline.methods[step]
+            texts = sql_texts(method) if isinstance(method, DataFrameMethod) else ()
+            changing = next((part for _, text, _ in texts if (part := changing_part(text))), None)
+            if changing is not None:
+                yield ConfigIssue(
+                    pipeline.file,
+                    pointer("steps", step),
+                    f"{changing} gives another answer each time, and after step {first} (validate) a micro-batch is "
+                    f"queried more than once, so step {guard} could put a row into quarantine and let it pass: move it "
+                    f"before step {first}",
+                )
 
 
 def _dataframe_problem(method: DataFrameMethod, *, is_stream: bool) -> str | None:

@@ -91,6 +91,11 @@ def test_event_stream_as_written(tmp_path: Path) -> None:
             "one of several streams that step 4 loads",
         ),
         (
+            (EVENTS, CHECK, transform("withColumns", columns={"late": "at < now()"}), QUARANTINE, load()),
+            "/steps/2",
+            "so step 3 could put a row into quarantine and let it pass: move it before step 1",
+        ),
+        (
             (
                 EVENTS,
                 COUNTS,
@@ -128,6 +133,8 @@ def test_what_no_stream_can_do(steps: tuple[dict[str, Any], ...], pointer: str, 
         (EVENTS, load(), load(path="/other", checkpointLocation="/checkpoints/other")),
         (EVENTS, CHECK, transform("withColumns", columns={"x": "1"}), load()),
         (EVENTS, COUNTS, CHECK, load(outputMode="complete")),
+        (EVENTS, transform("withColumns", columns={"late": "at < now()"}), QUARANTINE, load()),
+        (EVENTS, CHECK, transform("withColumns", columns={"loaded_at": "now()"}), load()),
         (
             extract_file("rows", "/rows.csv"),
             transform("cache"),

@@ -30,6 +30,59 @@ _STATEMENTS = frozenset(
     ]
 )
 
+# Those of Spark's functions whose value is another one each time a query is run, or that tell where a row lies.
+_TIME = frozenset(["current_date", "current_time", "current_timestamp", "localtimestamp"])  # without parentheses too
+_CHANGING = _TIME | {
+    "curdate",
+    "input_file_block_length",
+    "input_file_block_start",
+    "input_file_name",
+    "java_method",
+    "monotonically_increasing_id",
+    "now",
+    "rand",
+    "randn",
+    "random",
+    "randstr",
+    "reflect",
+    "shuffle",
+    "spark_partition_id",
+    "try_reflect",
+    "uniform",
+    "uuid",
+}
+# Compared with a date or a timestamp, Spark takes these texts for the time of the query.
+_TIME_TEXTS = frozenset(["now", "today", "tomorrow", "yesterday"])
+
+
+def changing_part(sql: str) -> str | None:
+    """Return the first part of ``sql`` whose value depends on the time or on chance, as it stands there; or None.
+
+    What can't be split into tokens is taken to have none: Spark does not understand it either.
+    """
+    from sqlglot import tokenize
+    from sqlglot.errors import SqlglotError
+    from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
+
+    try:
+        tokens = tokenize(sql, read="spark")
+    except SqlglotError:
+        return None
+    kinds = [token.token_type for token in tokens] + [TokenType.SEMICOLON] * 2
+    for at, token in enumerate(tokens):
+        name = token.text.casefold()
+        if kinds[at] is TokenType.STRING:
+            if name.strip() in _TIME_TEXTS:
+                return f"'{token.text}'"
+        elif kinds[at + 1] is TokenType.L_PAREN:
+            # Of a time that is given it makes a number, and of none the time.
+            is_clock = name == "unix_timestamp" and kinds[at + 2] is TokenType.R_PAREN
+            if name in _CHANGING or is_clock:
+                return f"{token.text}()"
+        elif name in _TIME and kinds[at] is not TokenType.IDENTIFIER and kinds[at - 1] is not TokenType.DOT:
+            return token.text
+    return None
+
 
 def check_is_query(query: str) -> str:
     """Return ``query``. Raises ValueError when it is not one SELECT in Spark SQL.

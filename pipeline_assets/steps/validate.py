@@ -11,7 +11,8 @@ from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import ExpectationResult, Severity, StepContext, StreamTraits, ValidateMethod
 from pipeline_assets.steps.evaluation import Sampling, Stated, check_all, evaluate, failed_names
 from pipeline_assets.steps.expectations import Expectation, Expression, InRange, InSet, Matches, NotNull
-from pipeline_assets.steps.sql_texts import SqlExpression
+from pipeline_assets.steps.sql_names import changing_part
+from pipeline_assets.steps.sql_texts import SqlExpression, sql_texts
 from pipeline_assets.steps.table_expectations import Freshness, Referential, RowCount, Schema, Unique
 from pipeline_assets.steps.transform import quote
 
@@ -104,6 +105,21 @@ class ExpectationStep(ValidateMethod):
             )
         if self.quarantines and not self._kept_to():
             raise ValueError("every expectation has severity 'warn', so no row is put into quarantine: see 'onFailure'")
+        return self
+
+    @model_validator(mode="after")
+    def _one_verdict_on_a_row(self) -> Self:
+        """What is put aside and what goes on are queries of their own, and a stream's are run again after a crash."""
+        for item in self._kept_to() if self.quarantines else ():
+            for _, text, _ in sql_texts(item.expectation):
+                if changing := changing_part(text):
+                    which = f"expectation {item.name!r}" if item.name else f"condition {text!r}"
+                    raise ValueError(
+                        f"onFailure 'quarantine' needs the same answer about a row each time, and {changing} in the "
+                        f"{which} gives another one: for the time, add a column by withColumns before the first "
+                        "validate step and compare with it; for chance, take a hash of the row's key, such as "
+                        "xxhash64(id); or use onFailure 'fail' or 'warn'"
+                    )
         return self
 
 

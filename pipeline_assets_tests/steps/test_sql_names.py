@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline_assets.steps.sql_names import (
+    changing_part,
     check_is_query,
     has_filter,
     has_groups,
@@ -105,3 +106,20 @@ def test_statements_that_are_no_queries(query: str, message: str) -> None:
 )
 def test_what_queries_do(query: str, moves: bool, groups: bool, filters: bool) -> None:
     assert (moves_rows(query), has_groups(query), has_filter(query)) == (moves, groups, filters)
+
+
+@pytest.mark.parametrize(
+    ("sql", "part"),
+    [
+        ("at > Now() - INTERVAL 1 HOUR", "Now()"),
+        ("at > current_timestamp", "current_timestamp"),
+        ("unix_timestamp() > seconds", "unix_timestamp()"),
+        ("at < 'Now '", "'Now '"),
+        ("x -> rand(3) what sqlglot does not parse", "rand()"),
+        ("unix_timestamp(at) > 0 AND rand > 1 AND t.current_date > `current_date`", None),
+        ("note = 'now or never' AND code <> 'uuid()' -- rand()", None),
+        ("not even SQL '", None),
+    ],
+)
+def test_what_changes_by_itself(sql: str, part: str | None) -> None:
+    assert changing_part(sql) == part

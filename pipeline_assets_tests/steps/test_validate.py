@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -347,6 +348,28 @@ def test_quarantine_is_for_single_rows(step: type[ValidateMethod]) -> None:
     config = {"columns": ["a"], "onFailure": "quarantine"}
     with pytest.raises(ValueError, match="is not about single rows: give it a validate step of its own"):
         step.model_validate(config | ({"references": "b"} if step is ValidateReferential else {}))
+
+
+@pytest.mark.parametrize(
+    ("condition", "changing"),
+    [
+        ("at <= current_timestamp()", "current_timestamp()"),
+        ("at > CURRENT_TIMESTAMP - INTERVAL 10 MINUTES", "CURRENT_TIMESTAMP"),
+        ("CAST(at AS DATE) = DATE 'today'", "'today'"),
+        ("rand() < 0.5", "rand()"),
+    ],
+)
+def test_quarantine_wants_the_same_answer_each_time(condition: str, changing: str) -> None:
+    said = re.escape(f"the same answer about a row each time, and {changing} in the")
+    with pytest.raises(ValueError, match=f"{said} condition .*withColumns"):
+        ValidateExpression.model_validate({"condition": condition, "onFailure": "quarantine"})
+    named = {"expectations": {"fine": "at IS NOT NULL", "recent": condition}}
+    with pytest.raises(ValueError, match=f"{said} expectation 'recent'"):
+        Expectations.model_validate({**named, "onFailure": "quarantine"})
+    # These ask once.
+    Expectations.model_validate({**named, "onFailure": "warn"})
+    told = {"recent": {"expect": "expression", "condition": condition, "severity": "warn"}}
+    Expectations.model_validate({"expectations": {"fine": "at IS NOT NULL", **told}, "onFailure": "quarantine"})
 
 
 def test_good_and_bad_rows(context: StepContext) -> None:
