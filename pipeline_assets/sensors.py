@@ -22,7 +22,7 @@ from pipeline_assets.steps.base import StreamingLoad
 from pipeline_assets.streaming.backlog import read_backlog
 from pipeline_assets.streaming.checkpoint_lease import Holder, Process
 from pipeline_assets.streaming.restart_policy import Life, RunStatus, RunView, State, decide, read_state
-from pipeline_assets.streaming_assets import HOST_TAG, PID_TAG
+from pipeline_assets.streaming_assets import tagged_process
 from pipeline_assets.vault_resource import VaultResource, audit_file
 
 RESTART_TAG = "pipeline_assets/restart"
@@ -205,9 +205,9 @@ class _StreamSensor:
 
     def _life(self, run: dg.DagsterRun) -> tuple[Life, str]:
         """Return whether the worker of a started run lives, and by what that is known."""
-        process = _tagged_process(run)
-        if process is not None and process.is_gone():
-            return "gone", f"process {process.pid} on host {process.host} has ended"
+        process = tagged_process(run.tags)
+        if process is not None and process.machine is not None and process.is_gone():
+            return "gone", _ended(process)
         now = datetime.fromtimestamp(self.clock(), UTC)
         states: list[str] = []
         with self._connections() as connections:
@@ -216,12 +216,19 @@ class _StreamSensor:
             if holder is not None and holder.run_id == run.run_id:
                 states.append(holder.state(now))
                 if states[-1] == "gone":
-                    return "gone", f"process {holder.process.pid} on host {holder.process.host} has ended"
-        if "alive" in states or (process is not None and process.is_here()):
+                    return "gone", _ended(holder.process)
+        if "alive" in states:
             return "alive", ""
         if "expired" in states:
             return "gone", "it has stopped renewing its lease on the checkpoint"
-        return "unknown", ""
+        # Last: where the tags do not say which machine, the number alone may be that of another process.
+        if process is not None and process.is_gone():
+            return "gone", _ended(process)
+        return ("alive" if process is not None and process.is_here() else "unknown"), ""
+
+
+def _ended(process: Process) -> str:
+    return f"process {process.pid} on host {process.host} has ended"
 
 
 def _result(state: State, outcome: dg.RunRequest | str) -> dg.SensorResult:
@@ -229,11 +236,6 @@ def _result(state: State, outcome: dg.RunRequest | str) -> dg.SensorResult:
     if isinstance(outcome, str):
         return dg.SensorResult(skip_reason=outcome, cursor=cursor)
     return dg.SensorResult(run_requests=[outcome], cursor=cursor)
-
-
-def _tagged_process(run: dg.DagsterRun) -> Process | None:
-    host, pid = run.tags.get(HOST_TAG), run.tags.get(PID_TAG, "")
-    return Process(host, int(pid)) if host and pid.isdigit() else None
 
 
 def _report_dead(instance: dg.DagsterInstance, run_id: str, message: str) -> None:

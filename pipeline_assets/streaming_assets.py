@@ -1,8 +1,6 @@
 """A streaming pipeline as one multi-asset, whose op lives as long as the pipeline's streaming queries."""
 
 # No postponed annotations here: Dagster inspects those of the functions that it turns into assets.
-import os
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +24,15 @@ from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import told_to_dagster
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.stream_checks import StreamChecks, stream_check_specs
+from pipeline_assets.streaming.checkpoint_lease import Process
 from pipeline_assets.streaming.micro_batches import BatchChecks
 from pipeline_assets.streaming.queries import BatchProgress, StreamingPipeline
 from pipeline_assets.validation_assets import quarantine_key, quarantine_properties
 
 HOST_TAG = "pipeline_assets/host"
 PID_TAG = "pipeline_assets/pid"
+MACHINE_TAG = "pipeline_assets/machine"
+STARTED_TAG = "pipeline_assets/process_started"
 DEAD_LETTERS_CHECK = "no_dead_letters"
 _DEAD_LETTERS_TOLD = "Every record that was read has parsed; those that have not are in the dead-letter table."
 _REPORT_SECONDS = 5.0
@@ -82,7 +83,7 @@ def streaming_asset(
     )
     def stream(context: dg.AssetExecutionContext) -> Iterator[Any]:
         instance = context.instance
-        instance.add_run_tags(context.run.run_id, {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid())})
+        instance.add_run_tags(context.run.run_id, process_tags(Process.this()))
         spark = context.resources.spark
         # Its sensor starts a stream again that failed.
         with (
@@ -116,6 +117,23 @@ def streaming_asset(
             )
 
     return stream
+
+
+def process_tags(process: Process) -> dict[str, str]:
+    """Return the tags that say of a run which process it is in."""
+    told = {HOST_TAG: process.host, PID_TAG: process.pid, MACHINE_TAG: process.machine, STARTED_TAG: process.started}
+    return {tag: str(value) for tag, value in told.items() if value is not None}
+
+
+def tagged_process(tags: Mapping[str, str]) -> Process | None:
+    """Return the process that ``process_tags`` tells of; None when a run's tags do not say.
+
+    Runs of before 'machine' and 'process_started' were told have neither, like those without /proc.
+    """
+    host, pid, started = tags.get(HOST_TAG), tags.get(PID_TAG, ""), tags.get(STARTED_TAG, "")
+    if not host or not pid.isdigit():
+        return None
+    return Process(host, int(pid), tags.get(MACHINE_TAG), int(started) if started.isdigit() else None)
 
 
 def may_break(step: PlannedStep) -> bool:

@@ -36,6 +36,7 @@ from pipeline_assets.settings import Settings
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.streaming.checkpoint_lease import Holder, Process
 from pipeline_assets.streaming.restart_policy import GRACE_SECONDS, RunView, State, decide, read_state
+from pipeline_assets.streaming_assets import process_tags, tagged_process
 from pipeline_assets_tests.config_documents import write_config
 
 if TYPE_CHECKING:
@@ -412,6 +413,57 @@ def test_the_lease_tells_whether_a_run_lives(bench: Bench, process: Process | No
     said = bench.tick()
     assert (bench.status(run) is dg.DagsterRunStatus.FAILURE) is dead
     assert ("restart 1 of 2" in said) is dead
+
+
+THIS = Process.this()
+PROC = pytest.mark.skipif(THIS.machine is None, reason="without /proc a process is known by its number alone")
+
+
+@PROC
+@pytest.mark.parametrize(
+    ("process", "said"),
+    [
+        (THIS, "is in progress"),
+        # As after a reboot or a restart of the container: the number is another process's.
+        (replace(THIS, started=0), f"process {THIS.pid} on host {THIS.host} has ended"),
+        (replace(THIS, machine="another boot"), "no sign of life for 300 s"),
+        # Of another container with the same name: its numbers are not ours.
+        (replace(THIS, machine="another namespace", pid=2**22 + 1), "no sign of life for 300 s"),
+    ],
+    ids=["this one", "number taken again", "other boot", "other namespace"],
+)
+def test_a_run_is_known_by_more_than_the_number_of_its_process(bench: Bench, process: Process, said: str) -> None:
+    bench.tick()
+    bench.run(**process_tags(process))
+    found = bench.tick()
+    if said.startswith("no sign"):
+        assert "is in progress" in found
+        bench.ahead = 310
+        found = bench.tick()
+    assert said in found
+
+
+def test_tags_of_processes_come_back() -> None:
+    for process in (THIS, Process("host", 7), Process("host", 7, "machine", 9)):
+        assert tagged_process(process_tags(process)) == process
+    assert tagged_process({}) is None
+
+
+@pytest.mark.parametrize(("age", "dead"), [(0, False), (61, True)], ids=["renewed", "expired"])
+@pytest.mark.parametrize("number", [os.getpid, ended_process], ids=["taken again", "free"])
+def test_a_lease_counts_more_than_the_number_of_a_process(
+    bench: Bench, number: Callable[[], int], age: float, dead: bool
+) -> None:
+    """The run's tags are of before they told the machine, and the machine is another one with the same name."""
+    bench.tick()
+    process = Process(socket.gethostname(), number())
+    run = bench.run(**process_tags(process))
+    checkpoint = Checkpoint.at(bench.settings.resolve("/checkpoints/stream"), "default", Connections())
+    then = datetime.now(UTC) - timedelta(seconds=age)
+    Holder(run.run_id, replace(process, machine="another"), "token", then, then, 60).write(checkpoint)
+    said = bench.tick()
+    assert ("it has stopped renewing its lease" in said) is dead
+    assert (bench.status(run) is dg.DagsterRunStatus.FAILURE) is dead
 
 
 def test_without_tags_and_lease_a_run_has_five_minutes(bench: Bench) -> None:
