@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import dagster as dg
-from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
+from dagster._core.storage.tags import REPOSITORY_LABEL_TAG, RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from pipeline_assets.config import Sensor, load_connections
 from pipeline_assets.connections import Connections
@@ -121,8 +121,9 @@ class _StreamSensor:
 
     def _tick(self, context: dg.SensorEvaluationContext, deadline: float) -> dg.SensorResult:
         instance, now = context.instance, self.clock()
-        state = read_state(context.cursor) or State(since=now, number=self._next_number(instance))
-        records = self._records(instance)
+        location = _location(context)
+        state = read_state(context.cursor) or State(since=now, number=self._next_number(instance, location))
+        records = self._records(instance, location)
         unsubmitted = self._unsubmitted(records)
         if unsubmitted is not None:
             # The daemon ended between making the run and launching it: asked for again, Dagster launches that one.
@@ -165,19 +166,21 @@ class _StreamSensor:
         with Secrets(policy, vault=vault, audit=audit, consumer=consumer, upkeep=False) as secrets:
             yield replace(connections, secrets=secrets)
 
-    def _next_number(self, instance: dg.DagsterInstance) -> int:
+    def _next_number(self, instance: dg.DagsterInstance, location: str | None) -> int:
         """Return a number that no run key of this sensor has: Dagster launches nothing for a key that it knows."""
-        own = dg.RunsFilter(job_name=self.plan.name, tags={SENSOR_NAME_TAG: self.name})
+        of_location = {REPOSITORY_LABEL_TAG: location} if location is not None else {}
+        own = dg.RunsFilter(job_name=self.plan.name, tags={SENSOR_NAME_TAG: self.name, **of_location})
         for record in instance.get_run_records(own, limit=1):
             match = re.match(rf"{re.escape(self.plan.name)}/(\d+)", record.dagster_run.tags.get(RUN_KEY_TAG, ""))
             return int(match[1]) + 1 if match else 0
         return 0
 
-    def _records(self, instance: dg.DagsterInstance) -> list[dg.RunRecord]:
+    def _records(self, instance: dg.DagsterInstance, location: str | None) -> list[dg.RunRecord]:
         job = self.plan.name
         in_progress = dg.RunsFilter(job_name=job, statuses=list(_IN_PROGRESS))
         ended = dg.RunsFilter(job_name=job, statuses=list(_ENDED))
-        return [*instance.get_run_records(in_progress), *instance.get_run_records(ended, limit=_ENDED_RUNS)]
+        found = [*instance.get_run_records(in_progress), *instance.get_run_records(ended, limit=_ENDED_RUNS)]
+        return [record for record in found if _may_be_of(location, record.dagster_run)]
 
     def _unsubmitted(self, records: Sequence[dg.RunRecord]) -> str | None:
         for record in records:
@@ -225,6 +228,18 @@ class _StreamSensor:
         if process is not None and process.is_gone():
             return "gone", _ended(process)
         return ("alive" if process is not None and process.is_here() else "unknown"), ""
+
+
+def _location(context: dg.SensorEvaluationContext) -> str | None:
+    """Return what Dagster calls the sensor's repository and code location; None where it does not say, as in tests."""
+    origin = context.code_location_origin
+    return f"{context.repository_name}@{origin.location_name}" if origin is not None else None
+
+
+def _may_be_of(location: str | None, run: dg.DagsterRun) -> bool:
+    """Whether ``run`` may be of the code location. One of `dagster job execute` is of none, and may."""
+    origin = run.remote_job_origin
+    return location is None or origin is None or origin.repository_origin.get_label() == location
 
 
 def _ended(process: Process) -> str:

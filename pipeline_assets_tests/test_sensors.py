@@ -19,6 +19,12 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.remote_origin import (
+    CodeLocationOrigin,
+    GrpcServerCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.test_utils import create_run_for_test
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -255,6 +261,10 @@ def document(name: str = "stream", trigger: str | None = "5 seconds", **extract:
     }
 
 
+def origin_of(location: str) -> CodeLocationOrigin:
+    return GrpcServerCodeLocationOrigin(host="localhost", port=4000, location_name=location)
+
+
 @dataclass
 class Bench:
     """The sensor of one pipeline on an instance, with a clock that can be put forward."""
@@ -264,6 +274,7 @@ class Bench:
     ahead: float = 0.0
     cursor: str | None = None
     name: str = "stream"
+    location: str | None = None
 
     def clock(self) -> float:
         return time.time() + self.ahead
@@ -276,7 +287,17 @@ class Bench:
     def tick(self, *, save: bool = True) -> Any:
         """Return the key of the run that is requested, or the reason why there is none."""
         sensor = self.sensor()
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor, sensor_name=sensor.name)
+        context = dg.SensorEvaluationContext(
+            instance_ref=None,
+            last_tick_completion_time=None,
+            last_run_key=None,
+            cursor=self.cursor,
+            log_key=None,
+            repository_name="__repository__",
+            instance=self.instance,
+            sensor_name=sensor.name,
+            code_location_origin=origin_of(self.location) if self.location else None,
+        )
         data = sensor.evaluate_tick(context)
         if save:
             self.cursor = data.cursor
@@ -285,7 +306,10 @@ class Bench:
     def run(self, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED, **tags: str) -> dg.DagsterRun:
         """Make a run of the pipeline's job, with the events that such a one has."""
         run = create_run_for_test(
-            self.instance, job_name=self.name, tags={key.replace("__", "/"): value for key, value in tags.items()}
+            self.instance,
+            job_name=self.name,
+            tags={key.replace("__", "/"): value for key, value in tags.items()},
+            remote_job_origin=self._job_origin() if self.location else None,
         )
         events = [DagsterEventType.PIPELINE_START] if status is not dg.DagsterRunStatus.NOT_STARTED else []
         if status is dg.DagsterRunStatus.CANCELED:
@@ -293,6 +317,9 @@ class Bench:
         for kind in events:
             self.instance.report_dagster_event(DagsterEvent(kind.value, self.name), run.run_id)
         return run
+
+    def _job_origin(self) -> RemoteJobOrigin:
+        return RemoteRepositoryOrigin(origin_of(self.location or ""), "__repository__").get_job_origin(self.name)
 
     def executed(self, error: str | None, key: str | None = None) -> str:
         """Run a job of the pipeline's name to its end, by Dagster, and return the run's id."""
@@ -464,6 +491,29 @@ def test_a_lease_counts_more_than_the_number_of_a_process(
     said = bench.tick()
     assert ("it has stopped renewing its lease" in said) is dead
     assert (bench.status(run) is dg.DagsterRunStatus.FAILURE) is dead
+
+
+def test_a_run_of_another_code_location_is_left_alone(bench: Bench) -> None:
+    """As with staging and production in one instance: the checkpoint of the one is not that of the other."""
+    production, staging = replace(bench, location="production"), replace(bench, location="staging")
+    run = production.run(dagster__sensor_name="stream_sensor", dagster__run_key="stream/7")
+    assert staging.tick() == "stream/1"
+    # By now one that shows no lease would be filed as failed.
+    staging.ahead = GRACE_SECONDS + 10
+    assert staging.tick() == "stream/2"
+    assert bench.status(run) is dg.DagsterRunStatus.STARTED
+    staging.ahead = 0
+    own = staging.run()
+    assert f"run {own.run_id} is in progress" in staging.tick()
+    assert f"run {run.run_id} is in progress" in production.tick()
+
+
+@pytest.mark.parametrize("location", ["staging", None])
+def test_a_run_that_no_code_location_has_launched_is_looked_after(bench: Bench, location: str | None) -> None:
+    """As one of `dagster job execute`."""
+    run = bench.run()
+    bench.location = location
+    assert f"run {run.run_id} is in progress" in bench.tick()
 
 
 def test_without_tags_and_lease_a_run_has_five_minutes(bench: Bench) -> None:
