@@ -172,6 +172,12 @@ def _known_condition(cause: Cause, dataframe: str | None, columns: Sequence[str]
     if condition == "UNABLE_TO_INFER_SCHEMA":
         kind = given.get("format", "")
         return ConfigurationError(f"there are no {kind} files to read, so the columns are not known")
+    if condition in ("DELTA_SOURCE_TABLE_IGNORE_CHANGES", "DELTA_SOURCE_IGNORE_DELETE"):
+        return ConfigurationError(
+            f"version {given.get('version')} of the Delta table at {given.get('dataPath')} changes or removes rows, "
+            "and a stream reads only what is added: set 'skipChangeCommits' in the fromDeltaLake step to leave out "
+            "such versions, or give a new 'checkpointLocation' and empty the target to read the table anew"
+        )
     if condition.startswith("PARSE_"):
         position = re.search(r"\(line (\d+), pos (\d+)\)", cause.message)
         where = f" (line {position[1]}, position {int(position[2]) + 1})" if position else ""

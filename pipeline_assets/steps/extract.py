@@ -33,6 +33,10 @@ class FromDeltaLake(ExtractMethod):
     streaming: bool | None = None
     """In a streaming pipeline: whether to follow the table, its rows of now first and then those that are added (when
     left out: yes, unless `version` or `timestamp` is given), or to read it like a batch, anew in each micro-batch."""
+    skip_change_commits: bool = False
+    """Streaming only: go past the table's commits that change or remove rows (by DELETE, UPDATE, MERGE or overwriting);
+    nothing of them is read, not the rows either that they add. Otherwise such a commit ends the stream. See
+    https://docs.delta.io/latest/delta-streaming.html#ignore-updates-and-deletes"""
     connection: str = "default"
     """S3 connection (from connections.json) for a path on S3."""
 
@@ -48,6 +52,8 @@ class FromDeltaLake(ExtractMethod):
             raise ValueError("give 'version' or 'timestamp', not both")
         if self.streaming and (self.version is not None or self.timestamp is not None):
             raise ValueError("'version' and 'timestamp' name one state of the table: a stream follows all of them")
+        if self.skip_change_commits and not self.streams:
+            raise ValueError("'skipChangeCommits' is for a table that a stream follows: leave it out")
         return self
 
     @property
@@ -65,6 +71,8 @@ class FromDeltaLake(ExtractMethod):
     def extract(self, context: StepContext) -> DataFrame:
         from pyspark.errors import AnalysisException
 
+        if self.skip_change_commits:
+            raise ConfigurationError("'skipChangeCommits' is for streaming pipelines: leave it out")
         path = self._open(context)
         reader = context.spark.read.format("delta")
         if self.version is not None:
@@ -83,7 +91,8 @@ class FromDeltaLake(ExtractMethod):
 
         path = self._open(context)
         try:
-            frame = context.spark.readStream.format("delta").load(path)
+            reader = context.spark.readStream.format("delta")
+            frame = reader.option("skipChangeCommits", str(self.skip_change_commits).lower()).load(path)
             _ = frame.schema
         except AnalysisException as error:
             raise self._explain(error, path) from None

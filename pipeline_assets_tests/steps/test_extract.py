@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.steps.base import StepContext
 from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets_tests.steps.frames import frame_of, rows_of
@@ -64,6 +65,36 @@ def test_no_such_delta_table(
         method.extract(context)
 
 
+@pytest.mark.parametrize("change", ["UPDATE delta.`{}` SET id = 9 WHERE id = 2", "DELETE FROM delta.`{}` WHERE id = 2"])
+def test_a_followed_table_that_changes(change: str, table: str, context: StepContext, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+
+    def copy(**config: Any) -> list[tuple[Any, ...]]:
+        frame = FromDeltaLake.model_validate({"path": table, **config}).extract_stream(context)
+        writer = frame.writeStream.format("delta").option("checkpointLocation", str(tmp_path / "checkpoint"))
+        with spark_errors():
+            writer.trigger(availableNow=True).start(target).awaitTermination()
+        return sorted(rows_of(context.spark.read.format("delta").load(target)))
+
+    assert copy() == [(1,), (2,)]
+    context.spark.sql(change.format(table))
+    frame_of(context.spark, "id INT", [(3,)]).write.format("delta").mode("append").save(table)
+    with pytest.raises(ConfigurationError) as raised:
+        copy()
+    assert raised.value.message == (
+        f"version 2 of the Delta table at file:{table} changes or removes rows, and a stream reads only what is added: "
+        "set 'skipChangeCommits' in the fromDeltaLake step to leave out such versions, or give a new "
+        "'checkpointLocation' and empty the target to read the table anew"
+    )
+    # The same checkpoint goes on: the key is not what it is bound to.
+    assert copy(skipChangeCommits=True) == [(1,), (2,), (3,)]
+
+
+def test_batches_have_no_commits_to_skip(table: str, context: StepContext) -> None:
+    with pytest.raises(ConfigurationError, match="'skipChangeCommits' is for streaming pipelines: leave it out"):
+        FromDeltaLake(path=table, skip_change_commits=True).extract(context)
+
+
 @pytest.mark.parametrize(
     ("path", "parts"),
     [
@@ -83,6 +114,11 @@ def test_delta_sources(path: str, parts: tuple[str, ...]) -> None:
         ({}, "either 'path' or 'table'"),
         ({"path": "/a", "version": 1, "timestamp": "2024-01-01"}, "'version' or 'timestamp', not both"),
         ({"path": "/a", "version": -1}, "greater than or equal to 0"),
+        ({"path": "/a", "version": 1, "skipChangeCommits": True}, "'skipChangeCommits' is for a table that a stream"),
+        (
+            {"path": "/a", "streaming": False, "skipChangeCommits": True},
+            "'skipChangeCommits' is for a table that a str",
+        ),
     ],
 )
 def test_invalid_config(config: dict[str, Any], message: str) -> None:
