@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import cast
 
 from pipeline_assets.config import Pipeline
@@ -19,6 +21,7 @@ from pipeline_assets.steps.base import (
     TransformMethod,
     ValidateMethod,
 )
+from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.paths import place_of
 from pipeline_assets.steps.sql_names import changing_part
 from pipeline_assets.steps.sql_texts import sql_texts
@@ -94,6 +97,7 @@ def stream_issues(pipeline: Pipeline, inputs: Inputs) -> Iterator[ConfigIssue]:
             yield ConfigIssue(pipeline.file, pointer("steps", index), problem)
         if isinstance(method, LoadMethod):
             yield from _guard_issues(pipeline, inputs, flags, index)
+            yield from _topic_issues(pipeline, inputs, index)
 
 
 def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], load: int) -> Iterator[ConfigIssue]:
@@ -138,6 +142,37 @@ def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], loa
                     f"queried more than once, so step {guard} could put a row into quarantine and let it pass: move it "
                     f"before step {first}",
                 )
+
+
+def _topic_issues(pipeline: Pipeline, inputs: Inputs, load: int) -> Iterator[ConfigIssue]:
+    """Yield which Kafka extracts a load can't take together: its query's offsets are told by the topic's name alone."""
+    upstream = _reach(load, lambda step: inputs[step])
+    extracts = [(step, method) for step in sorted(upstream) if isinstance(method := pipeline.methods[step], FromKafka)]
+    for (first, earlier), (second, later) in combinations(extracts, 2):
+        topic = _topic_of_both(earlier, later)
+        if topic is None:
+            continue
+        if earlier.connection == later.connection:
+            advice = "read it by one of them alone ('topics' takes several) and use that DataFrame twice"
+        else:
+            advice = "load what each connection has by a pipeline of its own"
+        yield ConfigIssue(
+            pipeline.file,
+            pointer("steps", second),
+            f"it reads {topic!r}, step {first} reads a topic of that name too, and step {load} loads both: where each "
+            f"has got to, and whose a broken record is, can't be told apart; {advice}",
+        )
+
+
+def _topic_of_both(one: FromKafka, other: FromKafka) -> str | None:
+    """Return a topic's name, or the pattern of some, that both read, as far as their configs tell."""
+    if one.topic_pattern is not None and one.topic_pattern == other.topic_pattern:
+        return one.topic_pattern
+    pairs = [*((name, other) for name in one.topic_names()), *((name, one) for name in other.topic_names())]
+    try:
+        return next((name for name, reader in pairs if reader.subscribes(name)), None)
+    except re.error:
+        return None  # it is no regular expression, and the start says so
 
 
 def _dataframe_problem(method: DataFrameMethod, *, is_stream: bool) -> str | None:

@@ -122,9 +122,42 @@ def test_what_no_stream_can_do(steps: tuple[dict[str, Any], ...], pointer: str, 
     assert said in issues[pointer]
 
 
+def kafka(**config: Any) -> dict[str, Any]:
+    return {"type": "extract", "method": "fromKafka", "config": {"format": "raw", "registerAs": "others", **config}}
+
+
+UNITED = transform("union", inputDataFrames=["events", "others"])
+
+
+@pytest.mark.parametrize(
+    ("other", "topic", "advice"),
+    [
+        (kafka(topic="events"), "events", "use that DataFrame twice"),
+        (kafka(topic="events", connection="us"), "events", "a pipeline of its own"),
+        (kafka(topics=["others", "events"]), "events", "use that DataFrame twice"),
+        (kafka(topicPattern="ev.*"), "events", "use that DataFrame twice"),
+    ],
+)
+def test_a_load_takes_each_topic_once(other: dict[str, Any], topic: str, advice: str, tmp_path: Path) -> None:
+    said = issues_of(tmp_path, stream(EVENTS, other, UNITED, load()))["/steps/1"]
+    assert f"it reads {topic!r}, step 0 reads a topic of that name too, and step 3 loads both" in said
+    assert advice in said
+
+
+def test_a_pattern_is_read_once(tmp_path: Path) -> None:
+    first = kafka(topicPattern="ev.*", registerAs="events")
+    assert (
+        "it reads 'ev.*'" in issues_of(tmp_path, stream(first, kafka(topicPattern="ev.*"), UNITED, load()))["/steps/1"]
+    )
+
+
 @pytest.mark.parametrize(
     "steps",
     [
+        (EVENTS, kafka(topic="events.old"), UNITED, load()),
+        (EVENTS, kafka(topicPattern="event"), UNITED, load()),
+        (EVENTS, kafka(topicPattern=r"\p{Alpha}+_x"), UNITED, load()),
+        (EVENTS, load(), kafka(topic="events"), load(path="/other", checkpointLocation="/checkpoints/other")),
         (EVENTS, WATERMARK, COUNTS, load()),
         (EVENTS, COUNTS, load(outputMode="complete")),
         (EVENTS, COUNTS, load(outputMode="update", mergeKeys=["window"])),
