@@ -88,9 +88,10 @@ def _paths(schema: StructType, above: str = "") -> Iterator[str]:
             yield from _paths(field.dataType, f"{above}{field.name}.")
 
 
-def literal_for(value: Scalar, column: str, data_type: DataType) -> Column:
+def literal_for(value: Scalar, column: str, data_type: DataType, *, is_bound: bool = False) -> Column:
     """Return ``value`` as what a column of ``data_type`` is compared with, without a loss on the way.
 
+    ``is_bound``: whether values are to be below or above it, so that a number is none for texts: "9" is above "18".
     Raises ConfigurationError when it is no value of that type.
     """
     from pyspark.sql import functions as F  # noqa: N812
@@ -99,7 +100,8 @@ def literal_for(value: Scalar, column: str, data_type: DataType) -> Column:
     try:
         if isinstance(data_type, T.BooleanType):
             return F.lit({"true": True, "false": False}[str(value).lower()])
-        if isinstance(data_type, T.StringType | T.CharType | T.VarcharType) and not isinstance(value, bool):
+        as_text = isinstance(value, str) if is_bound else not isinstance(value, bool)
+        if isinstance(data_type, T.StringType | T.CharType | T.VarcharType) and as_text:
             return F.lit(str(value))
         if isinstance(data_type, T.FloatType | T.DoubleType) and not isinstance(value, bool):
             return F.lit(float(value)).cast(data_type)

@@ -114,10 +114,10 @@ class InRange(RowExpectation):
         column, data_type = column_of(self.column, frame), type_of(self.column, frame)
         inside = ~F.isnan(column) if isinstance(data_type, FloatType | DoubleType) else F.lit(True)
         if self.min is not None:
-            least = literal_for(self.min, self.column, data_type)
+            least = literal_for(self.min, self.column, data_type, is_bound=True)
             inside &= column > least if self.exclusive else column >= least
         if self.max is not None:
-            most = literal_for(self.max, self.column, data_type)
+            most = literal_for(self.max, self.column, data_type, is_bound=True)
             inside &= column < most if self.exclusive else column <= most
         return _with_nulls(column, inside, self.allow_null)
 

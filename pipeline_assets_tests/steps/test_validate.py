@@ -279,6 +279,8 @@ def test_columns_of_one_name(context: StepContext) -> None:
         (ValidateExpression(condition="amount >"), "Syntax error"),
         (ValidateInRange(column="id", min="many"), "'many' can't be compared with column 'id', which is int"),
         (ValidateInRange(column="at", max=5), "5 can't be compared with column 'at'"),
+        (ValidateInRange(column="text", min=18), "18 can't be compared with column 'text', which is string"),
+        (ValidateInRange(column="text", min="a", max=1.5), "1.5 can't be compared with column 'text'"),
         (ValidateInRange(column="at", max="yesterday"), "ISO text"),
         (ValidateInSet(column="id", values=(True,)), "True can't be compared"),
         (ValidateInSet(column="s", values=("a",)), "'a' can't be compared"),
@@ -294,7 +296,7 @@ def test_columns_of_one_name(context: StepContext) -> None:
     ],
 )
 def test_what_does_not_fit_is_found_without_the_data(step: ValidateMethod, message: str, context: StepContext) -> None:
-    frame = frame_of(context.spark, "id INT, amount INT, at TIMESTAMP, s STRUCT<city: STRING>", [])
+    frame = frame_of(context.spark, "id INT, amount INT, at TIMESTAMP, s STRUCT<city: STRING>, text STRING", [])
     named = Expectations.model_validate(
         {
             "expectations": {"this one": {"expect": step.method, **_own(step)}},
