@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.steps.base import Dataset
 
 
@@ -27,13 +27,13 @@ def link_pipelines(
     """Find, for each extract step of each pipeline, which of its sources other pipelines write.
 
     Returns, by (pipeline, step index), the sources that have producers. A link that would close a circle between
-    pipelines is left out: such a source stays an external asset, since Dagster refuses circles.
+    pipelines is left out: such a source stays an external asset, since Dagster refuses circles. Steps of the pipeline
+    itself are producers, too, of the sources of those after them, or of a part of these.
     """
     producers: dict[tuple[str, tuple[str, ...]], list[Link]] = {}
     for plan in plans:
         for step in plan.steps:
-            for written in plan.written_by(step):
-                link = Link(plan.name, step.index, is_quarantine=written == plan.quarantined_by(step))
+            for written, link in _written_by(plan, step):
                 producers.setdefault((written.kind, written.parts), []).append(link)
     upstream_of: dict[str, set[str]] = {}
     links: dict[tuple[str, int], dict[Dataset, tuple[Link, ...]]] = {}
@@ -41,13 +41,23 @@ def link_pipelines(
         for step in plan.steps:
             for source in step.method.sources():
                 writers = producers.get((source.kind, source.parts), ())
-                own = [link for link in writers if link.upstream == plan.name and link.producer < step.index]
+                own = [
+                    link
+                    for writer in plan.writers_before(step)
+                    for written, link in _written_by(plan, writer)
+                    if written.overlaps(source)
+                ]
                 others = [link for link in writers if not _reaches(link.upstream, plan.name, upstream_of)]
                 upstream_of.setdefault(plan.name, set()).update(link.upstream for link in others)
                 found = [*own, *others]
                 if found:
                     links.setdefault((plan.name, step.index), {})[source] = tuple(found)
     return links
+
+
+def _written_by(plan: PipelinePlan, step: PlannedStep) -> Iterator[tuple[Dataset, Link]]:
+    for written in plan.written_by(step):
+        yield written, Link(plan.name, step.index, is_quarantine=written == plan.quarantined_by(step))
 
 
 def _reaches(pipeline: str, target: str, upstream_of: Mapping[str, set[str]]) -> bool:

@@ -122,13 +122,12 @@ class PipelinePlan:
         return tuple(self.steps[index] for index in sorted(found))
 
     def writers_before(self, step: PlannedStep) -> tuple[PlannedStep, ...]:
-        """Return the earlier steps that write what ``step`` reads from outside."""
-        sources = {(source.kind, source.parts) for source in step.method.sources()}
-        return tuple(
-            earlier
-            for earlier in self.steps[: step.index]
-            if any((written.kind, written.parts) in sources for written in self.written_by(earlier))
-        )
+        """Return the earlier steps that write what ``step`` reads from outside, or a part of it."""
+        sources = step.method.sources()
+        return tuple(earlier for earlier in self.steps[: step.index] if self._writes(earlier, sources))
+
+    def _writes(self, step: PlannedStep, sources: Sequence[Dataset]) -> bool:
+        return any(written.overlaps(source) for written in self.written_by(step) for source in sources)
 
     def written_by(self, step: PlannedStep) -> tuple[Dataset, ...]:
         """Return the data outside the pipeline that ``step`` writes, its own table in the warehouse included."""

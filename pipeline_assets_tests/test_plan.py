@@ -275,6 +275,34 @@ def test_a_step_that_reads_what_its_pipeline_has_loaded_comes_after_the_load(tmp
     assert [step.index for step in plan.writers_before(plan.steps[2])] == [1]
 
 
+@pytest.mark.parametrize(
+    ("writes", "reads", "after"),
+    [
+        ("/out", "/out/day=2024-01-01/*.parquet", True),
+        ("/out", "/out/part-1.parquet", True),
+        ("/out/orders", "/out/*/new.parquet", True),
+        ("/out/orders", "/out", True),
+        ("/out/orders", "/outer/orders.parquet", False),
+        ("/out/orders", "/out/customers/*.parquet", False),
+    ],
+)
+def test_a_part_of_what_its_pipeline_has_loaded_comes_after_the_load(
+    tmp_path: Path, writes: str, reads: str, after: bool
+) -> None:
+    plan = planned(
+        tmp_path,
+        batch(
+            "p",
+            extract_file("rows", "/in.csv"),
+            {"type": "load", "method": "toS3", "config": {"path": f"s3a://data{writes}"}},
+            {"type": "extract", "method": "fromS3", "config": {"path": f"s3a://data{reads}", "format": "parquet"}},
+        ),
+    )
+    assert [step.index for step in plan.writers_before(plan.steps[2])] == [1] * after
+    found = [(link.upstream, link.producer) for links in link_pipelines([plan]).values() for (link,) in links.values()]
+    assert found == [("p", 1)] * after
+
+
 def test_each_name_is_used_once_whichever_key_gives_it(tmp_path: Path) -> None:
     first = {**extract_file("rows", "/in.csv"), "name": "first"}
     cases = {

@@ -41,6 +41,10 @@ class Dataset:
     parts: tuple[str, ...]
     uri: str
 
+    def overlaps(self, other: Dataset) -> bool:
+        """Whether this is the same data as ``other``, or one of the two is a folder that the other lies in."""
+        return self.kind == other.kind and all(mine == its for mine, its in zip(self.parts, other.parts, strict=False))
+
 
 ColumnSources = dict[str, tuple[tuple[Dataset, str], ...]]
 """By column: the columns of datasets that it comes from."""
