@@ -333,9 +333,11 @@ class PipelineRun:
             if isinstance(method, ExtractMethod) and step.is_stream:
                 frame = method.extract_stream(self.source_context(step))
             elif isinstance(method, ExtractMethod):
+                config = self.plan.pipeline.config
+                rewritten = config.mode == "batch" and self.plan.writes_source_of(step)
                 with self._working(step):  # what it reads to learn the columns
                     frame = method.extract(
-                        dataclasses.replace(self.context, optimize=self.plan.pipeline.config.optimize)
+                        dataclasses.replace(self.context, optimize=config.optimize, rewritten=rewritten)
                     )
             elif isinstance(method, ValidateMethod):
                 frame = method.good_rows(_compared(step, frames)[0], self.context)

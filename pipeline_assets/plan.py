@@ -126,6 +126,10 @@ class PipelinePlan:
         sources = step.method.sources()
         return tuple(earlier for earlier in self.steps[: step.index] if self._writes(earlier, sources))
 
+    def writes_source_of(self, step: PlannedStep) -> bool:
+        """Whether a step of the pipeline, before or after ``step``, writes what that reads from outside."""
+        return any(self._writes(other, step.method.sources()) for other in self.steps)
+
     def _writes(self, step: PlannedStep, sources: Sequence[Dataset]) -> bool:
         return any(written.overlaps(source) for written in self.written_by(step) for source in sources)
 

@@ -83,7 +83,8 @@ class StepContext:
     ``source`` in everything but a streaming extract. A step that waits for something other than Spark has
     ``cancellation`` interrupt it. ``optimize``: an extract may tell Spark what it knows of its source's size; a load
     brings the rows together by the columns that its target is partitioned by; what is cached may have fewer partitions
-    than Spark's plan says. ``by_partition``: the keys of a load's config that name ``${partition}``.
+    than Spark's plan says. ``by_partition``: the keys of a load's config that name ``${partition}``. ``rewritten``: the
+    pipeline writes what an extract reads, which is to stay at the state that it has when it is opened.
     """
 
     pipeline: str
@@ -96,6 +97,7 @@ class StepContext:
     by_partition: frozenset[str] = frozenset()
     source: StreamSource | None = None
     optimize: bool = False
+    rewritten: bool = False
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 

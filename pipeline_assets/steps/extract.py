@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext
+from pipeline_assets.steps.delta_log import newest_version
+from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.paths import check_any, delta_dataset, open_for_spark, warehouse_dataset
 from pipeline_assets.steps.s3_paths import is_s3
 
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
 
 
 class FromDeltaLake(ExtractMethod):
-    """Reads a Delta table, as it is now or as it was at a version or a time."""
+    """Reads a Delta table, as it is now or as it was at a version or a time.
+
+    In a batch pipeline that writes the table, too, the DataFrame stays at the version that was the newest when the step
+    ran: later steps do not see in it what was written since. With the executor `multiprocess`, where each step has a
+    process of its own, each may read a newer one.
+    """
 
     method = "fromDeltaLake"
     kinds = frozenset({"spark", "deltalake"})
@@ -75,8 +82,13 @@ class FromDeltaLake(ExtractMethod):
             raise ConfigurationError("'skipChangeCommits' is for streaming pipelines: leave it out")
         path = self._open(context)
         reader = context.spark.read.format("delta")
-        if self.version is not None:
-            reader = reader.option("versionAsOf", self.version)
+        version = self.version
+        if version is None and self.timestamp is None and context.rewritten:
+            # Delta looks for the newest version in each query anew, and would find what the pipeline has written since.
+            folder = Folder.seen_from_here(path, self.connection, context.connections)
+            version = newest_version(folder) if folder is not None else None
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
         if self.timestamp is not None:
             reader = reader.option("timestampAsOf", self.timestamp)
         try:

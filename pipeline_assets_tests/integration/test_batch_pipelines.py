@@ -182,6 +182,33 @@ class TestTables:
         location.run("__ASSET_JOB")
         same_rows(rows_of(location.table("second", "both")), pd.DataFrame({"id": [1, 2]}))
 
+    @pytest.mark.parametrize(
+        ("of_pipeline", "of_step"),
+        [({"optimize": False}, {}), ({}, {}), ({}, {"cache": True})],
+        ids=["read again", "kept", "cached"],
+    )
+    def test_a_table_is_read_as_it_was_before_the_pipeline_wrote_it(
+        self, location: Location, spark: Any, of_pipeline: dict[str, Any], of_step: dict[str, Any]
+    ) -> None:
+        source, table = location.folder / "rows.json", location.folder / "root" / "lake" / "t"
+        spark.range(3).write.format("delta").save(str(table))
+        write_rows(source, [{"id": number} for number in range(5)])
+        join = {"inputDataFrames": ["rows", "known"], "joinType": "leftanti", "keys": ["id"], **of_step}
+        location.write(
+            batch(
+                "p",
+                {"type": "extract", "method": "fromDeltaLake", "config": {"path": "/lake/t", "registerAs": "known"}},
+                extract_file("rows", f"file://{source}"),
+                transform("joinDataFrames", **join),
+                load("toDeltaLake", path="/lake/t"),
+                load("toDeltaLake", path="/lake/fresh"),
+                **of_pipeline,
+            )
+        )
+        location.run("p")
+        same_rows(rows_of(table), pd.DataFrame({"id": range(5)}))
+        same_rows(rows_of(table.with_name("fresh")), pd.DataFrame({"id": [3, 4]}))
+
     def test_a_table_that_is_missing_says_what_to_materialize(self, location: Location) -> None:
         source = location.folder / "rows.json"
         write_rows(source, [{"id": 1}])
