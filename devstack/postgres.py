@@ -1,9 +1,10 @@
-"""PostgreSQL: the system's server when there is one, else the one in the Python package pgserver."""
+"""PostgreSQL: the system's server on Debian, else the one in the Python package pgserver, else that on the PATH."""
 
 from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import psycopg
 
 _DATABASE = "pipeline"
+_DEBIAN = Path("/usr/lib/postgresql")  # a folder for each version, none of them on the PATH
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Postgres:
 
     def missing(self) -> str | None:
         if _programs() is None:
-            return "install PostgreSQL (Debian: apt install postgresql) or the Python package pgserver"
+            return "install PostgreSQL (Debian: apt install postgresql) and put its initdb on the PATH"
         return None
 
     def start(self, run: PartRun) -> PostgresServer:
@@ -127,15 +129,18 @@ class Postgres:
 
 
 def _programs() -> Path | None:
-    """The folder with initdb and postgres; of several versions the newest."""
+    """The folder with initdb and postgres; of several versions of Debian the newest."""
     found = [
-        folder for folder in Path("/usr/lib/postgresql").glob("*/bin")
+        folder for folder in _DEBIAN.glob("*/bin")
         if folder.parent.name.isdigit() and (folder / "initdb").exists()
     ]  # fmt: skip
     if found:
         return max(found, key=lambda folder: int(folder.parent.name))
     package = package_folder("pgserver")
-    return None if package is None else package / "pginstall" / "bin"
+    if package is not None:
+        return package / "pginstall" / "bin"
+    on_path = shutil.which("initdb")
+    return None if on_path is None else Path(on_path).resolve().parent
 
 
 def _server_user() -> str | None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that `make demo` and `make test` need: a JDK, uv, the locked .venv, and Spark's JARs.
+# Everything that `make demo` and `make test` need: a JDK, uv, the locked .venv, Spark's JARs, and PostgreSQL.
 # With --test also a browser for the end-to-end test. Run again, it does what is missing and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -54,6 +54,16 @@ if ! .venv/bin/python -c 'from pipeline_assets.spark.class_archive import archiv
   .venv/bin/pipeline-assets archive-classes 2>/dev/null || step "this Java can't: runs start as they would without"
 fi
 
+missing() { .venv/bin/python -c "from devstack.$1 import $2; print($2().missing() or '')"; }
+
+advice=$(missing postgres Postgres)
+if [ -n "$advice" ]; then
+  # Debian starts a server of its own with it, on 5432: the demo and the tests take ports from 15000 on.
+  if root_on_debian; then apt_install postgresql
+  else stop "PostgreSQL is needed by the demo and the tests: $advice"
+  fi
+fi
+
 [ "${1:-}" = --test ] || exit 0
 
 if ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
@@ -67,3 +77,5 @@ for program in prometheus prometheus-pushgateway; do
   else stop "$program is needed by the tests: install it (Debian: $program) and put it on the PATH"
   fi
 done
+advice=$(missing vault Vault)
+[ -z "$advice" ] || stop "Vault is needed by the tests: $advice"

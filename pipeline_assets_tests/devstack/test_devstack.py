@@ -21,10 +21,11 @@ from typing import Any
 import psutil
 import pytest
 
+from devstack import postgres as postgres_part
 from devstack.cache import cache_folder
 from devstack.errors import PartFailedError, UnsafeHomeError
 from devstack.kafka import KafkaBroker, KafkaServer
-from devstack.postgres import PostgresServer
+from devstack.postgres import Postgres, PostgresServer
 from devstack.processes import PartRun, ProcessRecord, is_alive, server_environment, stop_processes
 from devstack.s3 import S3Server
 from devstack.spark_servers import SparkCluster, SparkConnectServer
@@ -52,6 +53,20 @@ def test_postgres_answers_a_query_and_refuses_a_wrong_password(postgres: Postgre
     assert row == (42, "pipeline", "UTF8")
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(**arguments, password="wrong")
+
+
+def test_postgres_is_found_on_the_path_where_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_part, "_DEBIAN", tmp_path / "no-debian")
+    monkeypatch.setattr(postgres_part, "package_folder", lambda _package: None)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+    assert "PATH" in (Postgres().missing() or "")
+    program = tmp_path / "17" / "bin" / "initdb"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    (tmp_path / "bin" / "initdb").symlink_to(program)
+    assert Postgres().missing() is None
+    assert postgres_part._programs() == program.parent
 
 
 def test_s3_gives_back_what_was_put_and_refuses_wrong_keys(s3: S3Server) -> None:
