@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pipeline_assets.settings import Settings
 
 _CONFIGURATION = "-Dlog4j2.configurationFile="
+# What Log4j finds by itself in the folder SPARK_CONF_DIR, which Spark puts on its class path.
+_FOUND_BY_LOG4J = tuple(f"log4j2.{suffix}" for suffix in ("properties", "yaml", "yml", "json", "jsn", "xml"))
 
 
 def log_conf(settings: Settings) -> dict[str, str]:
@@ -32,10 +34,15 @@ def log_conf(settings: Settings) -> dict[str, str]:
 def log_options(settings: Settings, run_id: str, pipeline: str) -> str:
     """Return the options by which a driver's log says whose it is; its layout is left to a user who has given one."""
     told = f'"-Dpipeline_assets.run_id={_plain(run_id)}" "-Dpipeline_assets.pipeline={_plain(pipeline)}"'
-    if _CONFIGURATION in given_java_options() or "SPARK_CONF_DIR" in os.environ:
+    if _CONFIGURATION in given_java_options() or _has_own_layout():
         return told
     file = Path(__file__).with_name(f"log4j2-{settings.log_format}.properties")
     return f'{told} "{_CONFIGURATION}{file}"'
+
+
+def _has_own_layout() -> bool:
+    folder = os.environ.get("SPARK_CONF_DIR", "")
+    return folder != "" and any(Path(folder, name).is_file() for name in _FOUND_BY_LOG4J)
 
 
 def _plain(text: str) -> str:

@@ -354,3 +354,22 @@ def test_no_name_changes_the_options_of_the_jvm() -> None:
     told = log_options(Settings(), 'a "run\\" -Dx=y', "p q")
     options = shlex.split(told)
     assert options[:2] == ["-Dpipeline_assets.run_id=a__run___-Dx=y", "-Dpipeline_assets.pipeline=p_q"]
+
+
+@pytest.mark.parametrize(
+    ("file", "own"),
+    [
+        ("log4j2.properties", True),
+        ("log4j2.xml", True),
+        ("log4j2.properties.template", False),
+        ("spark-defaults.conf", False),
+    ],
+)
+def test_a_layout_of_ones_own_in_sparks_conf_folder(
+    file: str, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    monkeypatch.delenv("SPARK_SUBMIT_OPTS", raising=False)
+    (tmp_path / file).touch()
+    options = shlex.split(log_options(Settings(), "run", "pipeline"))
+    assert own is not any(option.startswith("-Dlog4j2.configurationFile=") for option in options)
