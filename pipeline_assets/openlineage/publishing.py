@@ -58,8 +58,8 @@ def _obstacle() -> str | None:
         return f"OPENLINEAGE_CONFIG names {missing}, which can't be read"
     if not _is_installed():
         return (
-            f"OpenLineage is configured ({configured}), and its client is not installed: "
-            "pip install 'pipeline-assets[openlineage]', or set OPENLINEAGE_DISABLED=true"
+            f"OpenLineage is configured ({configured}), and its client is not installed: install pipeline-assets with "
+            "its extra 'openlineage' (docs/lineage.md), or set OPENLINEAGE_DISABLED=true"
         )
     return None
 

@@ -118,7 +118,7 @@ def test_without_the_client_there_is_one_warning(
     assert run is not None
     assert (publisher, lineage_publisher(Settings(), run, instance)) == (None, None)
     (warning,) = warnings_of(caplog)
-    assert "pip install 'pipeline-assets[openlineage]'" in warning
+    assert "install pipeline-assets with its extra 'openlineage'" in warning
     assert "horse" not in warning
 
 
