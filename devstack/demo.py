@@ -25,6 +25,8 @@ from devstack.stack import PARTS, Stack, default_home
 DAGSTER_HOME = PROJECT / ".dagster_home"
 JOB = "customer_360"
 TABLE_ASSET = [JOB, "join_data_frames"]
+# `dagster dev` advises to call `dg dev` instead; a user of `make ui` calls neither.
+_NO_ADVICE = {"PYTHONWARNINGS": "ignore:Function `dev_command` is superseded"}
 
 console = Console()
 
@@ -52,7 +54,7 @@ def ui(port: int) -> None:
     free = port if is_free(port) else free_port()
     console.print(f"\nDagster: [bold]http://127.0.0.1:{free}[/]  (Ctrl+C ends it)")
     command = [program("dagster"), "dev", "--host", "127.0.0.1", "--port", str(free), "-w", "workspace.yaml"]
-    process = subprocess.Popen(command, cwd=PROJECT, env=environment)
+    process = subprocess.Popen(command, cwd=PROJECT, env=_NO_ADVICE | environment)
     # Dagster ends its own processes when the terminal's Ctrl+C reaches it, as it does here.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
