@@ -242,6 +242,7 @@ def _given(partition_key: str | None, plan: PipelinePlan) -> str:
     if partition_key is None:
         raise ConfigurationError(
             f"pipeline {plan.name} is partitioned, and this run is for none of its partitions: launch it for one "
-            f"(`dg launch --job {plan.name} --partition KEY`), or as a backfill in Dagster's UI"
+            f"(`dg launch -m pipeline_assets.definitions --job {plan.name} --partition KEY`), or as a backfill in "
+            "Dagster's UI"
         )
     return partition_key

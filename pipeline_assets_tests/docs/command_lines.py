@@ -71,8 +71,9 @@ def _problem(words: list[str]) -> str | None:
     if "/" in program:
         paths = [program, *(argument for argument in arguments if "/" in argument)]
         return next((f"there is no {path}" for path in paths if not (PROJECT / path).exists()), None)
-    own = Path(sys.executable).with_name(program)
-    if program in ELSEWHERE or own.exists() or shutil.which(program) or _is_builtin(program):
+    if program in ELSEWHERE or _is_builtin(program):
+        return None
+    if Path(sys.executable).with_name(program).exists() or shutil.which(program):
         return None
     return f"there is no program {program}"
 

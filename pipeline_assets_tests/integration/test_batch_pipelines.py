@@ -244,7 +244,7 @@ class TestTables:
         assert location.metadata("parted", "kept")["dagster/partition_row_count"] == 1
         text = failure_text(location.run("parted", fail=True))
         assert "pipeline parted is partitioned" in text
-        assert "dg launch --job parted --partition KEY" in text
+        assert "dg launch -m pipeline_assets.definitions --job parted --partition KEY" in text
         table = location.table("parted", "kept")
         found = pd.concat(
             pd.read_parquet(file).assign(partition_key=Path(file).parent.name.removeprefix("partition_key="))
