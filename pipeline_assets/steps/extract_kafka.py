@@ -84,9 +84,9 @@ class FromKafka(ExtractMethod):
     By `format` the records' values become columns:
 
     - `json`: the fields of JSON objects, by `schema`. Without a schema it is inferred from up to 1000 of the newest
-      records: in a batch pipeline from those of the range; in a streaming one once, at the first start, which waits for
-      the first record where there is none, and restarts keep it. A sample may mislead (a number that happens to be
-      whole becomes a BIGINT), so give `schema` where it matters.
+      records: in a batch pipeline from those of the range; in a streaming one once, at the first start, and restarts
+      keep it. Where there is no record, that start waits for the first one; with the trigger `availableNow` it fails. A
+      sample may mislead (a number that happens to be whole becomes a BIGINT), so give `schema` where it matters.
     - `avro`: the fields of an Avro record by `avroSchema`, in plain Avro encoding, without the header that schema
       registries put before it.
     - `text`: the column `value` STRING. `raw`: the column `value` BINARY.
