@@ -56,7 +56,7 @@ class StreamSource:
 
     ``checkpoint`` is that of the streaming query that it feeds; of the first in the order of the steps, where it
     feeds several: ``others`` are those of the rest. What has to be the same at every start of the stream is kept in
-    there. ``stop`` is set when the run is to end: whoever waits for something waits for that too. ``may_wait``: whether
+    each. ``stop`` is set when the run is to end: whoever waits for something waits for that too. ``may_wait``: whether
     the stream is one that stays, so that records it needs at its start may come later.
     """
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
     from pipeline_assets.connections import Connections, KafkaConnection
+    from pipeline_assets.steps.checkpoint import Checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -279,7 +280,7 @@ class FromKafka(ExtractMethod):
     def extract_stream(self, context: StepContext) -> DataFrame:
         """Return the stream of the records that can be read: at each start from the same place, with the same columns.
 
-        Both are kept in the checkpoint's document ``source_<step>``, as ``startingOffsets`` and ``schema``: all queries
+        Both are kept in the checkpoints' document ``source_<step>``, as ``startingOffsets`` and ``schema``: all queries
         of the pipeline start there, and what is produced while a schema is inferred is read. A query that joins others
         later begins with what is left, where records have gone. The place and the columns are found anew when
         the config asks for another beginning (``configured``) before a query has read anything. ``topicIds`` tell a
@@ -290,18 +291,19 @@ class FromKafka(ExtractMethod):
         PipelineCancelledError when the run is stopped while this waits for a topic or for a first record.
         """
         source = _source_of(context)
-        document = source.checkpoint.read_document(_document_name(source))
+        document = kept_source(source.step, source.checkpoints)
         if document is None or not self.goes_on(document, is_read=source.is_read):
             start = self._first_offsets(context, source)
             document = {"startingOffsets": start, "schema": None, "configured": self._beginning()}
-            source.checkpoint.write_document(_document_name(source), document)
+            _keep(source, document)
         there = self._wait_for_topics(context, source)
         document = self._known_by_ids(context, source, document, there)
+        _keep(source, document)
         start = parse_offsets(json.dumps(document["startingOffsets"]))
         schema = self.schema_ or document["schema"]
         if schema is None and self.format == "json":
             schema = self._wait_for_schema(context, source, start)
-            source.checkpoint.write_document(_document_name(source), {**document, "schema": schema})
+            _keep(source, {**document, "schema": schema})
         # Spark wants to be told of every partition that there is, until it has a checkpoint of its own.
         told = or_earliest(self._left_of(source, start, there), there)
         # Spark takes a pattern that matches a part of the name, too.
@@ -339,7 +341,7 @@ class FromKafka(ExtractMethod):
         if not self.can_break or not with_records(start, end):
             return None
         source = _source_of(context)
-        document = source.checkpoint.read_document(_document_name(source)) or {}
+        document = kept_source(source.step, source.checkpoints) or {}
         parser = self._parser(context, self.schema_ or document.get("schema"))
         return parser.dead_letters(self._range(context, start, with_records(start, end)))
 
@@ -440,11 +442,8 @@ class FromKafka(ExtractMethod):
                     "at the old offsets"
                 )
             _log.warning("%s: %s; it goes on at the old offsets, as failOnDataLoss is false", source.step, said)
-        if ids != known:
-            start = document["startingOffsets"] | {topic: there[topic] for topic in again}
-            document = {**document, "startingOffsets": start, "topicIds": ids}
-            source.checkpoint.write_document(_document_name(source), document)
-        return document
+        start = document["startingOffsets"] | {topic: there[topic] for topic in again}
+        return {**document, "startingOffsets": start, "topicIds": ids}
 
     def _left_of(self, source: StreamSource, start: Offsets, there: Offsets) -> Offsets:
         """Return ``start`` for queries that begin now, without partitions whose records from there on have gone.
@@ -514,8 +513,25 @@ def _source_of(context: StepContext) -> StreamSource:
     return context.source
 
 
-def _document_name(source: StreamSource) -> str:
-    return f"source_{source.step}"
+def kept_source(step: str, checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None:
+    """Return what ``extract_stream`` has kept of the stream of ``step``; None before its first start.
+
+    ``checkpoints`` are those of all queries that it feeds. Each has it, so that any of them may go; a query that has
+    read the stream goes before one that has not.
+    """
+    documents = (found.read_document(_named(step)) for found in sorted(checkpoints, key=lambda each: not each.is_read))
+    return next((document for document in documents if document is not None), None)
+
+
+def _keep(source: StreamSource, document: dict[str, Any]) -> None:
+    written = json.loads(json.dumps(document))
+    for checkpoint in source.checkpoints:
+        if checkpoint.read_document(_named(source.step)) != written:
+            checkpoint.write_document(_named(source.step), document)
+
+
+def _named(step: str) -> str:
+    return f"source_{step}"
 
 
 def _pause(source: StreamSource, waited_for: str) -> None:

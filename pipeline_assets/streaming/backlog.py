@@ -17,7 +17,7 @@ from pipeline_assets.steps.base import StreamingLoad
 from pipeline_assets.steps.checkpoint import NO_OFFSET, Checkpoint
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.extract import FromDeltaLake
-from pipeline_assets.steps.extract_kafka import FromKafka
+from pipeline_assets.steps.extract_kafka import FromKafka, kept_source
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.kafka_offsets import Offsets, lag, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
@@ -187,13 +187,13 @@ class _Reader:
         return start
 
     def _kept_start(self, step: PlannedStep, method: FromKafka) -> Offsets | None:
-        """Return where the stream of ``step`` began at its first start, which is kept with the first load it feeds.
+        """Return where the stream of ``step`` began at its first start.
 
         None before that, and when the next start is to begin elsewhere.
         """
         loads = [load for load in self.plan.stream_loads() if step in self.plan.upstream_of(load)]
         checkpoints = [self._checkpoint(load) for load in loads]
-        document = checkpoints[0].read_document(f"source_{step.name}")
+        document = kept_source(step.name, checkpoints)
         if document is None or not method.goes_on(document, is_read=any(found.is_read for found in checkpoints)):
             return None
         return parse_offsets(json.dumps(document["startingOffsets"]))

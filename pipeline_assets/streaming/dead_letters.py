@@ -15,7 +15,7 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.delta_log import find_transaction
 from pipeline_assets.steps.delta_stream import append_once
-from pipeline_assets.steps.extract_kafka import FromKafka
+from pipeline_assets.steps.extract_kafka import FromKafka, kept_source
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.kafka_offsets import offsets_json, parse_offsets
 from pipeline_assets.steps.kafka_ranges import or_earliest
@@ -46,7 +46,7 @@ class DeadLetters:
         self.table = own or run.context.settings.table_path(run.plan.name, f"{extract.name}_dead_letters")
         if own or is_s3(self.table):
             (self.table,) = open_for_spark([self.table], "default", run.context)
-        self._document = f"{_DOCUMENT}_{extract.name}"
+        self._document = _named(extract)
         self._reached: Offsets | None = None  # up to where all of them are in the table; None: to the stream's start
 
     def make_up(self) -> int:
@@ -97,7 +97,8 @@ class DeadLetters:
     def _from(self, start: Offsets | None, end: Offsets) -> Offsets:
         """Return where the batch begins, for each partition of ``end``."""
         if start is None:
-            document = self._checkpoint.read_document(f"source_{self.extract.name}") or {}
+            source = self._context.source
+            document = (kept_source(source.step, source.checkpoints) if source is not None else None) or {}
             start = parse_offsets(json.dumps(document.get("startingOffsets", {})))
         return or_earliest(start, end)
 
@@ -115,6 +116,10 @@ class DeadLetters:
         self._reached = end
 
 
+def _named(extract: PlannedStep) -> str:
+    return f"{_DOCUMENT}_{extract.name}"
+
+
 def _numbers(partitions: Mapping[str, Any]) -> dict[int, int]:
     return {int(partition): int(offset) for partition, offset in partitions.items()}
 
@@ -124,9 +129,14 @@ def _text(offset: Any) -> str | None:
 
 
 def dead_letters_of(run: PipelineRun) -> Iterator[tuple[PlannedStep, DeadLetters]]:
-    """Yield, with the load whose query counts them, those of each Kafka extract whose records can be broken."""
+    """Yield, with the load whose query counts them, those of each Kafka extract whose records can be broken.
+
+    That is the load whose checkpoint says up to where they are written, wherever it stands by now; else the first.
+    """
     for extract in run.plan.steps:
         method = extract.method
         if isinstance(method, FromKafka) and extract.is_stream and method.can_break:
-            load = next(load for load in run.plan.stream_loads() if extract in run.plan.upstream_of(load))
+            loads = [load for load in run.plan.stream_loads() if extract in run.plan.upstream_of(load)]
+            counting = (load for load in loads if run.checkpoint(load).read_document(_named(extract)) is not None)
+            load = next(counting, loads[0])
             yield load, DeadLetters(run, extract, load)

@@ -242,6 +242,26 @@ def test_several_sinks_and_a_table_that_is_followed(location: Location, topic: T
     same_rows(rows_of(root(location, "copied"))[COLUMNS], frame(sent))
 
 
+def test_loads_that_change_places(location: Location, topic: Topic) -> None:
+    """The columns that were inferred, and up to where the dead letters are written, stay what they were."""
+    one, two = to_delta("one"), to_delta("two")
+    location.write(stream(from_kafka(topic), one, two))
+    topic.send([*events(0, 20), "broken"])
+    location.run("stream")
+    location.write(stream(from_kafka(topic), two, one))
+    topic.send([*({**event, "more": 1} for event in events(20, 20)), "broken too"])
+    location.run("stream")
+    letters = [bytes(value) for value in rows_of(location.table("stream", "events_dead_letters"))["value"]]
+    assert sorted(letters) == [b"broken", b"broken too"]
+    location.write(stream(from_kafka(topic), two))
+    topic.send([{**event, "more": 1} for event in events(40, 10)])
+    location.run("stream")
+    for name, count in (("one", 40), ("two", 50)):
+        found = rows_of(root(location, name))
+        assert set(found.columns) == set(COLUMNS)
+        same_rows(found[COLUMNS], frame(events(0, count)))
+
+
 def test_a_change_that_the_checkpoint_carries(location: Location, topic: Topic) -> None:
     kept = transform("filterRows", condition="event_type = 'purchase'")
     location.write(stream(from_kafka(topic, schema=SCHEMA), kept, to_delta()))
