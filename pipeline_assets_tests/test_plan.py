@@ -549,4 +549,4 @@ def test_the_steps_in_the_documentation(tmp_path: Path) -> None:
     text = (Path(__file__).parent.parent / "docs" / "validation.md").read_text()
     blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
     steps = [extract_file("customers", "/c.csv"), extract_file("orders", "/o.csv"), *blocks]
-    assert len(planned(tmp_path, batch("p", *steps)).steps) == 4
+    assert len(planned(tmp_path, batch("p", *steps)).steps) == 5
