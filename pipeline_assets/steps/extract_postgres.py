@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pipeline_assets.connections import PostgresConnection
 
 Bound = int | float | date | datetime | str
+# Where Spark has the type of a column that is a text with a length.
+_SPARK_TYPE = "__CHAR_VARCHAR_TYPE_STRING"
 
 
 class FromPostgres(ExtractMethod):
@@ -100,7 +102,7 @@ class FromPostgres(ExtractMethod):
             "fetchsize": str(self.fetch_size),
             **bounds,
         }
-        frame = context.spark.read.format("jdbc").options(**options).load()
+        frame = _without_lengths(context.spark.read.format("jdbc").options(**options).load())
         if self.columns:
             frame = frame.select(*(quoted_for_spark(name) for name in self.columns))
         if size is not None and size <= broadcast_limit(context.spark):
@@ -168,6 +170,29 @@ class FromPostgres(ExtractMethod):
             f"partitionColumn {self.partition_column!r} holds {type(value).__name__} values: "
             "expected a numeric, date or timestamp column"
         )
+
+
+def _without_lengths(frame: DataFrame) -> DataFrame:
+    """Return ``frame`` with columns of varchar(n) as plain text.
+
+    Their length would go on to the Delta tables that are written from them, as a limit for rows of any source. Not that
+    of char(n): by it Spark compares as PostgreSQL does, without the spaces at the end.
+    """
+    from pyspark.sql import functions as F  # noqa: N812
+
+    metadata = {field.name: field.metadata for field in frame.schema.fields}
+    if not any("varchar(" in found.get(_SPARK_TYPE, "") for found in metadata.values()):
+        return frame
+    return frame.select(
+        *(
+            F.col(quoted_for_spark(name)).alias(
+                name, metadata={key: value for key, value in found.items() if key != _SPARK_TYPE}
+            )
+            if "varchar(" in found.get(_SPARK_TYPE, "")
+            else quoted_for_spark(name)
+            for name, found in metadata.items()
+        )
+    )
 
 
 def quoted_for_spark(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,10 +19,11 @@ from pipeline_assets.errors import (
 )
 from pipeline_assets.steps.base import StepContext
 from pipeline_assets.steps.extract_postgres import FromPostgres
-from pipeline_assets_tests.steps.frames import in_order, rows_of
+from pipeline_assets_tests.steps.frames import frame_of, in_order, rows_of
 
 if TYPE_CHECKING:
     import psycopg
+    from pyspark.sql import SparkSession
 
     Database = psycopg.Connection[Any]
 
@@ -88,6 +91,23 @@ def test_filters_and_columns_are_pushed_down(postgres_context: StepContext, caps
     assert "GreaterThan(id,10)" in plan
     assert "EqualTo(region,north)" in plan
     assert "ReadSchema: struct<day:date>" in plan
+
+
+def test_lengths_are_no_limits_elsewhere(
+    any_spark: SparkSession, postgres_context: StepContext, database: Database, tmp_path: Path
+) -> None:
+    database.execute(
+        'CREATE TABLE shop.named ("first.name" varchar(3), tags varchar(2)[], code char(3));'
+        "INSERT INTO shop.named VALUES ('abc', '{x}', 'a')"
+    )
+    frame = FromPostgres(table="shop.named").extract(dataclasses.replace(postgres_context, spark=any_spark))
+    longer = frame_of(any_spark, "name STRING, tags ARRAY<STRING>", [("abcd", ["xyz"])])
+    path = str(tmp_path / "table")
+    frame.drop("code").union(longer).write.format("delta").save(path)
+    found = any_spark.read.format("delta").load(path)
+    assert rows_of(found) == [("abc", ["x"]), ("abcd", ["xyz"])]
+    # PostgreSQL fills up a char(n), and compares without what it has filled it up with.
+    assert rows_of(frame.where("code = 'a'")) == [("abc", ["x"], "a  ")]
 
 
 def test_the_password_is_in_no_plan(
