@@ -55,6 +55,12 @@ _QUIET = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
+# JDBC reads and writes timestamps in the zone of the JVM that it runs in, whatever the session says. As defaults these
+# stand before a user's extraJavaOptions, and take the place of none.
+_IN_UTC = {
+    "spark.driver.defaultJavaOptions": "-Duser.timezone=UTC",
+    "spark.executor.defaultJavaOptions": "-Duser.timezone=UTC",
+}
 _LOCAL = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
@@ -80,7 +86,7 @@ def session_conf(settings: Settings, spark_conf: Mapping[str, str] | None = None
         return {**_EVERYWHERE, **given}
     master = given.get("spark.master") or settings.spark_master or "local[*]"
     conf = {"spark.app.name": "pipeline-assets", "spark.master": master}
-    conf |= {**_DELTA, **_EVERYWHERE, **_QUIET, **log_conf(settings)}
+    conf |= {**_DELTA, **_EVERYWHERE, **_QUIET, **_IN_UTC, **log_conf(settings)}
     if master.startswith("local"):
         conf |= _LOCAL
     if "spark.jars" not in given:

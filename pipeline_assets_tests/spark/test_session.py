@@ -225,20 +225,36 @@ def test_a_connect_server_that_died_does_not_hold_up_the_end(tmp_path: Path) -> 
     assert opened.client.is_closed
 
 
-def test_a_cluster_runs_the_queries(spark_cluster: SparkCluster, tmp_path: Path) -> None:
+def test_a_cluster_runs_the_queries(
+    spark_cluster: SparkCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = """
         import sys
         from pipeline_assets.settings import Settings
         from pipeline_assets.spark.session import SparkSessions
 
-        with SparkSessions(Settings(spark_master=sys.argv[1]), {"spark.driver.host": "127.0.0.1"}) as sessions:
+        conf = {
+            "spark.driver.host": "127.0.0.1",
+            "spark.driver.extraJavaOptions": "-Dmine=1",
+            "spark.executor.extraJavaOptions": "-Dmine=2",
+            "spark.executorEnv.TZ": "Europe/Berlin",
+        }
+        zone = "reflect('java.time.ZoneId', 'systemDefault') AS zone"
+        mine = "reflect('java.lang.System', 'getProperty', 'mine') AS mine"
+        with SparkSessions(Settings(spark_master=sys.argv[1]), conf) as sessions:
             spark = sessions.session("run", "orders")
             spark.range(0, 10, 1, 2).write.format("delta").save(sys.argv[2])
-            print(spark.sparkContext.master, spark.read.format("delta").load(sys.argv[2]).count())
+            rows = spark.read.format("delta").load(sys.argv[2])
+            java = spark.sparkContext._jvm.java
+            print(spark.sparkContext.master, rows.count())
+            print(java.time.ZoneId.systemDefault().toString(), java.lang.System.getProperty("mine"))
+            print(*rows.selectExpr(zone, mine).distinct().collect())
     """
-    assert in_fresh_process(script, spark_cluster.master, str(tmp_path / "table")).split() == [
-        spark_cluster.master,
-        "10",
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    assert in_fresh_process(script, spark_cluster.master, str(tmp_path / "table")).splitlines() == [
+        f"{spark_cluster.master} 10",
+        "UTC 1",
+        "Row(zone='UTC', mine='2')",
     ]
 
 

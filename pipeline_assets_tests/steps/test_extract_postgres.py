@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from devstack.postgres import PostgresServer
+from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import (
     ConfigurationError,
     CredentialError,
@@ -19,6 +20,7 @@ from pipeline_assets.errors import (
 )
 from pipeline_assets.steps.base import StepContext
 from pipeline_assets.steps.extract_postgres import FromPostgres
+from pipeline_assets.steps.postgres import connect
 from pipeline_assets_tests.steps.frames import frame_of, in_order, rows_of
 
 if TYPE_CHECKING:
@@ -91,6 +93,30 @@ def test_filters_and_columns_are_pushed_down(postgres_context: StepContext, caps
     assert "GreaterThan(id,10)" in plan
     assert "EqualTo(region,north)" in plan
     assert "ReadSchema: struct<day:date>" in plan
+
+
+def test_conditions_mean_the_same_moments_wherever_the_server_is(
+    postgres_context: StepContext, database: Database, postgres: PostgresServer
+) -> None:
+    database.execute(
+        "CREATE TABLE shop.moments (id int, at timestamptz);"
+        "INSERT INTO shop.moments VALUES (1, '2024-01-01 00:30+01'), (2, '2024-01-01 00:30+00')"
+    )
+    method = FromPostgres(table="shop.moments", predicate="at >= '2024-01-01'")
+    try:
+        database.execute(f"ALTER DATABASE {postgres.database} SET timezone TO 'Europe/Berlin'")
+        with connect(postgres_context.connections.postgres("default"), Secrets()) as own:
+            condition = f"SELECT id FROM shop.moments WHERE {method.predicate}"
+            assert own.execute(condition.encode()).fetchall() == [(2,)]
+        assert [row.id for row in method.extract(postgres_context).collect()] == [2]
+    finally:
+        database.execute(f"ALTER DATABASE {postgres.database} RESET timezone")
+
+
+def test_a_schema_of_the_connection_is_looked_in(postgres_context: StepContext) -> None:
+    found = postgres_context.connections.postgres("default")
+    with connect(found.model_copy(update={"options": {"currentSchema": "shop"}}), Secrets()) as own:
+        assert own.execute("SELECT current_schema(), current_setting('TimeZone')").fetchall() == [("shop", "UTC")]
 
 
 def test_lengths_are_no_limits_elsewhere(
