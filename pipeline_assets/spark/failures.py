@@ -46,6 +46,13 @@ _TELLING = {
     "ConnectException": "nobody answers",
 }
 
+# Of Spark's CSVHeaderChecker, which has no conditions.
+_OTHER_HEADER = re.compile(
+    r"CSV header does not conform to the schema\.\n Header: (?P<names>.*)\n Schema: (?P<fields>.*)\n"
+    r"|Number of column in CSV header is not equal to number of fields in the schema:\n"
+    r" Header length: (?P<size>\d+), schema size: (?P<wanted>\d+)"
+)
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -116,6 +123,7 @@ def spark_failure(error: BaseException, *, dataframe: str | None = None, columns
     causes = [cause for cause in causes if cause.condition != "STREAM_FAILED"] or causes
     failure = (
         next((told for cause in causes if (told := _known_condition(cause, dataframe, columns))), None)
+        or _told_of_a_file(causes)
         or _told_elsewhere(causes, transience)
         or _plain_failure(causes, transience)
     )
@@ -188,6 +196,36 @@ def _known_condition(cause: Cause, dataframe: str | None, columns: Sequence[str]
             "and enough memory for it"
         )
     return None
+
+
+def _told_of_a_file(causes: Sequence[Cause]) -> PipelineError | None:
+    """Return which file has other columns or values than the `schema` of the step that reads it, and what to do."""
+    file = next((cause.first_line for cause in causes if (cause.condition or "").startswith("FAILED_READ_FILE")), None)
+    if file is None:
+        return None
+    name = file.removeprefix("Encountered error while reading file ").rstrip(".")
+    for cause in causes:
+        if header := _OTHER_HEADER.match(cause.message):
+            there, said = (
+                (header["names"], header["fields"])
+                if header["fields"]
+                else (f"{header['size']} columns", header["wanted"])
+            )
+            return ConfigurationError(
+                f"{name}: the header has {there or 'nothing'} where 'schema' has {said}: name the file's columns in "
+                "'schema', in their order, or take them by position with 'options': {\"enforceSchema\": true}"
+            )
+        if (cause.condition or "").startswith("MALFORMED_RECORD_IN_PARSING"):
+            return PipelineExecutionError(
+                f"{name}: a record does not fit 'schema' ({_why_malformed(causes[-1])}): correct one of them, or have "
+                'nulls for what does not fit with \'options\': {"mode": "PERMISSIVE"}'
+            )
+    return None
+
+
+def _why_malformed(cause: Cause) -> str:
+    # Spark quotes the whole row there.
+    return "more or fewer values than columns" if cause.condition == "MALFORMED_CSV_RECORD" else cause.first_line
 
 
 def _told_elsewhere(causes: Sequence[Cause], transience: Transience | None) -> PipelineError | None:

@@ -30,15 +30,20 @@ if TYPE_CHECKING:
 class FilesExtract(ExtractMethod):
     """What extracts from files have in common."""
 
+    behavior_version = "2"
+
     format: FileFormat | None = None
     """Format of the files; told from the path's extension when left out (a compression's, as in `.json.gz`, may
     follow it)."""
     schema_: SqlColumns | None = Field(default=None, alias="schema")
     """Columns as Spark DDL, e.g. `id BIGINT, day DATE`. Left out, Spark takes it from the files, which for JSON and
-    CSV means reading them once."""
+    CSV means reading them once. Given, the header of a CSV file has to name these columns in this order, and a record
+    of CSV or JSON that does not fit them fails the run."""
     options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
     """Options of Spark's reader for the format, e.g. `multiLine` or `pathGlobFilter`. CSV files are read with
-    `header` and, when there is no schema, `inferSchema`, unless these say otherwise."""
+    `header` and, when there is no schema, `inferSchema`, unless these say otherwise. With a schema,
+    `"enforceSchema": true` takes the columns of CSV by their position, whatever the header says, and
+    `"mode": "PERMISSIVE"` gives nulls for what does not fit."""
 
     def all_paths(self) -> tuple[str, ...]:
         """Return every path that is read."""
@@ -91,12 +96,25 @@ class FilesExtract(ExtractMethod):
         return frame
 
     def _reader_options(self, format_: FileFormat) -> dict[str, str]:
+        # Spark knows options in any case.
+        given = {name.casefold() for name in self.options}
         defaults: dict[str, OptionValue] = {}
         if format_ == "csv":
             defaults["header"] = True
             if self.schema_ is None:
                 defaults["inferSchema"] = True
-        return option_texts({**defaults, **self.options})
+            else:
+                # Otherwise columns are taken by their position, whatever the header calls them.
+                defaults["enforceSchema"] = False
+        if format_ in ("csv", "json") and self.schema_ is not None and not self._keeps_broken_records(given):
+            # Otherwise there are nulls for what can't be read.
+            defaults["mode"] = "FAILFAST"
+        kept = {name: value for name, value in defaults.items() if name.casefold() not in given}
+        return option_texts({**kept, **self.options})
+
+    def _keeps_broken_records(self, options: set[str]) -> bool:
+        """Whether Spark is to put records that it can't read into a column of their own."""
+        return "columnnameofcorruptrecord" in options or "_corrupt_record" in (self.schema_ or "").casefold()
 
     def _explain(self, error: Any, paths: tuple[str, ...], format_: FileFormat) -> ConfigurationError:
         from pyspark.errors import ParseException

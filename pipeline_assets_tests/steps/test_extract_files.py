@@ -6,7 +6,7 @@ import dataclasses
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.orc
@@ -14,11 +14,15 @@ import pyarrow.parquet
 import pytest
 
 from devstack.s3 import S3Server
-from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.errors import ConfigurationError, PipelineError
 from pipeline_assets.settings import Settings
+from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.steps.base import StepContext
 from pipeline_assets.steps.extract_files import FromFile, FromS3
-from pipeline_assets_tests.steps.frames import rows_of
+from pipeline_assets_tests.steps.frames import in_order, rows_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 ROWS = [(1, "a"), (2, "b")]
 TABLE = pa.table({"id": [1, 2], "name": ["a", "b"]})
@@ -85,6 +89,68 @@ def test_schema_decides_over_inference(context: StepContext, tmp_path: Path) -> 
     write_files(tmp_path)
     given = FromFile.model_validate({"path": f"{tmp_path}/plain.csv", "schema": "id STRING, name STRING"})
     assert rows_of(given.extract(context)) == [("1", "a"), ("2", "b")]
+
+
+FITTING = {
+    "no value": ("csv", "id,name\n,a\n2,\n", [(None, "a"), (2, None)]),
+    "names in another case, after a byte order mark": ("csv", "\ufeffID,Name\r\n1,a\r\n", [(1, "a")]),
+    "empty lines": ("csv", "id,name\n\n1,a\n\n", [(1, "a")]),
+    "header alone": ("csv", "id,name\n", []),
+    "fields that are missing, null or not named": (
+        "json",
+        '{"id": 1, "x": 2}\n\n{"name": null}\n',
+        [(1, None), (None, None)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("format_", "content", "rows"), FITTING.values(), ids=FITTING.keys())
+def test_what_fits_a_schema(format_: str, content: str, rows: list[Any], context: StepContext, tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text(content, newline="")
+    method = FromFile.model_validate({"path": f"{tmp_path}/rows", "format": format_, "schema": "id INT, name STRING"})
+    assert rows_of(method.extract(context)) == in_order(rows)
+
+
+OTHER = {
+    "other order": ("csv", "name,id\na,1\n", "has name, id where 'schema' has id, name: .*enforceSchema"),
+    "another column": ("csv", "id,nick\n1,a\n", "has id, nick where 'schema' has id, name"),
+    "fewer columns": ("csv", "id\n1\n", "has 1 columns where 'schema' has 2"),
+    "more columns": ("csv", "id,name,x\n1,a,b\n", "has 3 columns where 'schema' has 2"),
+    "no number": ("csv", "id,name\nx,a\n", "fit 'schema' .For input string: \"x\".: .*PERMISSIVE"),
+    "longer record": ("csv", "id,name\n1,a,b\n", "does not fit 'schema' .more or fewer values than columns."),
+    "text": ("json", '{"id": "x"}', "does not fit 'schema' .Cannot parse the field name 'id' and the value x"),
+    "half": ("json", '{"id": 1', "does not fit 'schema' .Unexpected end-of-input"),
+}
+
+
+@pytest.mark.parametrize(("format_", "content", "message"), OTHER.values(), ids=OTHER.keys())
+def test_what_does_not_fit_a_schema(
+    format_: str, content: str, message: str, any_spark: SparkSession, context: StepContext, tmp_path: Path
+) -> None:
+    (tmp_path / "rows").write_text(content)
+    method = FromFile.model_validate({"path": f"{tmp_path}/rows", "format": format_, "schema": "id INT, name STRING"})
+    frame = method.extract(dataclasses.replace(context, spark=any_spark))
+    with pytest.raises(PipelineError, match=f"^file://{tmp_path}/rows: .*{message}") as caught, spark_errors():
+        frame.collect()
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "schema", "options", "rows"),
+    [
+        ("name,id\n1,a\n", "id INT, name STRING", {"EnforceSchema": True}, [(1, "a")]),
+        ("id,name\nx,a\n", "id INT, name STRING", {"MODE": "PERMISSIVE"}, [(None, "a")]),
+        ("id,name\nx,a\n", "id INT, name STRING, _corrupt_record STRING", {}, [(None, "a", "x,a")]),
+        ("id,name\nx,a\n", "id INT, name STRING, b STRING", {"columnNameOfCorruptRecord": "b"}, [(None, "a", "x,a")]),
+        ("id,name\n1,a,b\n", None, {}, [(1, "a")]),
+    ],
+)
+def test_options_have_the_last_word(
+    content: str, schema: str | None, options: dict[str, Any], rows: list[Any], context: StepContext, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text(content)
+    config = {"path": f"{tmp_path}/rows.csv", "schema": schema, "options": options}
+    assert rows_of(FromFile.model_validate(config).extract(context)) == rows
 
 
 def test_prefix_of_the_settings(context: StepContext, tmp_path: Path) -> None:
