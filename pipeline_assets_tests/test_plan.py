@@ -197,6 +197,10 @@ STREAMING_KEYS: list[tuple[dict[str, Any], str]] = [
     ({"type": "load", "method": "toKafka", "config": {"topic": "t", "trigger": "once"}}, "'trigger'"),
     ({"type": "extract", "method": "fromDeltaLake", "config": {"path": "/t", "streaming": True}}, "'streaming'"),
     (
+        {"type": "extract", "method": "fromDeltaLake", "config": {"path": "/t", "skipChangeCommits": True}},
+        "'skipChangeCommits'",
+    ),
+    (
         {"type": "extract", "method": "fromKafka", "config": {"topic": "t", "maxOffsetsPerTrigger": 5}},
         "'maxOffsetsPerTrigger'",
     ),

@@ -27,7 +27,7 @@ class FromDeltaLake(ExtractMethod):
 
     method = "fromDeltaLake"
     kinds = frozenset({"spark", "deltalake"})
-    streaming_only = frozenset({"streaming"})
+    streaming_only = frozenset({"streaming", "skip_change_commits"})
 
     path: Annotated[str, AfterValidator(check_any)] | None = None
     """Where the table is: a local path, or `s3a://bucket/key`."""
@@ -78,8 +78,6 @@ class FromDeltaLake(ExtractMethod):
     def extract(self, context: StepContext) -> DataFrame:
         from pyspark.errors import AnalysisException
 
-        if self.skip_change_commits:
-            raise ConfigurationError("'skipChangeCommits' is for streaming pipelines: leave it out")
         path = self._open(context)
         reader = context.spark.read.format("delta")
         version = self.version

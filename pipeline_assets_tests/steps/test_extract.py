@@ -90,11 +90,6 @@ def test_a_followed_table_that_changes(change: str, table: str, context: StepCon
     assert copy(skipChangeCommits=True) == [(1,), (2,), (3,)]
 
 
-def test_batches_have_no_commits_to_skip(table: str, context: StepContext) -> None:
-    with pytest.raises(ConfigurationError, match="'skipChangeCommits' is for streaming pipelines: leave it out"):
-        FromDeltaLake(path=table, skip_change_commits=True).extract(context)
-
-
 @pytest.mark.parametrize(
     ("path", "parts"),
     [
