@@ -41,9 +41,9 @@ class FilesExtract(ExtractMethod):
     of CSV or JSON that does not fit them fails the run."""
     options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
     """Options of Spark's reader for the format, e.g. `multiLine` or `pathGlobFilter`. CSV files are read with
-    `header` and, when there is no schema, `inferSchema`, unless these say otherwise. With a schema,
-    `"enforceSchema": true` takes the columns of CSV by their position, whatever the header says, and
-    `"mode": "PERMISSIVE"` gives nulls for what does not fit."""
+    `header` and, when there is no schema, `inferSchema`, unless these say otherwise. With a schema, `enforceSchema`
+    (true) takes the columns of CSV by their position, whatever the header says, and `mode` (`PERMISSIVE`) gives nulls
+    for what does not fit."""
 
     def all_paths(self) -> tuple[str, ...]:
         """Return every path that is read."""
