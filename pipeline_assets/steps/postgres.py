@@ -197,18 +197,21 @@ def connect(connection: PostgresConnection, secrets: Secrets) -> psycopg.Connect
     login: dict[str, Any] = {"password": "", **_login(connection, secrets)}
     given = {_LIBPQ_NAMES[name]: value for name, value in connection.options.items() if _LIBPQ_NAMES.get(name)}
     parameters: dict[str, Any] = {"application_name": "pipeline-assets", "connect_timeout": CONNECT_SECONDS} | given
-    # The zone that Spark's JDBC asks for, too: a condition on timestamps means the same moments in both.
-    parameters["options"] = "-cTimeZone=UTC"
     if "currentSchema" in connection.options:
-        parameters["options"] += f" -csearch_path={connection.options['currentSchema']}"
+        parameters["options"] = f"-csearch_path={connection.options['currentSchema']}"
     try:
-        return psycopg.connect(
+        opened: psycopg.Connection[Any] = psycopg.connect(
             host=connection.host,
             port=connection.port,
             dbname=connection.database,
             **login,
             **parameters,
         )
+        # The zone that Spark's JDBC asks for, too: a condition on timestamps means the same moments in both. Not among
+        # the parameters above, as older PgBouncers refuse 'options'.
+        opened.execute("SET TIME ZONE 'UTC'")
+        opened.commit()
+        return opened
     except psycopg.OperationalError as error:
         raise _connect_failure(error, connection) from None
 
