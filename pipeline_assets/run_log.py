@@ -156,13 +156,29 @@ class _RootHandler(logging.StreamHandler[Any]):
         self._run_log = run_log
 
     def createLock(self) -> None:  # noqa: N802  (as in logging)
-        # None: Dagster's handler has one, and a listener of its events may log while another thread is here.
-        self.lock = None
+        # Dagster's handler has one, and a listener of its events may log while another thread is here.
+        self.lock = _NoLock()  # type: ignore[assignment]
 
     def emit(self, record: logging.LogRecord) -> None:
         # Others' lines are written once: by the handlers that somebody has put here, if there are any.
         if not self._run_log.hand_on(record) and (_is_own(record) or len(logging.getLogger().handlers) == 1):
             super().emit(record)
+
+
+class _NoLock:
+    """Keeps nobody out: logging takes a lock as a context manager from Python 3.13 on, and none is none there."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+    def __enter__(self) -> bool:
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class _TextFormatter(logging.Formatter):

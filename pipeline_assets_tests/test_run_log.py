@@ -121,6 +121,18 @@ def test_a_line_of_a_listener_is_written_although_dagster_does_not_take_it(
     assert ("first", "p_q__rows") in filed
 
 
+def test_its_lock_can_be_taken_as_each_python_takes_it(plan: PipelinePlan) -> None:
+    def body(context: dg.OpExecutionContext) -> None:
+        (handler,) = logging.getLogger().handlers
+        handler.acquire()
+        handler.release()
+        assert handler.lock is not None
+        with handler.lock:  # from Python 3.13 on
+            pass
+
+    run(plan, Settings(), body)
+
+
 def test_the_level_is_that_of_the_settings(plan: PipelinePlan, capsys: pytest.CaptureFixture[str]) -> None:
     def body(_: dg.OpExecutionContext) -> None:
         _log.info("of less weight")
