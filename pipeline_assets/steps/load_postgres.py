@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 _log = logging.getLogger(__name__)
+# For how long a server that went away with the answer to a COMMIT is waited for: it may be starting again.
+_LOOKS = 60
+_SECONDS_BETWEEN_LOOKS = 1.0
 # The tables whose rows go, or change, with rows of %(table)s or of its parts.
 _FOLLOWERS = """
 WITH RECURSIVE emptied(id) AS (
@@ -116,12 +119,10 @@ class ToPostgres(LoadMethod):
         move = _Move(self, target, staging, types, context)
         with self._database(context) as database, context.cancellation.interrupting(database.cancel_safe):
             move.prepare(database)
-        try:
-            rows = self._fill(frame, staging, context)
-            with self._database(context) as database, context.cancellation.interrupting(database.cancel_safe):
-                written = move.run(database, rows)
-        finally:
-            self._drop(staging, context)
+        with ExitStack() as cleanup:
+            cleanup.callback(self._drop, staging, context)
+            written = self._moved(move, self._fill(frame, staging, context), cleanup)
+            cleanup.pop_all()  # the move has dropped it
         connection = context.connections.postgres(self.connection)
         return LoadResult(
             uri=f"postgresql://{connection.host}:{connection.port}/{connection.database}/{target}",
@@ -138,6 +139,48 @@ class ToPostgres(LoadMethod):
         count = RowCount()
         count.on(frame).write.format("jdbc").mode("append").options(**options).save()
         return count.get()
+
+    def _moved(self, move: _Move, expected: int | None, cleanup: ExitStack) -> int:
+        """Move the rows and return how many. What is on ``cleanup`` is taken off when they may be in or not."""
+        context, staging, written = move.context, move.staging, None
+        try:
+            with self._database(context) as database, context.cancellation.interrupting(database.cancel_safe):
+                written = move.run(database, expected)
+        except PipelineError:
+            if written is None:
+                raise
+            # The answer to the COMMIT is an error, or none came.
+            is_committed = self._is_dropped(staging, context)
+            if is_committed is None:
+                cleanup.pop_all()
+                raise PipelineExecutionError(
+                    f"the connection was lost while {written} rows were committed to {move.target}, and the server "
+                    f"does not say whether they are in: look for the table {staging} before the step is run again; "
+                    "while it is there they are not, and it can be dropped, and when it is gone they are"
+                ) from None
+            if not is_committed:
+                raise
+        return written
+
+    def _is_dropped(self, staging: TableName, context: StepContext) -> bool | None:
+        """Whether a transaction that drops ``staging`` was committed; None when the server does not tell."""
+        import psycopg
+
+        for _ in range(_LOOKS):
+            try:
+                with self._database(context) as database:
+                    database.execute("SET LOCAL lock_timeout = '10s'")
+                    try:
+                        # Waits for that transaction, should it still be on its way.
+                        database.execute(f"SELECT FROM {staging.sql} LIMIT 0")
+                    except psycopg.errors.UndefinedTable:
+                        return True
+                    return False
+            except PipelineError as error:
+                _log.warning("whether rows are in can't be told yet: %s", error.message)
+            if context.cancellation.stop.wait(_SECONDS_BETWEEN_LOOKS):
+                break
+        return None
 
     def _drop(self, staging: TableName, context: StepContext) -> None:
         try:
@@ -184,7 +227,12 @@ class _Move:
             self._checked(database, f"EXPLAIN {self._insert(there)}")
 
     def run(self, database: psycopg.Connection[Any], expected: int | None) -> int:
-        """Move the rows, in the transaction of ``database``, and return how many."""
+        """Move the rows, in the transaction of ``database``, and return how many.
+
+        The staging table is dropped in it, too: by that one can tell whether it was committed.
+        """
+        # No task of Spark's that was given up may add rows once they have been counted.
+        database.execute(f"LOCK TABLE {self.staging.sql}")
         self._check_staging(database, expected)
         there = self._target_columns(database)
         if there is None:
@@ -198,7 +246,9 @@ class _Move:
             database.execute(f"DELETE FROM {self.target.sql} WHERE {predicate}")  # noqa: S608
         elif self.step.mode == "overwrite":
             self._empty(database)
-        return self._checked(database, self._insert(there)).rowcount
+        written = self._checked(database, self._insert(there)).rowcount
+        database.execute(f"DROP TABLE {self.staging.sql}")
+        return written
 
     def _definitions(self) -> str:
         return ", ".join(f"{quoted(name)} {type_}" for name, type_ in self.types.items())

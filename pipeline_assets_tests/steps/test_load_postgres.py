@@ -10,7 +10,13 @@ from zoneinfo import ZoneInfo
 import pytest
 from pyspark.errors import PySparkException
 
-from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, PipelineError, PipelineExecutionError
+from pipeline_assets.errors import (
+    ConfigurationError,
+    DataFrameResolutionError,
+    PipelineError,
+    PipelineExecutionError,
+    RetryableError,
+)
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps import load_postgres
 from pipeline_assets.steps.base import LoadResult, StepContext
@@ -267,6 +273,65 @@ def test_rows_that_arrive_twice_are_refused(
     with pytest.raises(PipelineExecutionError, match="2 rows arrived in PostgreSQL of 1 that Spark computed"):
         load(NEW, postgres_context, "log")
     assert stored(database, "log") == OLD
+
+
+def lose_the_answer(monkeypatch: pytest.MonkeyPatch, *, after_commit: bool) -> None:
+    """Have the connection be lost when the rows are committed: before the server has done so, or after."""
+    import psycopg
+
+    run, commit = load_postgres._Move.run, psycopg.Connection.commit
+    moving: list[Any] = []
+
+    def run_and_tell(self: Any, database: Any, expected: int | None) -> int:
+        written = run(self, database, expected)
+        moving.append(database)
+        return written
+
+    def commit_and_lose(self: Any) -> None:
+        if self not in moving:
+            commit(self)
+            return
+        if after_commit:
+            commit(self)
+        self.close()
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(load_postgres._Move, "run", run_and_tell)
+    monkeypatch.setattr(psycopg.Connection, "commit", commit_and_lose)
+
+
+@pytest.mark.parametrize(("table", "expected"), [("log", [*OLD, *NEW]), ("fresh", NEW)])
+def test_the_answer_to_a_commit_is_lost(
+    table: str, expected: Rows, postgres_context: StepContext, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_the_answer(monkeypatch, after_commit=True)
+    assert load(NEW, postgres_context, table).rows == 2
+    assert stored(database, table) == in_order(expected)
+    assert staging_tables(database) == []
+
+
+def test_the_connection_is_lost_before_the_commit(
+    postgres_context: StepContext, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_the_answer(monkeypatch, after_commit=False)
+    with pytest.raises(RetryableError, match="server closed the connection"):
+        load(NEW, postgres_context, "log")
+    assert stored(database, "log") == OLD
+    assert staging_tables(database) == []
+
+
+@pytest.mark.parametrize("after_commit", [True, False])
+def test_nobody_says_whether_rows_are_in(
+    after_commit: bool, postgres_context: StepContext, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is not tried again by itself: it might write the rows twice."""
+    lose_the_answer(monkeypatch, after_commit=after_commit)
+    monkeypatch.setattr(load_postgres, "_LOOKS", 0)
+    with pytest.raises(PipelineExecutionError, match=r"look for the table shop\._staging_\w+ before") as caught:
+        load(NEW, postgres_context, "log")
+    assert caught.value.transient is False
+    assert stored(database, "log") == (in_order([*OLD, *NEW]) if after_commit else OLD)
+    assert len(staging_tables(database)) == (0 if after_commit else 1)
 
 
 class _TooFew(RowCount):
