@@ -1,5 +1,6 @@
 """What an asset's page shows: Dagster metadata made from what Spark says about a DataFrame or a write."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from pipeline_assets.errors import PipelineError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.plan import PlannedStep
@@ -29,6 +31,7 @@ from pipeline_assets.steps.transform import Sql
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+_log = logging.getLogger(__name__)
 Metadata = dict[str, Any]
 STAGE_TIMES = "spark_stage_times"
 _STAGE_COLUMNS = {
@@ -235,6 +238,23 @@ def load_metadata(run: PipelineRun, step: PlannedStep, result: LoadResult) -> Me
     if result.rows is not None:
         metadata[_row_count_key(run)] = result.rows
     return {**metadata, **work_metadata(run, step, result.metrics)}
+
+
+def loaded_metadata(
+    run: PipelineRun, step: PlannedStep, frame: "DataFrame", upstream: Mapping[int, dg.AssetKey]
+) -> Metadata:
+    """Return the same as ``dataframe_metadata`` for what a load has made of ``frame``; nothing where Spark is gone.
+
+    The rows are in: what only shows them may not fail the step, which would be tried again and write them twice.
+    """
+    try:
+        with run.errors_of(step, [frame]):
+            written = run.written(step, frame)
+            origins = column_origins(run, step, written, {step.inputs[0]: frame}, upstream)
+            return dataframe_metadata(written, origins)
+    except PipelineError as error:
+        _log.warning("no columns and no plan are shown: %s", error)
+        return {}
 
 
 def quarantine_metadata(run: PipelineRun, path: str, written: DeltaWrite) -> Metadata:

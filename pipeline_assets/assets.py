@@ -16,6 +16,7 @@ from pipeline_assets.asset_metadata import (
     columns_metadata,
     dataframe_metadata,
     load_metadata,
+    loaded_metadata,
     optimization_metadata,
     quarantine_metadata,
     quarantine_origins,
@@ -249,13 +250,11 @@ class _PipelineFactory:
             with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
                 result = run.load(here, frames[name])
-                inputs = {step.inputs[0]: frames[name]}
-                written = run.written(here, frames[name])
-                origins = column_origins(run, here, written, inputs, upstream)
                 about_load = {
                     **load_metadata(run, here, result), **optimization_metadata(run, here), **_report_link(run),
                 }  # fmt: skip
-                return dg.MaterializeResult(metadata={**about_load, **dataframe_metadata(written, origins)})
+                shown = loaded_metadata(run, here, frames[name], upstream)
+                return dg.MaterializeResult(metadata={**about_load, **shown})
 
         return self._asset(step, load, ins=self._ins(step), deps=self._deps(step))
 

@@ -178,8 +178,9 @@ class PipelineRun:
                 merge_schema=self.context.partition is not None,
                 partition=self.context.partition,
                 folder=Folder.seen_from_here(path, "default", self.context.connections),
+                transaction=self._transaction(step),
             )
-        self._let_go_after(step)
+        self._let_go_after_write(step)
         # Whoever takes the DataFrame next reads what has been written, in just this version.
         self._frames.pop(step.index, None)
         self._versions[step.index] = written.version
@@ -192,11 +193,19 @@ class PipelineRun:
             self.context,
             optimize=step.index in self.optimizations.clustered,
             by_partition=self.plan.pipeline.keys_with_partition(step.index),
+            transaction=self._transaction(step),
         )
         with self.errors_of(step, [frame]), self._working(step):
             result = cast(LoadMethod, step.method).load(frame, context)
-        self._let_go_after(step)
+        self._let_go_after_write(step)
         return result
+
+    def _transaction(self, step: PlannedStep) -> str | None:
+        """Return what a write of ``step`` is known by at each of its tries in the run; None when there is but one."""
+        retry = self.plan.pipeline.retry_of(step.index)
+        if retry is None or retry.max_retries == 0:
+            return None
+        return f"pipeline-assets:{self.context.run_id}:{self.plan.name}/{step.name}"
 
     def written(self, step: PlannedStep, frame: DataFrame) -> DataFrame:
         """Return ``frame`` with the columns that a load's target, or the table of ``step``, gets."""
@@ -281,6 +290,13 @@ class PipelineRun:
             if step.index in kept.readers <= self._done:
                 with self.errors_of(step):
                     self.context.cache.uncache(name)
+
+    def _let_go_after_write(self, step: PlannedStep) -> None:
+        try:
+            self._let_go_after(step)
+        except PipelineError as error:
+            # The rows are in: the step may not fail now, to be tried again.
+            _log.warning("what is kept was not let go of: %s", error)
 
     def control(self, step: PlannedStep) -> None:
         """Run a step that says what stays cached."""

@@ -84,7 +84,8 @@ class StepContext:
     ``cancellation`` interrupt it. ``optimize``: an extract may tell Spark what it knows of its source's size; a load
     brings the rows together by the columns that its target is partitioned by; what is cached may have fewer partitions
     than Spark's plan says. ``by_partition``: the keys of a load's config that name ``${partition}``. ``rewritten``: the
-    pipeline writes what an extract reads, which is to stay at the state that it has when it is opened.
+    pipeline writes what an extract reads, which is to stay at the state that it has when it is opened. ``transaction``:
+    what a load is known by at each of its tries, where it may be tried again.
     """
 
     pipeline: str
@@ -98,6 +99,7 @@ class StepContext:
     source: StreamSource | None = None
     optimize: bool = False
     rewritten: bool = False
+    transaction: str | None = None
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 

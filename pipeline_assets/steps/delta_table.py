@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from pipeline_assets.steps.file_systems import Folder
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 DeltaMode = Literal["append", "overwrite", "errorIfExists", "merge"]
 _USER_METADATA = "spark.databricks.delta.commitInfo.userMetadata"
@@ -76,11 +78,13 @@ def write_delta(
     dynamic_partitions: bool = False,
     partition: PartitionSlice | None = None,
     folder: Folder | None = None,
+    transaction: str | None = None,
 ) -> DeltaWrite:
     """Write ``frame`` to the Delta table at ``path``, creating it when it is missing.
 
     With ``partition``, append and overwrite replace the rows of that partition and no others. The counts
     are those of the commit, which is found by a mark of its own, so that other writers don't confuse them.
+    ``transaction``: what the write is known by, however often it is tried; once committed, it is not made again.
     """
     spark = frame.sparkSession
     there = table_columns(spark, path)
@@ -91,13 +95,20 @@ def write_delta(
             partition_by = tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
         if there is not None:
             _check_slice_column(there, partition, path, merge_schema=merge_schema or overwrite_schema)
-    mark = f"pipeline-assets:{uuid.uuid4()}"
+    mark = transaction or f"pipeline-assets:{uuid.uuid4()}"
     with _delta_errors(path, partition):
+        if transaction is not None and there is not None and mode in ("merge", "errorIfExists"):
+            # Delta takes the options below for no MERGE, and looks at them after this has looked for rows.
+            committed = _find_write(spark, path, mark, folder)
+            if isinstance(committed, DeltaWrite):
+                return committed
         if mode == "merge" and there is not None:
             _check_merge_keys(merge_keys, there, path)
             _merge(frame, path, merge_keys, merge_schema=merge_schema, mark=mark)
             return _written(spark, path, mark, folder)
         options: dict[str, str] = {"userMetadata": mark}
+        if transaction is not None:
+            options |= {"txnAppId": transaction, "txnVersion": "0"}
         save_mode = "error" if mode in ("merge", "errorIfExists") else mode
         replaces_slice = mode in ("append", "overwrite") or (mode == "errorIfExists" and there is not None)
         if partition is not None and replaces_slice:
@@ -215,21 +226,31 @@ def _merge(frame: DataFrame, path: str, keys: Sequence[str], *, merge_schema: bo
 
 def _written(spark: SparkSession, path: str, mark: str, folder: Folder | None) -> DeltaWrite:
     """Return what the commit with ``mark`` wrote. Delta makes none when there was nothing to change."""
-    version = newest_version(folder) if folder is not None else None
-    if folder is None or version is None:
-        return _written_as_spark_sees_it(spark, path, mark)
-    commit = find_commit(folder, mark)
-    if commit is None:
-        return DeltaWrite(rows=0, version=version, files=0)
-    return _counted(commit.version, commit.metrics, commit)
+    found = _find_write(spark, path, mark, folder)
+    return found if isinstance(found, DeltaWrite) else DeltaWrite(rows=0, version=found, files=0)
 
 
-def _written_as_spark_sees_it(spark: SparkSession, path: str, mark: str) -> DeltaWrite:
+def _find_write(spark: SparkSession, path: str, mark: str, folder: Folder | None) -> DeltaWrite | int:
+    """Return what the commit with ``mark`` wrote, or the table's version when there is no such commit."""
+    import pyarrow as pa
+
+    try:
+        version = newest_version(folder) if folder is not None else None
+        if folder is not None and version is not None:
+            commit = find_commit(folder, mark)
+            return version if commit is None else _counted(commit.version, commit.metrics, commit)
+    except (OSError, pa.ArrowException, PipelineError) as error:
+        # The rows may be in: a step that fails now is run again, or looks as if it had written nothing.
+        _log.warning("the log of the table at %s is left to Spark to read: %s", path, error)
+    return _find_write_by_spark(spark, path, mark)
+
+
+def _find_write_by_spark(spark: SparkSession, path: str, mark: str) -> DeltaWrite | int:
     history = spark.sql("DESCRIBE HISTORY delta.`" + path.replace("`", "``") + "`")
     chosen = history.select("version", "operationMetrics").where(history["userMetadata"] == mark).limit(1).collect()
     if not chosen:
         (newest,) = history.selectExpr("max(version)").collect()
-        return DeltaWrite(rows=0, version=int(newest[0]), files=0)
+        return int(newest[0])
     version, texts = chosen[0]
     return _counted(int(version), texts or {}, None)
 

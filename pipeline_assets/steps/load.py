@@ -138,6 +138,7 @@ class ToDeltaLake(StreamingLoad):
             dynamic_partitions=self.partition_overwrite_mode == "dynamic",
             partition=context.partition,
             folder=Folder.seen_from_here(path, self.connection, context.connections),
+            transaction=context.transaction,
         )
         return LoadResult(uri=path, rows=written.rows, version=written.version, metrics=written.metrics)
 

@@ -8,12 +8,17 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 import pytest
 
 from devstack.postgres import PostgresServer
+from pipeline_assets import asset_metadata
+from pipeline_assets.errors import RetryableError
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.steps.load import ToDeltaLake
 from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
 from pipeline_assets_tests.integration.delta_tables import rows_of
 from pipeline_assets_tests.integration.location import Location, failure_text
@@ -99,6 +104,63 @@ def test_what_stays_wrong_is_not_tried_again(
     result = location.run("hopeless", fail=True)
     assert "hopeless: step 0 (extract fromPostgres): " in failure_text(result)
     assert [event for event in result.all_events if event.is_step_restarted or event.is_step_up_for_retry] == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (ToDeltaLake, "load"),
+        (PipelineRun, "load"),
+        (PipelineRun, "_let_go_after"),
+        (asset_metadata, "dataframe_metadata"),
+    ],
+    ids=lambda found: getattr(found, "__name__", str(found)),
+)
+def test_rows_that_are_in_are_not_written_again(
+    owner: Any, name: str, location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails after the commit: each of these does so once, when it has done its work for the load."""
+    done = getattr(owner, name)
+    calls: list[str] = []
+
+    def fail_once(*arguments: Any, **named: Any) -> Any:
+        result = done(*arguments, **named)
+        if (location.folder / "root" / "out").exists():
+            calls.append(name)
+            if len(calls) == 1:
+                raise RetryableError("Spark's JVM is gone", kind="lostExecutor")
+        return result
+
+    monkeypatch.setattr(owner, name, fail_once)
+    (location.folder / "root").mkdir()
+    write_numbers(location.folder / "root", 3)
+    numbers = extract_file("numbers", "/numbers.parquet")
+    location.write(batch("twice", numbers, load("toDeltaLake", path="/out"), retry={"maxRetries": 1, "delay": 0}))
+    location.run("twice")
+    assert calls
+    assert sorted(rows_of(location.folder / "root" / "out")["x"]) == [0, 1, 2]
+    location.run("twice")
+    assert sorted(rows_of(location.folder / "root" / "out")["x"]) == [0, 0, 1, 1, 2, 2]
+
+
+def test_files_that_are_in_are_not_written_again(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing in a folder of files that tells which run wrote them: what comes after may not fail the step."""
+    out = location.folder / "root" / "out"
+    described = asset_metadata.dataframe_metadata
+
+    def fail(*arguments: Any) -> Any:
+        if out.exists():
+            raise RetryableError("Spark's JVM is gone", kind="lostExecutor")
+        return described(*arguments)
+
+    monkeypatch.setattr(asset_metadata, "dataframe_metadata", fail)
+    (location.folder / "root").mkdir()
+    write_numbers(location.folder / "root", 3)
+    numbers = extract_file("numbers", "/numbers.parquet")
+    location.write(batch("files", numbers, load("toS3", path="/out"), retry={"maxRetries": 1, "delay": 0}))
+    location.run("files")
+    assert sorted(pd.read_parquet(out)["x"]) == [0, 1, 2]
+    assert location.metadata("files", "to_s3")["dagster/row_count"] == 3
 
 
 def test_a_step_goes_on_in_another_jvm(location: Location, tmp_path: Path) -> None:

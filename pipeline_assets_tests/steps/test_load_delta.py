@@ -321,6 +321,43 @@ def test_counts_are_those_of_our_own_commit(table: Path, context: StepContext) -
     assert result.metrics["numOutputRows"] == 2
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"mode": "append"}, [*OLD, *NEW]),
+        ({"mode": "overwrite"}, NEW),
+        ({"mode": "overwrite", "replace_where": "day IN ('tue', 'wed')"}, [*OLD[:2], *NEW]),
+        ({"mode": "merge", "merge_keys": ["id"]}, [*OLD[:2], *NEW]),
+    ],
+)
+def test_a_write_that_is_tried_again_is_made_once(
+    config: dict[str, Any], expected: Rows, any_spark: SparkSession, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "table")
+    # A null key never matches: a merge that is made again adds its row again.
+    rows = [*NEW, (None, "tue", 0)]
+    frame_of(any_spark, SCHEMA, OLD).write.format("delta").partitionBy("day").save(path)
+    frame = frame_of(any_spark, SCHEMA, rows)
+    written = [write_delta(frame, path, transaction="run-1:step", **config) for _ in range(2)]
+    assert [(found.rows, found.version) for found in written] == [(3, 1), (3, 1)]
+    assert table_rows(tmp_path / "table") == in_order([*expected, rows[-1]])
+    again = write_delta(frame, path, transaction="run-2:step", **config)
+    assert again.version == 2
+
+
+@pytest.mark.parametrize("mode", ["append", "errorIfExists", "merge"])
+def test_a_table_that_an_earlier_try_has_made(mode: str, context: StepContext, tmp_path: Path) -> None:
+    again = dataclasses.replace(context, transaction="run:step")
+    config = {"mode": mode, **({"mergeKeys": ["id"]} if mode == "merge" else {})}
+    for number in range(2):
+        path = tmp_path / "new"
+        assert (load([(None, "mon", 1)], again, path, **config).rows, versions(path)) == (1, 1), number
+        path = tmp_path / "sliced"
+        result = load([(1, "mon", 1)], in_partition(again, "mon", column="day"), path, **config)
+        assert (result.rows, versions(path)) == (1, 1), number
+    assert table_rows(tmp_path / "new") == [(None, "mon", 1)]
+
+
 def test_sinks() -> None:
     (sink,) = ToDeltaLake(path="/data/purchases").sinks()
     assert (sink.kind, sink.parts) == ("deltalake", ("data", "purchases"))
