@@ -299,12 +299,10 @@ def test_a_start_that_has_read_nothing_decides_nothing(location: Location, topic
     """Until there is a micro-batch, the beginning and the topic can be corrected in the same checkpoint."""
     topic.send(sent := events(0, 20))
     broken = transform("filterRows", condition="no_such_column > 1")
-    location.write(stream(from_kafka(topic, schema=SCHEMA, startingOffsets="latest"), broken, to_delta()))
-    location.run("stream", fail=True)
     other = Topic(kafka).make()
-    location.write(stream(from_kafka(other, schema=SCHEMA), to_delta()))
-    location.run("stream")
-    assert other.name in (root(location, "checkpoints/out") / "sources" / "0" / "0").read_text()  # Spark's own note
+    for wrong in (from_kafka(other, schema=SCHEMA), from_kafka(topic, schema=SCHEMA, startingOffsets="latest")):
+        location.write(stream(wrong, broken, to_delta()))
+        assert "no_such_column" in failure_text(location.run("stream", fail=True))
     location.write(stream(from_kafka(topic, schema=SCHEMA), to_delta()))
     location.run("stream")
     same_rows(rows_of(root(location, "out"))[COLUMNS], frame(sent))

@@ -231,8 +231,6 @@ def test_two_extracts_of_a_topic_meet(topic: Topic, kafka_context: StepContext) 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"startingOffsets": "latest"}, "startingOffsets 'latest' is where a batch ends"),
-        ({"missingTopic": "wait"}, "missingTopic 'wait' is for streaming pipelines"),
         ({"startingOffsets": {"TOPIC": {"0": 10}}}, "partition 0 is 10, but there are the offsets 0 to 9"),
         ({"endingOffsets": {"TOPIC": {"0": 10}}}, "endingOffsets of topic .* is 10, but there are the offsets 0 to 9"),
         ({"startingOffsets": {"TOPIC": {"0": 5}}, "endingOffsets": {"TOPIC": {"0": 4}}}, "5 is after endingOffsets 4"),
