@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, count
 from typing import Any, cast
 
@@ -316,13 +317,13 @@ class _PipelineFactory:
                 "good": dg.AssetOut(
                     key=key,
                     io_manager_key=IO_MANAGER_KEY,
-                    automation_condition=self._automation_condition(),
+                    automation_condition=self._automation_condition,
                     **self._common(step),
                 ),
                 "quarantine": dg.AssetOut(
                     key=aside,
                     io_manager_key=IO_MANAGER_KEY,
-                    automation_condition=self._automation_condition(),
+                    automation_condition=self._automation_condition,
                     **quarantine_properties(plan, step, self.settings),
                 ),
             },
@@ -370,7 +371,7 @@ class _PipelineFactory:
             compute,
             key=asset_key(self.plan, step),
             partitions_def=self.partitions_def,
-            automation_condition=self._automation_condition(),
+            automation_condition=self._automation_condition,
             required_resource_keys={"spark"},
             **self._common(step),
             **specific,
@@ -445,6 +446,7 @@ class _PipelineFactory:
         kinds = step.method.kinds | ({"deltalake"} if step.role is Role.TABLE else set())
         return set(sorted(kinds)[:3])
 
+    @cached_property
     def _automation_condition(self) -> dg.AutomationCondition[Any] | None:
         schedule = self.config.cron_schedule
         if self.config.automation == "eager":
