@@ -30,9 +30,9 @@ from pipeline_assets.steps.base import (
     ValidateMethod,
 )
 from pipeline_assets.steps.checkpoint import Checkpoint
-from pipeline_assets.steps.delta_log import Preview, first_rows
+from pipeline_assets.steps.delta_preview import Preview, rows_by_arrow, rows_by_driver
 from pipeline_assets.steps.delta_table import DeltaWrite, is_missing_table, with_partition, write_delta
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
 
@@ -147,14 +147,16 @@ class PipelineRun:
 
     def preview(self, step: PlannedStep, written: DeltaWrite) -> Preview | None:
         """Return the first rows that a write added, read from its files; None where they can't be read from here."""
-        import pyarrow as pa
-
-        folder = Folder.seen_from_here(self.table_path(step), "default", self.context.connections)
-        if folder is None or written.commit is None:
+        if written.commit is None:
             return None
+        path = self.table_path(step)
         try:
-            return first_rows(folder, written.commit, PREVIEW_ROWS)
-        except (OSError, pa.ArrowException, PipelineError) as error:
+            if self.context.settings.spark_remote is None:
+                with self.errors_of(step):
+                    return rows_by_driver(self.context.spark, path, written.commit, PREVIEW_ROWS)
+            folder = folder_seen_from_here(path, "default", self.context.connections)
+            return rows_by_arrow(folder, written.commit, PREVIEW_ROWS) if folder is not None else None
+        except PipelineError as error:
             # The table has been written: what only shows it may not fail the run.
             _log.warning("%s: no preview: %s", self.plan.location(step), error)
             return None
@@ -177,7 +179,7 @@ class PipelineRun:
                 overwrite_schema=self.context.partition is None,
                 merge_schema=self.context.partition is not None,
                 partition=self.context.partition,
-                folder=Folder.seen_from_here(path, "default", self.context.connections),
+                folder=folder_seen_from_here(path, "default", self.context.connections),
                 transaction=self._transaction(step),
             )
         self._let_go_after_write(step)
@@ -279,7 +281,7 @@ class PipelineRun:
             overwrite_schema=part is None,
             merge_schema=part is not None,
             partition=part,
-            folder=Folder.seen_from_here(path, "default", self.context.connections),
+            folder=folder_seen_from_here(path, "default", self.context.connections),
         )
 
     def _let_go_after(self, step: PlannedStep) -> None:

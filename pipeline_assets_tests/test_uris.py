@@ -10,7 +10,7 @@ import pytest
 from pipeline_assets.connections import Connections
 from pipeline_assets.openlineage.datasets import DatasetName, name_of_path
 from pipeline_assets.settings import Settings
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import delta_dataset
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of
 from pipeline_assets.uris import normalize_uri, path_in, root_of
@@ -82,7 +82,7 @@ def test_where_the_warehouse_is(warehouse: str, table: str) -> None:
     [("/data/x", "/data/x"), ("file:/data/x", "/data/x"), ("file:///data/run#1/", "/data/run#1"), ("dbfs:/x", None)],
 )
 def test_what_is_seen_beside_spark(path: str, local: str | None) -> None:
-    folder = Folder.seen_from_here(path, "default", Connections())
+    folder = folder_seen_from_here(path, "default", Connections())
     assert (folder.path if folder is not None else None) == local
 
 

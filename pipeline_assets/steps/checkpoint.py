@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import Folder, folder_seen_from_here
 
 if TYPE_CHECKING:
     from pipeline_assets.connections import Connections
@@ -27,7 +27,7 @@ class Checkpoint:
     @classmethod
     def at(cls, path: str, connection: str, connections: Connections) -> Self:
         """Open the checkpoint at ``path`` (resolved): on S3 by the connection of that name, else on this machine."""
-        folder = Folder.seen_from_here(path, connection, connections)
+        folder = folder_seen_from_here(path, connection, connections)
         if folder is None:
             raise ConfigurationError(f"checkpointLocation {path}: a checkpoint is on S3 or on a mounted file system")
         return cls(path, folder)

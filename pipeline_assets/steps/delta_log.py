@@ -17,14 +17,14 @@ from pipeline_assets.steps.file_systems import Folder
 _COMMIT = re.compile(r"(\d{20})\.json")
 # Other writers may have committed since; more of them than this in so short a time are not to be expected.
 _NEWEST = 50
-_PAGE_BYTES = 2**16
 
 
 @dataclass(frozen=True)
 class AddedFile:
-    """A data file that a commit added: its path in the table, and its values of the partition columns."""
+    """A data file that a commit added: its path in the table, its bytes, and its values of the partition columns."""
 
     path: str
+    size: int
     partition_values: Mapping[str, str | None]
 
 
@@ -56,13 +56,13 @@ def _find(table: Folder, wanted: Callable[[Sequence[dict[str, Any]]], bool]) -> 
     for version, name in _newest(table):
         actions = [json.loads(line) for line in table.below("_delta_log").read(name).splitlines() if line]
         if wanted(actions):
-            added = tuple(
-                AddedFile(unquote(action["add"]["path"]), action["add"].get("partitionValues", {}))
-                for action in actions
-                if "add" in action
-            )
+            added = tuple(_added_file(action["add"]) for action in actions if "add" in action)
             return Commit(version, _info(actions).get("operationMetrics", {}), added)
     return None
+
+
+def _added_file(add: Mapping[str, Any]) -> AddedFile:
+    return AddedFile(unquote(add["path"]), add["size"], add.get("partitionValues", {}))
 
 
 def _info(actions: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -79,30 +79,3 @@ def _newest(table: Folder) -> Iterator[tuple[int, str]]:
         (int(match[1]), name) for name in table.below("_delta_log").files_in() if (match := _COMMIT.fullmatch(name))
     )
     return reversed(commits[-_NEWEST:])
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Some rows of a table, and the names of their columns."""
-
-    columns: list[str]
-    rows: list[list[Any]]
-
-
-def first_rows(table: Folder, commit: Commit, limit: int) -> Preview | None:
-    """Return up to ``limit`` rows that ``commit`` added; None when it added no file."""
-    import pyarrow.parquet as pq
-
-    columns: list[str] = []
-    rows: list[list[Any]] = []
-    for file in commit.added:
-        with table.open(file.path) as source:
-            # Page by page: by itself it takes the whole row group into memory, for these few rows.
-            reader = pq.ParquetFile(source, buffer_size=_PAGE_BYTES, pre_buffer=False)
-            batch = next(reader.iter_batches(batch_size=limit - len(rows)), None)
-        if batch is not None:
-            columns = [*batch.schema.names, *file.partition_values]
-            rows += [[*row.values(), *file.partition_values.values()] for row in batch.to_pylist()]
-        if len(rows) >= limit:
-            break
-    return Preview(columns, rows) if columns else None

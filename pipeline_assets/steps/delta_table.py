@@ -232,14 +232,12 @@ def _written(spark: SparkSession, path: str, mark: str, folder: Folder | None) -
 
 def _find_write(spark: SparkSession, path: str, mark: str, folder: Folder | None) -> DeltaWrite | int:
     """Return what the commit with ``mark`` wrote, or the table's version when there is no such commit."""
-    import pyarrow as pa
-
     try:
         version = newest_version(folder) if folder is not None else None
         if folder is not None and version is not None:
             commit = find_commit(folder, mark)
             return version if commit is None else _counted(commit.version, commit.metrics, commit)
-    except (OSError, pa.ArrowException, PipelineError) as error:
+    except PipelineError as error:
         # The rows may be in: a step that fails now is run again, or looks as if it had written nothing.
         _log.warning("the log of the table at %s is left to Spark to read: %s", path, error)
     return _find_write_by_spark(spark, path, mark)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext
 from pipeline_assets.steps.delta_log import newest_version
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import check_any, delta_dataset, open_for_spark, warehouse_dataset
 from pipeline_assets.steps.s3_paths import is_s3
 
@@ -83,7 +83,7 @@ class FromDeltaLake(ExtractMethod):
         version = self.version
         if version is None and self.timestamp is None and context.rewritten:
             # Delta looks for the newest version in each query anew, and would find what the pipeline has written since.
-            folder = Folder.seen_from_here(path, self.connection, context.connections)
+            folder = folder_seen_from_here(path, self.connection, context.connections)
             version = newest_version(folder) if folder is not None else None
         if version is not None:
             reader = reader.option("versionAsOf", version)

@@ -1,11 +1,16 @@
-"""File systems beside Spark's: the same folders, by pyarrow."""
+"""File systems beside Spark's: the same folders, on this machine by Python itself, on S3 by pyarrow."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -21,88 +26,64 @@ _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A folder, by pyarrow's file system and the path in it. Names are relative to it, with slashes."""
+class Folder(ABC):
+    """A folder on a file system. Names are relative to it, with slashes.
 
-    files: Any
+    Every method raises PipelineExecutionError, or RetryableError, for what the file system refuses.
+    """
+
     path: str
 
-    @classmethod
-    def seen_from_here(cls, path: str, connection: str, connections: Connections) -> Self | None:
-        """Open ``path`` like ``of``; None for a scheme that only Spark has a file system for."""
-        return cls.of(path, connection, connections) if is_s3(path) or is_local(path) else None
-
-    @classmethod
-    def of(cls, path: str, connection: str, connections: Connections) -> Self:
-        """Open ``path`` (as Spark is to see it): on S3 by the connection of that name, else on this machine."""
-        from pyarrow import fs
-
-        if is_s3(path):
-            found = connections.s3(connection)
-            return cls(_s3(found, connections.secrets), f"{bucket_of(path)}/{key_of(path)}".rstrip("/"))
-        return cls(fs.LocalFileSystem(), path_in(path).rstrip("/"))
-
-    def below(self, name: str) -> Folder:
+    def below(self, name: str) -> Self:
         """Return the folder called ``name`` in this one."""
-        return Folder(self.files, f"{self.path}/{name}" if name else self.path)
+        return replace(self, path=f"{self.path}/{name}" if name else self.path)
 
+    @abstractmethod
     def names(self) -> dict[str, int]:
         """Return the files below, at any depth, with their sizes: none when there is no such folder."""
-        from pyarrow import fs
 
-        with _file_errors(self.path):
-            found = self.files.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True))
-        start = len(self.path) + 1
-        return {info.path[start:]: info.size or 0 for info in found if info.type == fs.FileType.File}
-
+    @abstractmethod
     def files_in(self) -> list[str]:
         """Return the names of the files right in this folder: none when there is no such folder."""
-        from pyarrow import fs
 
-        with _file_errors(self.path):
-            found = self.files.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return [info.base_name for info in found if info.type == fs.FileType.File]
+    @abstractmethod
+    def open(self, name: str) -> Any:
+        """Open the file called ``name`` for random access; close it, or use it as a context manager."""
+
+    @abstractmethod
+    def write(self, name: str, content: bytes) -> None:
+        """Put ``content`` into the file called ``name``. Readers see the old file or the new one."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether there is such a folder, or for an object store anything in it."""
+
+    @abstractmethod
+    def remove_all(self) -> None:
+        """Delete this folder and what is in it, if there is any."""
+
+    @abstractmethod
+    def _make(self) -> None: ...
+
+    @abstractmethod
+    def _move(self, source: str, target: str) -> None: ...
+
+    @abstractmethod
+    def _delete(self, path: str) -> None: ...
 
     def read(self, name: str) -> bytes:
         """Return what the file called ``name`` holds."""
-        with self.open(name) as source:
+        with _file_errors(self.path), self.open(name) as source:
             return bytes(source.read())
-
-    def write(self, name: str, content: bytes) -> None:
-        """Put ``content`` into the file called ``name``. Readers see the old file or the new one."""
-        from pyarrow import fs
-
-        with _file_errors(self.path):
-            if not isinstance(self.files, fs.LocalFileSystem):
-                with self.files.open_output_stream(f"{self.path}/{name}") as target:
-                    target.write(content)
-                return
-            self.files.create_dir(self.path, recursive=True)
-            staged = f"{self.path}/.{name}.{uuid.uuid4().hex}"
-            with self.files.open_output_stream(staged) as target:
-                target.write(content)
-            self.files.move(staged, f"{self.path}/{name}")
-
-    def open(self, name: str) -> Any:
-        """Open the file called ``name`` for random access; close it, or use it as a context manager."""
-        with _file_errors(self.path):
-            return self.files.open_input_file(f"{self.path}/{name}")
-
-    def exists(self) -> bool:
-        """Whether there is such a folder, or for an object store anything in it."""
-        from pyarrow import fs
-
-        with _file_errors(self.path):
-            return bool(self.files.get_file_info(self.path).type != fs.FileType.NotFound)
 
     def take(self, source: Folder, names: list[str]) -> None:
         """Move the files called ``names`` from ``source`` here; when one can't be moved, take all back."""
         for folder in sorted({name.rpartition("/")[0] for name in names}):
             with _file_errors(self.path):
-                self.files.create_dir(self.below(folder).path, recursive=True)
+                self.below(folder)._make()
         done = False
         try:
-            self._each(lambda name: self.files.move(f"{source.path}/{name}", f"{self.path}/{name}"), names)
+            self._each(lambda name: self._move(f"{source.path}/{name}", f"{self.path}/{name}"), names)
             done = True
         finally:
             if not done:
@@ -111,30 +92,137 @@ class Folder:
 
     def remove(self, names: list[str]) -> None:
         """Delete the files called ``names``."""
-        self._each(lambda name: self.files.delete_file(f"{self.path}/{name}"), names)
+        self._each(lambda name: self._delete(f"{self.path}/{name}"), names)
 
-    def remove_all(self) -> None:
-        """Delete this folder and what is in it, if there is any."""
-        with _file_errors(self.path), suppress(FileNotFoundError):
-            self.files.delete_dir(self.path)
-
-    def _each(self, action: Any, names: list[str]) -> None:
+    def _each(self, action: Callable[[str], None], names: list[str]) -> None:
         with _file_errors(self.path), ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(action, names))
 
 
-class _file_errors:  # noqa: N801  (used as a function)
+@dataclass(frozen=True)
+class LocalFolder(Folder):
+    """A folder on a file system that is mounted on this machine."""
+
+    def names(self) -> dict[str, int]:
+        found = {}
+        with _file_errors(self.path):
+            for parent, _, names in os.walk(self.path, onerror=_raise):
+                for name in names:
+                    file = f"{parent}/{name}"
+                    with suppress(FileNotFoundError):  # what another is staging here goes meanwhile
+                        found[file[len(self.path) + 1 :]] = os.path.getsize(file)
+        return found
+
+    def files_in(self) -> list[str]:
+        with _file_errors(self.path):
+            try:
+                return [entry.name for entry in os.scandir(self.path) if entry.is_file()]
+            except FileNotFoundError:
+                return []
+
+    def open(self, name: str) -> Any:
+        with _file_errors(self.path):
+            return open(f"{self.path}/{name}", "rb")
+
+    def write(self, name: str, content: bytes) -> None:
+        with _file_errors(self.path):
+            self._make()
+            staged = f"{self.path}/.{name}.{uuid.uuid4().hex}"
+            Path(staged).write_bytes(content)
+            self._move(staged, f"{self.path}/{name}")
+
+    def exists(self) -> bool:
+        with _file_errors(self.path):
+            return os.path.exists(self.path)
+
+    def remove_all(self) -> None:
+        with _file_errors(self.path), suppress(FileNotFoundError):
+            shutil.rmtree(self.path)
+
+    def _make(self) -> None:
+        os.makedirs(self.path, exist_ok=True)
+
+    def _move(self, source: str, target: str) -> None:
+        os.replace(source, target)
+
+    def _delete(self, path: str) -> None:
+        os.remove(path)
+
+
+@dataclass(frozen=True)
+class S3Folder(Folder):
+    """A folder in a bucket, by pyarrow's file system ``files``. ``path`` begins with the bucket."""
+
+    files: Any
+
+    def names(self) -> dict[str, int]:
+        start = len(self.path) + 1
+        return {info.path[start:]: info.size or 0 for info in self._found(recursive=True)}
+
+    def files_in(self) -> list[str]:
+        return [info.base_name for info in self._found(recursive=False)]
+
+    def _found(self, *, recursive: bool) -> list[Any]:
+        from pyarrow import fs
+
+        with _file_errors(self.path):
+            found = self.files.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=recursive))
+        return [info for info in found if info.type == fs.FileType.File]
+
+    def open(self, name: str) -> Any:
+        with _file_errors(self.path):
+            return self.files.open_input_file(f"{self.path}/{name}")
+
+    def write(self, name: str, content: bytes) -> None:
+        with _file_errors(self.path), self.files.open_output_stream(f"{self.path}/{name}") as target:
+            target.write(content)
+
+    def exists(self) -> bool:
+        from pyarrow import fs
+
+        with _file_errors(self.path):
+            return bool(self.files.get_file_info(self.path).type != fs.FileType.NotFound)
+
+    def remove_all(self) -> None:
+        with _file_errors(self.path), suppress(FileNotFoundError):
+            self.files.delete_dir(self.path)
+
+    def _make(self) -> None:
+        self.files.create_dir(self.path, recursive=True)
+
+    def _move(self, source: str, target: str) -> None:
+        self.files.move(source, target)
+
+    def _delete(self, path: str) -> None:
+        self.files.delete_file(path)
+
+
+def folder_seen_from_here(path: str, connection: str, connections: Connections) -> Folder | None:
+    """Open ``path`` like ``open_folder``; None for a scheme that only Spark has a file system for."""
+    return open_folder(path, connection, connections) if is_s3(path) or is_local(path) else None
+
+
+def open_folder(path: str, connection: str, connections: Connections) -> Folder:
+    """Open ``path`` (as Spark is to see it): on S3 by the connection of that name, else on this machine."""
+    if is_s3(path):
+        found = connections.s3(connection)
+        return S3Folder(f"{bucket_of(path)}/{key_of(path)}".rstrip("/"), _s3(found, connections.secrets))
+    return LocalFolder(path_in(path).rstrip("/"))
+
+
+def _raise(error: OSError) -> None:
+    # os.walk passes over what it can't list; that there is no such folder is no error.
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+@contextmanager
+def _file_errors(path: str) -> Iterator[None]:
     """Turn the errors of a file system into this package's."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise execution_error(f"{self.path}: {error}", transience_of(error)) from None
+    try:
+        yield
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid, of a path that S3 can't have, is a ValueError
+        raise execution_error(f"{path}: {error}", transience_of(error)) from None
 
 
 def _s3(connection: S3Connection, secrets: Secrets) -> Any:

@@ -10,7 +10,7 @@ from pipeline_assets.steps.base import Dataset, LoadResult, StepContext, Streami
 from pipeline_assets.steps.columns import clustered
 from pipeline_assets.steps.delta_stream import MergeBatch, merge_app_id
 from pipeline_assets.steps.delta_table import DeltaMode, with_partition, write_delta
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import check_any, delta_dataset, open_for_spark
 from pipeline_assets.steps.sql_texts import SqlExpression
 from pipeline_assets.steps.streaming_write import stream_writer
@@ -137,7 +137,7 @@ class ToDeltaLake(StreamingLoad):
             overwrite_schema=self.overwrite_schema,
             dynamic_partitions=self.partition_overwrite_mode == "dynamic",
             partition=context.partition,
-            folder=Folder.seen_from_here(path, self.connection, context.connections),
+            folder=folder_seen_from_here(path, self.connection, context.connections),
             transaction=context.transaction,
         )
         return LoadResult(uri=path, rows=written.rows, version=written.version, metrics=written.metrics)

@@ -13,7 +13,7 @@ from pipeline_assets.errors import PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
 from pipeline_assets.steps.columns import clustered
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import Folder, open_folder
 from pipeline_assets.steps.paths import (
     OptionValue,
     check_any,
@@ -95,7 +95,7 @@ class ToS3(LoadMethod):
     def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
         self.check_schema(frame, context)
         (path,) = open_for_spark([self.path], self.connection, context)
-        root = Folder.of(path, self.connection, context.connections)
+        root = open_folder(path, self.connection, context.connections)
         subfolder = self._subfolder(context)
         target = root.below(subfolder)
         there = _visible(target.names())

@@ -18,7 +18,7 @@ from pipeline_assets.steps.checkpoint import NO_OFFSET, Checkpoint
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.extract_kafka import FromKafka, kept_source
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.kafka_offsets import Offsets, lag, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
 from pipeline_assets.steps.s3_paths import normalize
@@ -218,7 +218,7 @@ class _Reader:
             path = self.settings.table_path(*method.table.replace("-", "_").split("."))
         else:
             path = self.settings.resolve(normalize(method.path or ""))
-        folder = Folder.seen_from_here(path, method.connection, self.connections)
+        folder = folder_seen_from_here(path, method.connection, self.connections)
         if folder is None:
             raise ConfigurationError(
                 f"the Delta table at {path} can't be looked at from a sensor: give the pipeline a 'schedule' instead"

@@ -21,6 +21,7 @@ from typing import Literal, Self
 
 from pipeline_assets.errors import PipelineCancelledError, PipelineExecutionError
 from pipeline_assets.steps.checkpoint import OWN_FOLDER, Checkpoint
+from pipeline_assets.steps.file_systems import LocalFolder
 
 HolderState = Literal["alive", "gone", "expired", "none"]
 
@@ -252,10 +253,8 @@ class CheckpointLease:
 
         The lock is the kernel's, on a file of its own: it goes with the process that holds it, however that ends.
         """
-        from pyarrow import fs
-
         folder = self.checkpoint.folder.below(OWN_FOLDER)
-        if not isinstance(folder.files, fs.LocalFileSystem):
+        if not isinstance(folder, LocalFolder):
             yield False
             return
         try:

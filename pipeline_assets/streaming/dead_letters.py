@@ -16,7 +16,7 @@ from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.delta_log import find_transaction
 from pipeline_assets.steps.delta_stream import append_once
 from pipeline_assets.steps.extract_kafka import FromKafka, kept_source
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.kafka_offsets import offsets_json, parse_offsets
 from pipeline_assets.steps.kafka_ranges import or_earliest
 from pipeline_assets.steps.paths import open_for_spark
@@ -90,7 +90,7 @@ class DeadLetters:
                 return 0
             app_id = f"{query_id}:{self.extract.name}"
             append_once(frame, self.table, app_id, batch)
-        folder = Folder.seen_from_here(self.table, "default", self._run.context.connections)
+        folder = folder_seen_from_here(self.table, "default", self._run.context.connections)
         commit = find_transaction(folder, app_id, batch) if folder is not None else None
         return int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
 

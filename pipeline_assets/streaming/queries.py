@@ -25,7 +25,7 @@ from pipeline_assets.spark.jvm_log import log_as
 from pipeline_assets.spark.stream_support import check_stream_support
 from pipeline_assets.steps.base import StreamingLoad, ValidateMethod
 from pipeline_assets.steps.delta_log import Commit, find_transaction
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.load import ToDeltaLake
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.stream_rules import Guarded, guarded
@@ -301,7 +301,7 @@ class _Watched:
         if self._app_id is None or not isinstance(method, ToDeltaLake):
             return None
         (path,) = open_for_spark([method.path], method.connection, self._run.context)
-        folder = Folder.seen_from_here(path, method.connection, self._run.context.connections)
+        folder = folder_seen_from_here(path, method.connection, self._run.context.connections)
         return find_transaction(folder, self._app_id, batch) if folder is not None else None
 
     def failure(self) -> PipelineError | None:

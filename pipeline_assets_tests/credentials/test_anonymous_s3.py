@@ -12,7 +12,7 @@ import pytest
 from pipeline_assets.connections import Connections, ConnectionsFile, S3Connection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.credentials.policy import SecretsPolicy
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import open_folder
 
 ANONYMOUS = {"fs.s3a.aws.credentials.provider": "org.apache.hadoop.fs.s3a.AnonymousAWSCredentialsProvider"}
 
@@ -52,6 +52,6 @@ def test_keys_of_the_machine(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-5f2c")
     public = S3Connection(endpoint=address, region="us-east-1", options=options)
     connections = Connections(ConnectionsFile(s3={"default": public}), Secrets(SecretsPolicy.VAULT_ONLY))
-    assert not Folder.of("s3a://public/folder", "default", connections).exists()
+    assert not open_folder("s3a://public/folder", "default", connections).exists()
     assert seen
     assert {header is not None and "of-the-machine" in header for header in seen} == {signed}

@@ -14,7 +14,7 @@ from devstack.s3 import S3Server
 from pipeline_assets.connections import S3Connection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.spark.session import apply_s3_connection
-from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.file_systems import LocalFolder, S3Folder
 from pipeline_assets_tests.transience.cases import Case, failure, http_server, silent_server, table
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def test_s3a_tells_when_to_come_back(spark: SparkSession, stores: Stores) -> Non
 
 @dataclass(frozen=True)
 class Arrow:
-    """pyarrow, reading from S3 and from the disk."""
+    """Folders, read from S3 by pyarrow and from the disk."""
 
     stores: Stores
 
@@ -143,7 +143,7 @@ class Arrow:
             request_timeout=1,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
         )
-        Folder(files, bucket).read("x")
+        S3Folder(bucket, files).read("x")
 
     def told(self, what: str) -> None:
         self.read(what, f"http://127.0.0.1:{self.stores.troubled}")
@@ -153,9 +153,7 @@ class Arrow:
             self.read("silent", f"http://127.0.0.1:{port}")
 
     def disk(self, path: Path) -> None:
-        from pyarrow import fs
-
-        Folder(fs.LocalFileSystem(), str(path.parent)).read(path.name)
+        LocalFolder(str(path.parent)).read(path.name)
 
 
 def arrow(what: str) -> Callable[[Arrow], None]:
