@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from devstack.demo_data import cdnow_customers, cdnow_purchases, flight_logs
+from devstack.s3 import S3Server
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
     OPTIMIZED_AGGREGATION,
@@ -56,6 +57,28 @@ class TestReferenceConfigs:
         location.write(CUSTOMER_360)
         location.run("customer_360", only=["join_data_frames"])
         same_rows(rows_of(location.table("customer_360", "join_data_frames")), self.expected_customer_360())
+
+    def test_a_warehouse_on_s3(
+        self, location: Location, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PIPELINE_ASSETS_WAREHOUSE", f"s3a://{s3.bucket}/warehouse")
+        location.write(CUSTOMER_360)
+        for version in (0, 1):
+            location.run("customer_360")
+            metadata = location.metadata("customer_360", "join_data_frames")
+            assert metadata["table_version"] == version
+            assert len(metadata["preview"].splitlines()) == 12
+        expected = self.expected_customer_360()
+        assert metadata["dagster/row_count"] == len(expected)
+        assert metadata["dagster/uri"] == f"s3a://{s3.bucket}/warehouse/customer_360/join_data_frames"
+        prefix = "warehouse/customer_360/join_data_frames/"
+        client = s3.client()
+        listed = client.get_paginator("list_objects_v2").paginate(Bucket=s3.bucket, Prefix=prefix)
+        for key in [entry["Key"] for page in listed for entry in page["Contents"]]:
+            copy = tmp_path / "copy" / key.removeprefix(prefix)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            client.download_file(s3.bucket, key, str(copy))
+        same_rows(rows_of(tmp_path / "copy"), expected)
 
     def test_views_move_no_data(self, location: Location, spark: Any) -> None:
         location.write(CUSTOMER_360)
