@@ -57,8 +57,9 @@ def spark() -> Iterator[SparkSession]:
 
 @pytest.fixture(scope="session")
 def spark_environment() -> Mapping[str, str]:
-    """What the Connect server and the cluster get of the environment."""
-    return {"SPARK_SUBMIT_OPTS": os.environ["SPARK_SUBMIT_OPTS"]}
+    """What the Connect server and the cluster get of the environment; the second is for the cluster's executors."""
+    options = os.environ["SPARK_SUBMIT_OPTS"]
+    return {"SPARK_SUBMIT_OPTS": options, "JAVA_TOOL_OPTIONS": options}
 
 
 @pytest.fixture(scope="session")
