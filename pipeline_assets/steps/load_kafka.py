@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import Dataset, LoadResult, StepContext, StreamingLoad
 from pipeline_assets.steps.kafka_offsets import read_offsets
-from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options
+from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
 from pipeline_assets.steps.paths import OptionValue, check_options, option_texts
 from pipeline_assets.steps.row_count import RowCount
 from pipeline_assets.steps.streaming_write import stream_writer
@@ -20,6 +20,8 @@ from pipeline_assets.steps.transform import ColumnName, quote, require_columns
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
+
+    from pipeline_assets.connections import KafkaConnection
 
 _V1_SOURCES = "spark.sql.sources.useV1SourceList"
 
@@ -48,7 +50,8 @@ class ToKafka(StreamingLoad):
     """The column whose text is the records' key: Kafka keeps the order of records of the same key. Without it records
     have no key. With format json it is in the value too."""
     options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
-    """Further options of Spark's Kafka sink, e.g. `kafka.compression.type`."""
+    """Further options of Spark's Kafka sink. Those of the Kafka client, such as `kafka.compression.type`, go before the
+    connection's."""
 
     def sinks(self) -> tuple[Dataset, ...]:
         return (kafka_dataset(self.connection, self.topic),)
@@ -86,14 +89,15 @@ class ToKafka(StreamingLoad):
 
     def _check(self, frame: DataFrame, context: StepContext) -> None:
         self.check_schema(frame, context)
-        connection = context.connections.kafka(self.connection)
         # A broker may make a topic that is written to, with partitions that nobody chose.
-        read_offsets(connection, context.connections.secrets, topics=[self.topic], which="latest")
+        read_offsets(self._kafka(context), context.connections.secrets, topics=[self.topic], which="latest")
 
     def _options(self, context: StepContext) -> dict[str, str]:
-        connection = context.connections.kafka(self.connection)
-        own = {"topic": self.topic, **kafka_options(connection, context.connections.secrets)}
+        own = {"topic": self.topic, **kafka_options(self._kafka(context), context.connections.secrets)}
         return {**option_texts(self.options), **own}
+
+    def _kafka(self, context: StepContext) -> KafkaConnection:
+        return with_options(context.connections.kafka(self.connection), option_texts(self.options))
 
     def written(self, frame: DataFrame, context: StepContext) -> DataFrame:
         """Return the columns that Spark's sink takes: ``value``, and ``key`` where there is a ``keyColumn``."""

@@ -13,6 +13,7 @@ import pytest
 
 from devstack.kafka import KafkaServer
 from devstack.topics import new_topic
+from pipeline_assets.connections import Connections, parse_connections
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import StepContext
@@ -63,6 +64,22 @@ def consumed(kafka: KafkaServer, topic: str) -> Callable[[], Records]:
         return sorted(found, key=str)
 
     return read
+
+
+def test_options_of_the_step_go_before_the_connections(
+    topic: str, consumed: Callable[[], Records], kafka_context: StepContext
+) -> None:
+    connection = kafka_context.connections.kafka("default")
+    # Less than any record has.
+    small = connection.model_copy(update={"options": {"max.request.size": "10"}})
+    document = {"kafka": {"default": small.model_dump(by_alias=True)}}
+    context = dataclasses.replace(kafka_context, connections=Connections(parse_connections(document)))
+    frame = frame_of(context.spark, COLUMNS, ROWS[:1])
+    with pytest.raises(Exception, match="RecordTooLargeException"):
+        ToKafka.model_validate({"topic": topic}).load(frame, context)
+    own = {"topic": topic, "options": {"kafka.max.request.size": "1048576"}}
+    assert ToKafka.model_validate(own).load(frame, context).rows == 1
+    assert len(consumed()) == 1
 
 
 def by_id(records: Records) -> list[tuple[bytes | None, dict[str, Any]]]:
