@@ -63,7 +63,7 @@ def streaming_asset(
             spec.replace_attributes(skippable=True)
             for spec in (
                 *specs,
-                *_dead_letter_specs(plan, specs, keys, settings),
+                *_dead_letter_specs(plan, keys, settings),
                 *_quarantine_specs(plan, keys, settings),
             )
         ],
@@ -147,9 +147,8 @@ def dead_letters_key(extract: dg.AssetKey) -> dg.AssetKey:
 
 
 def _dead_letter_specs(
-    plan: PipelinePlan, specs: Sequence[dg.AssetSpec], keys: Mapping[int, dg.AssetKey], settings: Settings
+    plan: PipelinePlan, keys: Mapping[int, dg.AssetKey], settings: Settings
 ) -> Iterator[dg.AssetSpec]:
-    by_key = {spec.key: spec for spec in specs}
     for step in filter(may_break, plan.steps):
         own = cast(FromKafka, step.method).dead_letter_path
         name = f"{step.name}_dead_letters"
@@ -157,8 +156,10 @@ def _dead_letter_specs(
         yield dg.AssetSpec(
             dead_letters_key(keys[step.index]),
             deps=[keys[step.index]],
-            group_name=by_key[keys[step.index]].group_name,
+            group_name=plan.name,
             kinds={"spark", "deltalake"},
+            owners=list(plan.pipeline.config.owners),
+            tags=dict(plan.pipeline.config.tags),
             description=f"Records that {step.name} could not parse, with topic, partition, offset and the reason.",
             metadata=where,
         )

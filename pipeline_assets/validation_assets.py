@@ -75,5 +75,7 @@ def quarantine_properties(plan: PipelinePlan, step: PlannedStep, settings: Setti
         "group_name": plan.name,
         "description": f"Rows that do not meet what {step.name} expects, with the reasons, the run and the time.",
         "kinds": {"spark", "deltalake"},
+        "owners": list(plan.pipeline.config.owners),
+        "tags": dict(plan.pipeline.config.tags),
         "metadata": place,
     }

@@ -87,6 +87,24 @@ def test_owners_tags_and_descriptions(tmp_path: Path) -> None:
     assert "fromS3" in found.description
 
 
+def test_what_is_put_aside_has_the_pipelines_owners_and_tags(tmp_path: Path) -> None:
+    told = {"owners": ["team:data"], "tags": {"domain": "sales"}}
+    check = {
+        "type": "validate",
+        "method": "notNull",
+        "name": "good",
+        "config": {"columns": ["id"], "onFailure": "quarantine"},
+    }
+    rows = batch("aside", extract_file("rows", "/in.csv"), check)
+    defs = definitions(tmp_path, {**rows, **told}, {**EVENT_STREAM, **told})
+    graph = defs.resolve_asset_graph()
+    keys = {key.to_user_string(): graph.get(key) for key in graph.materializable_asset_keys}
+    assert {"aside/good_quarantine", "event_stream/from_kafka_dead_letters"} <= keys.keys()
+    for found in keys.values():
+        assert found.owners == ["team:data"]
+        assert found.tags["domain"] == "sales"
+
+
 def test_a_broken_config_is_an_asset_that_says_why(tmp_path: Path) -> None:
     write_config(tmp_path, "{ no json", "broken.json")
     document = batch("bad-graph", transform("filterRows", condition="x"))
