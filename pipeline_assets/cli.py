@@ -29,7 +29,16 @@ from pipeline_assets.config_schema import pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.optimizer import optimize
-from pipeline_assets.plan import PipelinePlan, PlannedFolder, PlannedStep, Role, plan_folder, plan_pipeline, select
+from pipeline_assets.plan import (
+    PipelinePlan,
+    PlannedFolder,
+    PlannedStep,
+    Role,
+    plan_folder,
+    plan_pipeline,
+    select,
+    with_graph_issues,
+)
 from pipeline_assets.report_commands import report
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark_server_commands import spark_server
@@ -228,7 +237,7 @@ def _file_errors(files: tuple[Path, ...], valid: list[Pipeline]) -> Iterator[Con
             elif file.name != SCHEMA_FILE:
                 valid.append(plan_pipeline(load_file(file)).pipeline)
         except ConfigurationError as error:
-            yield error
+            yield with_graph_issues(error)
 
 
 def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import keyword
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from croniter import croniter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -199,13 +199,15 @@ class PipelineConfig(_Model):
 class Pipeline:
     """A config that has been checked: ``methods`` are its steps' methods, in order.
 
-    ``document`` is the parsed JSON with the environment substituted and ``${partition}`` still in it.
+    ``document`` is the parsed JSON with the environment substituted and ``${partition}`` still in it. The methods of
+    ``unreadable`` steps are stand-ins: there are some in the pipeline of an InvalidPipelineError alone.
     """
 
     file: str
     config: PipelineConfig
     methods: tuple[StepMethod, ...]
     document: Mapping[str, Any]
+    unreadable: frozenset[int] = frozenset()
 
     def retry_of(self, index: int) -> Retry | None:
         """Return when step ``index`` is tried again: its own settings, or else the pipeline's; None for never."""
@@ -231,6 +233,12 @@ class Pipeline:
 # What is the run's own to say, and never the environment's, nor a default's.
 _PARTITION = ("partition",)
 _PARSED = ParsedFiles[Pipeline]()
+
+
+class InvalidPipelineError(ConfigurationError):
+    """What is wrong with a file. ``readable`` is the pipeline as far as it could be read; None for too little."""
+
+    readable: Pipeline | None = None
 
 
 @dataclass(frozen=True)
@@ -283,7 +291,7 @@ def load_file(
     """Load one pipeline, under the policy of its folder unless another is given.
 
     In one process a file is parsed again only when it, or a variable in it, has changed. Raises ConfigurationError
-    with all its issues.
+    with all its issues but those of its graph.
     """
     methods = registry or method_registry()
     rules = policy or secrets_policy(path.parent, environment)
@@ -293,12 +301,8 @@ def load_file(
         document, issues = _substituted(path.name, content, variables, keep=_PARTITION)
         if rules is SecretsPolicy.VAULT_ONLY:
             issues += pipeline_issues(path.name, document)
-        found = _collect(path.name, document, methods)
-        if not isinstance(found, Pipeline):
-            issues += found
-        elif not issues:
-            return found
-        raise ConfigurationError.from_issues(issues)
+        found, more = _collect(path.name, document, methods)
+        return _without_issues(found, issues + more)
 
     variables = _variables(environment, hidden=_PARTITION)
     return _PARSED.get(path, content, variables, parse, rules, frozenset(methods.items()))
@@ -385,14 +389,21 @@ def _substituted(
 
 
 def _check(file: str, document: Mapping[str, Any], registry: MethodRegistry) -> Pipeline:
-    found = _collect(file, document, registry)
-    if not isinstance(found, Pipeline):
-        raise ConfigurationError.from_issues(found)
-    return found
+    return _without_issues(*_collect(file, document, registry))
 
 
-def _collect(file: str, document: Mapping[str, Any], registry: MethodRegistry) -> Pipeline | list[ConfigIssue]:
-    """Return the pipeline, or every issue that keeps it from being one."""
+def _without_issues(found: Pipeline | None, issues: list[ConfigIssue]) -> Pipeline:
+    if found is not None and not issues:
+        return found
+    error = InvalidPipelineError.from_issues(issues)
+    error.readable = found
+    raise error
+
+
+def _collect(
+    file: str, document: Mapping[str, Any], registry: MethodRegistry
+) -> tuple[Pipeline | None, list[ConfigIssue]]:
+    """Return what can be read of the pipeline, and every issue that keeps it from being one."""
     issues: list[ConfigIssue] = []
     config: PipelineConfig | None = None
     try:
@@ -400,17 +411,27 @@ def _collect(file: str, document: Mapping[str, Any], registry: MethodRegistry) -
     except ValidationError as error:
         issues += issues_of(file, error, PipelineConfig, document)
     methods: list[StepMethod] = []
+    unreadable: set[int] = set()
     for index, step in _steps(document):
         found = _method(file, index, step, registry)
         if isinstance(found, StepMethod):
             methods.append(found)
         else:
             issues += found
+            unreadable.add(index)
+            if (other := _stand_in(step, registry)) is not None:
+                methods.append(other)
     if config is not None:
         issues += _pipeline_issues(file, config, document)
-    if issues or config is None:
-        return sorted(set(issues), key=lambda issue: [_natural(part) for part in issue.pointer.split("/")])
-    return Pipeline(file, config, tuple(methods), document)
+    read = config or _stand_in_config(document)
+    if len(methods) < len(read.steps):
+        return None, sorted_issues(issues)
+    return Pipeline(file, read, tuple(methods), document, frozenset(unreadable)), sorted_issues(issues)
+
+
+def sorted_issues(issues: Iterable[ConfigIssue]) -> list[ConfigIssue]:
+    """Return ``issues``, each once, in the order of the places in the file."""
+    return sorted(set(issues), key=lambda issue: [_natural(part) for part in issue.pointer.split("/")])
 
 
 def _natural(part: str) -> tuple[int, int, str]:
@@ -436,6 +457,27 @@ def _method(file: str, index: int, step: dict[str, Any], registry: MethodRegistr
         return cls.model_validate(unescape(config))
     except ValidationError as error:
         return list(issues_of(file, error, cls, config, ("steps", index, "config")))
+
+
+def _stand_in(step: Mapping[str, Any], registry: MethodRegistry) -> StepMethod | None:
+    """Return the method of a step that can't be read, with nothing of its config but the name of its DataFrame."""
+    kind, method, config = step.get("type"), step.get("method"), step.get("config", {})
+    if not (isinstance(kind, str) and isinstance(method, str) and isinstance(config, dict)):
+        return None
+    cls, name = registry.get((kind, method)), config.get("registerAs")
+    known: dict[str, Any] = {"register_as": name} if isinstance(name, str) else {}
+    return cls.model_construct(**known) if cls is not None else None
+
+
+def _stand_in_config(document: Mapping[str, Any]) -> PipelineConfig:
+    """Return what stands around the steps, when it can't be read, with nothing but the names of the steps."""
+    steps = document.get("steps")
+    names = [step.get("name") if isinstance(step, dict) else None for step in steps] if isinstance(steps, list) else []
+    # By Any: a type checker asks for the other keys, too.
+    envelope: Any = StepEnvelope.model_construct
+    config: Any = PipelineConfig.model_construct
+    envelopes = tuple(envelope(name=name if isinstance(name, str) else None) for name in names)
+    return cast(PipelineConfig, config(mode="batch", steps=envelopes))
 
 
 def _unknown_method(file: str, index: int, step_type: str, name: str, registry: MethodRegistry) -> list[ConfigIssue]:

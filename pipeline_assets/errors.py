@@ -118,7 +118,7 @@ class ConfigurationError(PipelineError):
     """A config, or what it says about the data it meets, is wrong. Nothing has run or been written."""
 
     @classmethod
-    def from_issues(cls, issues: Iterable[ConfigIssue]) -> ConfigurationError:
+    def from_issues(cls, issues: Iterable[ConfigIssue]) -> Self:
         """Build one error that shows every issue of a config at once."""
         found = tuple(issues)
         if len(found) == 1:

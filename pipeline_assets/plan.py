@@ -6,11 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import cast
 
-from pipeline_assets.config import BrokenConfig, ConfigFolder, Pipeline
+from pipeline_assets.config import BrokenConfig, ConfigFolder, InvalidPipelineError, Pipeline, sorted_issues
 from pipeline_assets.errors import (
     ConfigIssue,
     ConfigurationError,
@@ -161,6 +161,13 @@ def plan_pipeline(pipeline: Pipeline) -> PipelinePlan:
     return _Planner(pipeline).plan()
 
 
+def with_graph_issues(error: ConfigurationError) -> ConfigurationError:
+    """Return ``error`` with what is wrong in the graph of the steps that could be read: a file's issues at once."""
+    if not isinstance(error, InvalidPipelineError) or error.readable is None:
+        return error
+    return ConfigurationError.from_issues(sorted_issues([*error.issues, *_Planner(error.readable).reference_issues()]))
+
+
 class _Planner:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -171,6 +178,12 @@ class _Planner:
         self.primary: int | None = None
         self.inputs: dict[int, tuple[int, ...]] = {}  # of the steps so far
         self.quarantined: dict[int, int] = {}  # step -> the step that puts rows of its DataFrame into quarantine
+
+    def reference_issues(self) -> list[ConfigIssue]:
+        """Return what is wrong with the names of DataFrames, as far as the steps could be read."""
+        for index, method in enumerate(self.pipeline.methods):
+            self._place(index, method)
+        return self.issues
 
     def plan(self) -> PipelinePlan:
         inputs = [self._place(index, method) for index, method in enumerate(self.pipeline.methods)]
@@ -292,11 +305,14 @@ class _Planner:
 
     def _place(self, index: int, method: StepMethod) -> tuple[int, ...]:
         """Resolve the inputs of a step and make what it yields known to the steps after it."""
-        inputs = () if isinstance(method, ExtractMethod) else self._inputs(index, method)
+        unreadable = index in self.pipeline.unreadable
+        inputs = () if unreadable or isinstance(method, ExtractMethod) else self._inputs(index, method)
         self.inputs[index] = inputs
         if _quarantines(method) and inputs:
             self.quarantined[inputs[0]] = index
-        if isinstance(method, DataFrameMethod) or _quarantines(method):
+        # Of a check that can't be read nobody knows whether it puts rows into quarantine.
+        may_yield = unreadable and isinstance(method, ValidateMethod)
+        if may_yield or isinstance(method, DataFrameMethod) or _quarantines(method):
             self.primary = index
             for name in filter(None, (_registered_name(method), self.names[index])):
                 self.registered.setdefault(name, index)
@@ -410,7 +426,8 @@ class _Planner:
         if start == target:
             return [self.names[start]]
         seen.add(start)
-        for name in self.pipeline.methods[start].input_names() or ():
+        names = () if start in self.pipeline.unreadable else self.pipeline.methods[start].input_names()
+        for name in names or ():
             source = known.get(name)
             if source is not None and source not in seen:
                 rest = self._path(source, target, known, seen)
@@ -512,7 +529,7 @@ class PlannedFolder:
 def plan_folder(folder: ConfigFolder) -> PlannedFolder:
     """Plan every pipeline of ``folder``; one that can't be planned joins the broken ones."""
     plans: list[PipelinePlan] = []
-    broken = list(folder.broken)
+    broken = [replace(each, error=with_graph_issues(each.error)) for each in folder.broken]
     graphs: dict[str, str] = {}
     for pipeline in folder.pipelines:
         try:

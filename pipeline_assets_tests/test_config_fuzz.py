@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipeline_assets.code_location import build_definitions
 from pipeline_assets.config import load_file
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.plan import PipelinePlan, plan_pipeline
+from pipeline_assets.plan import PipelinePlan, plan_pipeline, with_graph_issues
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps import METHODS, method_registry
 from pipeline_assets_tests.fuzz_seeds import SEEDS
@@ -146,7 +146,7 @@ class Judge:
         try:
             plan = plan_pipeline(load_file(self.path, ENVIRONMENT, self.registry))
         except ConfigurationError as error:
-            self._check(error)
+            self._check(with_graph_issues(error))
             return None
         finally:
             self.seconds.append(time.process_time() - start)

@@ -37,6 +37,68 @@ def issues_of(folder: Path, document: dict[str, Any]) -> dict[str, str]:
     return {issue.pointer: issue.message for issue in caught.value.issues}
 
 
+def all_issues_of(folder: Path, document: dict[str, Any]) -> dict[str, str]:
+    write_config(folder, document, "p.json")
+    ((broken),) = plan_folder(load_folder(folder, {})).broken
+    return {issue.pointer: issue.message for issue in broken.error.issues}
+
+
+class TestAllAtOnce:
+    """A wrong name of a DataFrame is told beside what is wrong inside of other steps."""
+
+    def test_what_could_be_read(self, tmp_path: Path) -> None:
+        document = batch(
+            "p",
+            extract_file("orders", "/orders.csv"),
+            extract_file("customers", "/customers.csv"),
+            transform("filterRows", inputDataFrame="order", condition="x > 1"),
+            transform("joinDataFrames", inputDataFrames=["orders", "customers"], keys=["id"], joinType="iner"),
+            transform("selectColumns", inputDataFrame="join_data_frames", columns=["a"]),
+            transform("selectColumns", inputDataFrame="late", columns=["a"]),
+            transform("sql", query="SELECT 1", registerAs="late"),
+            {**DELTA, "config": {"inputDataFrame": "unread", "path": "/out", "mode": "overwritee"}},
+            {**DELTA, "config": {"inputDataFrame": "late", "path": "/out"}},
+            {**DELTA, "config": {"inputDataFrame": "to_delta_lake", "path": "/other"}},
+        )
+        del document["steps"][1]["config"]["path"]
+        found = all_issues_of(tmp_path, document)
+        assert list(found) == [
+            "/steps/1/config",
+            "/steps/2/config/inputDataFrame",
+            "/steps/3/config/joinType",
+            "/steps/5/config/inputDataFrame",
+            "/steps/7/config/mode",
+            "/steps/9/config/inputDataFrame",
+        ]
+        assert found["/steps/2/config/inputDataFrame"] == (
+            "there is no DataFrame 'order', did you mean 'orders'? (DataFrames here: customers, orders)"
+        )
+        assert "is made by step 6, which runs after this one" in found["/steps/5/config/inputDataFrame"]
+
+    @pytest.mark.parametrize(
+        "wrong", [{"mode": "bach"}, {"name": None}, {"no": "such key"}], ids=lambda wrong: next(iter(wrong))
+    )
+    def test_when_what_is_around_the_steps_is_wrong(self, wrong: dict[str, Any], tmp_path: Path) -> None:
+        steps = (extract_file("orders", "/orders.csv"), transform("dropDuplicates", inputDataFrame="order"))
+        found = all_issues_of(tmp_path, {**batch("p", *steps), **wrong})
+        assert list(found) == [f"/{next(iter(wrong))}", "/steps/1/config/inputDataFrame"]
+
+    @pytest.mark.parametrize(
+        "step",
+        [
+            {"type": "validate", "method": "expectations", "name": "good", "config": {"onFailure": "quarantine"}},
+            {"type": "transform", "method": "dropDuplicate"},
+            {"type": "transform", "method": ["dropDuplicates"]},
+            {"type": "transform"},
+            "dropDuplicates",
+        ],
+        ids=str,
+    )
+    def test_nothing_is_told_of_what_may_be_right(self, step: Any, tmp_path: Path) -> None:
+        steps = (extract_file("rows", "/rows.csv"), step, transform("dropDuplicates", inputDataFrame="good"))
+        assert not [key for key in all_issues_of(tmp_path, batch("p", *steps)) if key.startswith("/steps/2")]
+
+
 def test_customer_360(tmp_path: Path) -> None:
     steps = planned(tmp_path, CUSTOMER_360).steps
     assert [step.name for step in steps] == ["customers", "orders", "join_data_frames"]
