@@ -23,7 +23,7 @@ from benchmarks.tpch import environment, query_config, query_names
 from benchmarks.tpch_runs import VARIANTS
 from pipeline_assets.config import load_folder
 from pipeline_assets.optimizer import optimize
-from pipeline_assets.plan import plan_folder
+from pipeline_assets.planned_folder import plan_folder
 
 
 @dataclass

@@ -31,14 +31,12 @@ from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.optimizer import optimize
 from pipeline_assets.plan import (
     PipelinePlan,
-    PlannedFolder,
     PlannedStep,
     Role,
-    plan_folder,
     plan_pipeline,
-    select,
     with_graph_issues,
 )
+from pipeline_assets.planned_folder import PlannedFolder, plan_folder, select
 from pipeline_assets.report_commands import report
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark_server_commands import spark_server

@@ -7,7 +7,7 @@ from pipeline_assets.config import BrokenConfig, load_folder
 from pipeline_assets.errors import ConfigIssue, ConfigurationError
 from pipeline_assets.executors import executor_of
 from pipeline_assets.links import link_pipelines
-from pipeline_assets.plan import PlannedFolder, plan_folder
+from pipeline_assets.planned_folder import PlannedFolder, plan_folder
 from pipeline_assets.resources import SparkResource, dataframe_io_manager
 from pipeline_assets.sensors import build_sensors
 from pipeline_assets.settings import Settings

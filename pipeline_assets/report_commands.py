@@ -9,7 +9,7 @@ import click
 
 from pipeline_assets.config import load_folder
 from pipeline_assets.errors import PipelineError, first_line
-from pipeline_assets.plan import plan_folder, select
+from pipeline_assets.planned_folder import plan_folder, select
 from pipeline_assets.settings import Settings
 
 

@@ -13,7 +13,8 @@ import pytest
 from pipeline_assets.config import load_file, load_folder
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.links import link_pipelines
-from pipeline_assets.plan import PipelinePlan, Role, plan_folder, plan_pipeline
+from pipeline_assets.plan import PipelinePlan, Role, plan_pipeline
+from pipeline_assets.planned_folder import plan_folder
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
     EVENT_STREAM,

@@ -36,7 +36,7 @@ from pipeline_assets import sensors
 from pipeline_assets.config import Sensor, load_folder
 from pipeline_assets.connections import Connections
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.plan import plan_folder
+from pipeline_assets.planned_folder import plan_folder
 from pipeline_assets.sensors import build_sensors
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.checkpoint import Checkpoint

@@ -22,7 +22,7 @@ from pipeline_assets.code_location import build_definitions
 from pipeline_assets.config import load_folder
 from pipeline_assets.credentials.audit import AuditFile
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.plan import plan_folder
+from pipeline_assets.planned_folder import plan_folder
 from pipeline_assets.resources import SparkResource
 from pipeline_assets.sensors import build_sensors
 from pipeline_assets.settings import Settings

@@ -1,0 +1,108 @@
+"""The pipelines of a folder, planned together: one that is broken keeps no other from loading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from pipeline_assets.config import BrokenConfig, ConfigFolder
+from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
+from pipeline_assets.json_documents import pointer
+from pipeline_assets.plan import PipelinePlan, PlannedStep, plan_pipeline, with_graph_issues
+from pipeline_assets.steps.base import StreamingLoad
+from pipeline_assets.steps.paths import place_of
+from pipeline_assets.steps.s3_paths import is_s3
+
+
+@dataclass(frozen=True)
+class PlannedFolder:
+    """A folder of configs, planned. ``broken`` are those that do not load or whose graph is wrong."""
+
+    plans: tuple[PipelinePlan, ...]
+    broken: tuple[BrokenConfig, ...]
+
+
+def plan_folder(folder: ConfigFolder) -> PlannedFolder:
+    """Plan every pipeline of ``folder``; one that can't be planned joins the broken ones."""
+    plans: list[PipelinePlan] = []
+    broken = [replace(each, error=with_graph_issues(each.error)) for each in folder.broken]
+    graphs: dict[str, str] = {}
+    for pipeline in folder.pipelines:
+        try:
+            plan = plan_pipeline(pipeline)
+            _take_graph_names(plan, graphs)
+            plans.append(plan)
+        except ConfigurationError as error:
+            broken.append(BrokenConfig(pipeline.file, pipeline.config.asset_prefix, error))
+    apart, sharing = _without_shared_checkpoints(plans)
+    return PlannedFolder(tuple(apart), (*broken, *sharing))
+
+
+def _without_shared_checkpoints(plans: Sequence[PipelinePlan]) -> tuple[list[PipelinePlan], list[BrokenConfig]]:
+    """Take out pipelines that have a checkpoint in common: each would read only what the other has not."""
+    users: dict[tuple[str, str], list[tuple[PipelinePlan, PlannedStep]]] = {}
+    for plan in plans:
+        for load in plan.stream_loads():
+            method = cast(StreamingLoad, load.method)
+            place = place_of(method.checkpoint_location or "")
+            # The same bucket and key may be on two services.
+            users.setdefault((place, method.checkpoint_connection if is_s3(place) else ""), []).append((plan, load))
+    issues: dict[str, list[ConfigIssue]] = {}
+    for group in users.values():
+        for plan, load in group if len(group) > 1 else ():
+            others = ", ".join(f"step {at.index} of {other.pipeline.file}" for other, at in group if other is not plan)
+            message = (
+                f"it is the checkpoint of {others} too, and what one of them has read the other leaves out: "
+                "give each load a checkpointLocation of its own"
+            )
+            key = pointer("steps", load.index, "config", "checkpointLocation")
+            issues.setdefault(plan.name, []).append(ConfigIssue(plan.pipeline.file, key, message))
+    broken = [
+        BrokenConfig(plan.pipeline.file, plan.pipeline.config.asset_prefix, ConfigurationError.from_issues(found))
+        for plan in plans
+        if (found := issues.get(plan.name))
+    ]
+    return [plan for plan in plans if plan.name not in issues], broken
+
+
+def _take_graph_names(plan: PipelinePlan, taken: dict[str, str]) -> None:
+    """Add the names of the job and the ops of ``plan``, with what they are: Dagster takes each once in a location.
+
+    Raises ConfigurationError for those that another pipeline has, as the ops of ``a`` / ``b__c`` and ``a__b`` / ``c``.
+    """
+    steps = () if plan.pipeline.config.mode == "streaming" else plan.steps
+    own = {plan.op_name(step): (f"step {step.name!r}", pointer("steps", step.index)) for step in steps}
+    if not steps:
+        own[plan.stream_op_name] = ("the op", "/name")
+    own[plan.name] = ("the job", "/name")
+    issues = [
+        ConfigIssue(
+            plan.pipeline.file,
+            at,
+            f"{what} is called {name!r} in Dagster, as {taken[name]} is: give one of them another 'name'",
+        )
+        for name, (what, at) in own.items()
+        if name in taken
+    ]
+    if issues:
+        raise ConfigurationError.from_issues(issues)
+    taken.update({name: f"{what} of {plan.pipeline.file}" for name, (what, _) in own.items()})
+
+
+def select(folder: PlannedFolder, name: str) -> PipelinePlan:
+    """Return the plan of the pipeline called ``name`` (dashes or underscores).
+
+    Raises ConfigurationError when there is none: that of the pipeline when it is broken.
+    """
+    wanted = name.replace("-", "_")
+    for broken in folder.broken:
+        if broken.name.replace("-", "_") == wanted:
+            raise broken.error
+    known = {plan.name: plan for plan in folder.plans}
+    if wanted not in known:
+        names = sorted(plan.pipeline.config.name for plan in known.values())
+        raise ConfigurationError(
+            f"there is no pipeline {name!r}{did_you_mean(name, names)} (pipelines: {', '.join(names) or 'none'})"
+        )
+    return known[wanted]
