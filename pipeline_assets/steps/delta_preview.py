@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import PipelineExecutionError
@@ -62,8 +62,6 @@ class _Kernel:
         self._engine = kernel.defaults.engine.DefaultEngine.create(conf)
         snapshot = kernel.Table.forPath(self._engine, table).getSnapshotAsOfVersion(self._engine, version)
         state = snapshot.getScanBuilder().build().getScanState(self._engine)
-        # Files have the names that Delta gave the columns at first, in the order of those that they have now.
-        self._physical = kernel.internal.data.ScanStateRow.getPhysicalDataReadSchema(state)
         text = kernel.internal.types.DataTypeJsonSerDe.serializeDataType
         partitioned = set(snapshot.getPartitionColumnNames())
         fields = [
@@ -73,6 +71,16 @@ class _Kernel:
         ]
         self.columns = [field.name for field in fields]
         self._types = [field.dataType for field in fields]
+        # Files have the names that Delta gave the columns at first, in the order of those that they have now.
+        physical = kernel.internal.data.ScanStateRow.getPhysicalDataReadSchema(state)
+        read = java.java.util.ArrayList()
+        for index in filter(self._is_read, range(len(fields))):
+            read.add(physical.at(index))
+        self._physical = kernel.types.StructType(read)
+
+    def _is_read(self, column: int) -> bool:
+        """Whether Kernel reads a column of that type: a variant, for one, it does not."""
+        return self._types[column].typeName() in {*_READ, "array", "map", "struct"}
 
     def rows(self, path: str, size: int) -> Iterator[list[Any]]:
         """Yield the rows of the data file at ``path``."""
@@ -84,7 +92,9 @@ class _Kernel:
         try:
             while batches.hasNext():
                 batch = batches.next().getData()
-                vectors = [batch.getColumnVector(index) for index in range(len(self.columns))]
+                places = count()
+                columns = range(len(self.columns))
+                vectors = [batch.getColumnVector(next(places)) if self._is_read(at) else None for at in columns]
                 for row in range(batch.getSize()):
                     yield [_value(vector, row, kind) for vector, kind in zip(vectors, self._types, strict=True)]
         finally:
@@ -92,7 +102,9 @@ class _Kernel:
 
 
 def _value(vector: Any, at: int, kind: Any) -> Any:
-    """Return the value at ``at`` of a Kernel's vector, as PySpark's ``collect`` would."""
+    """Return the value at ``at`` of a Kernel's vector, as PySpark's ``collect`` would; its type where there is none."""
+    if vector is None:
+        return f"({kind.typeName()})"
     if vector.isNullAt(at):
         return None
     match kind.typeName():
@@ -128,10 +140,22 @@ _READ: dict[str, Callable[[Any, int], Any]] = {
     "decimal": lambda vector, at: vector.getDecimal(at),
     "string": lambda vector, at: vector.getString(at),
     "binary": lambda vector, at: bytes(vector.getBinary(at)),
-    "date": lambda vector, at: (_EPOCH + timedelta(days=vector.getInt(at))).date(),
-    "timestamp": lambda vector, at: _EPOCH.replace(tzinfo=UTC) + timedelta(microseconds=vector.getLong(at)),
-    "timestamp_ntz": lambda vector, at: _EPOCH + timedelta(microseconds=vector.getLong(at)),
+    "date": lambda vector, at: _or_number(vector.getInt(at), lambda days: (_EPOCH + timedelta(days)).date()),
+    "timestamp": lambda vector, at: _or_number(
+        vector.getLong(at), lambda micros: _EPOCH.replace(tzinfo=UTC) + timedelta(microseconds=micros)
+    ),
+    "timestamp_ntz": lambda vector, at: _or_number(
+        vector.getLong(at), lambda micros: _EPOCH + timedelta(microseconds=micros)
+    ),
 }
+
+
+def _or_number(number: int, moment: Callable[[int], Any]) -> Any:
+    """Return the moment that ``number`` counts up to from 1970, or the number: Python's end in the year 9999."""
+    try:
+        return moment(number)
+    except OverflowError:
+        return number
 
 
 def rows_by_arrow(table: Folder, commit: Commit, limit: int) -> Preview | None:
@@ -143,11 +167,12 @@ def rows_by_arrow(table: Folder, commit: Commit, limit: int) -> Preview | None:
     for file in commit.added:
         try:
             batch = _first_batch(table, file, limit - len(rows))
-        except (OSError, pa.ArrowException) as error:
+            found = [] if batch is None else batch.to_pylist()
+        except (OSError, pa.ArrowException, ValueError, OverflowError) as error:  # of dates that Python has not, too
             raise PipelineExecutionError(f"{table.path}/{file.path}: {error}") from None
         if batch is not None:
             columns = [*batch.schema.names, *file.partition_values]
-            rows += [[*row.values(), *file.partition_values.values()] for row in batch.to_pylist()]
+            rows += [[*row.values(), *file.partition_values.values()] for row in found]
         if len(rows) >= limit:
             break
     return Preview(columns, rows) if columns else None

@@ -116,6 +116,22 @@ class TestReferenceConfigs:
 
 
 class TestTables:
+    def test_a_table_that_cannot_be_shown(self, location: Location, caplog: pytest.LogCaptureFixture) -> None:
+        write_rows(location.folder / "rows.json", [{"id": 1}])
+        query = "SELECT id, named_struct('json', parse_json('2')) AS nested FROM rows"
+        location.write(
+            batch(
+                "p",
+                extract_file("rows", f"file://{location.folder}/rows.json"),
+                transform("sql", query=query, registerAs="shown"),
+            )
+        )
+        location.run("p")
+        metadata = location.metadata("p", "shown")
+        assert metadata["dagster/row_count"] == 1
+        assert "preview" not in metadata
+        assert "no preview: " in caplog.text
+
     def test_a_failed_run_leaves_the_old_table(self, location: Location) -> None:
         source = location.folder / "rows.json"
         write_rows(source, [{"id": 1}, {"id": 2}])

@@ -84,6 +84,14 @@ def _without_time() -> Any:
     return expr("transform(nested, each -> named_struct('tags', each.tags))")
 
 
+def test_what_python_has_not_is_shown_in_another_way(spark: SparkSession, table: str) -> None:
+    late = "make_date(20000, 1, 1) AS day, timestamp_seconds(568971820800L) AS moment, parse_json('1') AS json"
+    commit = write(spark.sql(f"SELECT 1 AS id, {late}"), table, "mark")
+    days = 6_585_322
+    found = rows_by_driver(spark, table, commit, 10)
+    assert found == Preview(["id", "day", "moment", "json"], [[1, days, days * 86_400 * 10**6, "(variant)"]])
+
+
 def test_both_readers_show_the_same(spark: SparkSession, table: str) -> None:
     # PyArrow shows Spark's timestamps without zone, and a map as a list of pairs.
     frame = spark.sql(ALL_TYPES.format(rows=7)).drop("nested", "named", "timestamp")
