@@ -15,6 +15,7 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.delta_log import find_transaction
 from pipeline_assets.steps.delta_stream import append_once
+from pipeline_assets.steps.delta_table import table_columns
 from pipeline_assets.steps.extract_kafka import FromKafka, kept_source
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.kafka_offsets import offsets_json, parse_offsets
@@ -23,10 +24,14 @@ from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
 
 if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
     from pipeline_assets.steps.checkpoint import Checkpoint
     from pipeline_assets.steps.kafka_offsets import Offsets
 
 _DOCUMENT = "dead_letters"
+# What tells a record of a topic from one of another topic that had the name before.
+_RECORD = ("topic", "partition", "offset", "timestamp")
 
 
 class DeadLetters:
@@ -48,6 +53,9 @@ class DeadLetters:
             (self.table,) = open_for_spark([self.table], "default", run.context)
         self._document = _named(extract)
         self._reached: Offsets | None = None  # up to where all of them are in the table; None: to the stream's start
+        document = self._checkpoint.read_document(self._document)
+        # Whether others had written to the table when this query began to count; None until that is looked for.
+        self._beside_others: bool | None = document.get("besideOthers", False) if document is not None else None
 
     def make_up(self) -> int:
         """Write those of batches that were committed before anyone looked; returns how many. To be called first."""
@@ -89,10 +97,23 @@ class DeadLetters:
             if frame is None:
                 return 0
             app_id = f"{query_id}:{self.extract.name}"
+            if self._is_beside_others():
+                append_once(self._not_there(frame), self.table, app_id, batch)
+                return frame.count()
             append_once(frame, self.table, app_id, batch)
         folder = folder_seen_from_here(self.table, "default", self._run.context.connections)
         commit = find_transaction(folder, app_id, batch) if folder is not None else None
         return int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
+
+    def _is_beside_others(self) -> bool:
+        if self._beside_others is None:
+            self._beside_others = table_columns(self._context.spark, self.table) is not None
+        return self._beside_others
+
+    def _not_there(self, frame: DataFrame) -> DataFrame:
+        """Leave out what the query of a load that is gone, or of the extract's earlier name, has written."""
+        known = self._context.spark.read.format("delta").load(self.table)
+        return frame.join(known.select(*_RECORD), list(_RECORD), "left_anti")
 
     def _from(self, start: Offsets | None, end: Offsets) -> Offsets:
         """Return where the batch begins, for each partition of ``end``."""
@@ -112,7 +133,8 @@ class DeadLetters:
         return None
 
     def _done(self, batch: int, end: Offsets) -> None:
-        self._checkpoint.write_document(self._document, {"batch": batch, "offsets": offsets_json(end)})
+        document = {"batch": batch, "offsets": offsets_json(end), "besideOthers": self._is_beside_others()}
+        self._checkpoint.write_document(self._document, document)
         self._reached = end
 
 

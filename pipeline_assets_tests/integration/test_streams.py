@@ -262,6 +262,29 @@ def test_loads_that_change_places(location: Location, topic: Topic) -> None:
         same_rows(found[COLUMNS], frame(events(0, count)))
 
 
+@pytest.mark.parametrize("change", ["counting load removed", "other checkpoint", "extract renamed"])
+def test_dead_letters_are_written_once_whoever_counts_them(change: str, location: Location, topic: Topic) -> None:
+    own = {"deadLetterPath": "/letters"} if change == "extract renamed" else {}
+    extract = from_kafka(topic, schema=SCHEMA, **own)
+    location.write(stream(extract, to_delta("one"), to_delta("two")))
+    topic.send([*events(0, 20), "broken"])
+    location.run("stream")
+    match change:
+        case "counting load removed":
+            location.write(stream(extract, to_delta("two")))
+        case "other checkpoint":
+            location.write(stream(extract, to_delta("three", checkpointLocation="/checkpoints/three")))
+        case _:
+            extract["config"]["registerAs"] = "renamed"
+            location.write(stream(extract, to_delta("one"), to_delta("two")))
+    for number, broken in enumerate(("broken too", "and another"), 1):
+        topic.send([*events(20 * number, 20), broken])
+        location.run("stream")
+    table = root(location, "letters") if own else location.table("stream", "events_dead_letters")
+    letters = [bytes(value) for value in rows_of(table)["value"]]
+    assert sorted(letters) == [b"and another", b"broken", b"broken too"]
+
+
 def test_a_change_that_the_checkpoint_carries(location: Location, topic: Topic) -> None:
     kept = transform("filterRows", condition="event_type = 'purchase'")
     location.write(stream(from_kafka(topic, schema=SCHEMA), kept, to_delta()))
