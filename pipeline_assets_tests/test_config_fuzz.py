@@ -130,6 +130,10 @@ CHANGES = st.lists(
 )
 
 
+LIMIT = 0.050
+TRIES = 5
+
+
 class Judge:
     """Loads and plans cases, holds that what comes out is one of two things, and keeps the CPU time of each."""
 
@@ -138,22 +142,31 @@ class Judge:
         self.settings = Settings(configs=folder, warehouse=str(folder / "warehouse"))
         self.registry = method_registry()
         self.seconds: list[float] = []
+        self.slow: list[bytes] = []
         self.valid = 0
 
     def judge(self, content: bytes) -> PipelinePlan | None:
-        self.path.write_bytes(content)
-        start = time.process_time()
-        try:
-            plan = plan_pipeline(load_file(self.path, ENVIRONMENT, self.registry))
-        except ConfigurationError as error:
-            self._check(with_graph_issues(error))
+        found, seconds = self._timed(self.path, content)
+        self.seconds.append(seconds)
+        if seconds >= LIMIT:
+            self.slow.append(content)
+        if isinstance(found, ConfigurationError):
+            self._check(found)
             return None
-        finally:
-            self.seconds.append(time.process_time() - start)
         self.valid += 1
         if self.valid % 20 == 0:
-            self._define(plan)
-        return plan
+            self._define(found)
+        return found
+
+    def _timed(self, path: Path, content: bytes) -> tuple[PipelinePlan | ConfigurationError, float]:
+        path.write_bytes(content)
+        start = time.process_time()
+        found: PipelinePlan | ConfigurationError
+        try:
+            found = plan_pipeline(load_file(path, ENVIRONMENT, self.registry))
+        except ConfigurationError as error:
+            found = with_graph_issues(error)
+        return found, time.process_time() - start
 
     def _check(self, error: ConfigurationError) -> None:
         assert error.issues, error
@@ -174,9 +187,13 @@ class Judge:
             definitions.resolve_job_def(plan.name)
 
     def check_times(self) -> None:
-        """Hold that a case takes under 50 ms. Nearly all: the processor's time too is noisy on a loaded machine."""
-        assert statistics.median(self.seconds) < 0.025
-        assert statistics.quantiles(self.seconds, n=100)[98] < 0.050
+        """Hold that each case takes under 50 ms of the processor, which is noisy, too: the slow ones get more tries."""
+        assert statistics.median(self.seconds) < LIMIT / 2
+        assert len(self.slow) < len(self.seconds) / 100
+        for number, content in enumerate(self.slow):
+            # In files of their own: of one that has been parsed the result is kept.
+            files = [self.path.with_name(f"slow-{number}-{attempt}.json") for attempt in range(TRIES)]
+            assert min(self._timed(file, content)[1] for file in files) < LIMIT, content
 
 
 def run(judge: Judge, cases: Any, max_examples: int) -> None:
