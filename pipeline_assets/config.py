@@ -216,7 +216,7 @@ class Pipeline:
     def for_partition(self, key: str) -> Pipeline:
         """Return the pipeline with ``key`` in place of ``${partition}``."""
         document = substitute(dict(self.document), {"partition": key}, lambda name, at: None)
-        return replace(_check(self.file, document, method_registry()), document=self.document)
+        return replace(_without_issues(*_collect(self.file, document, method_registry())), document=self.document)
 
     def keys_with_partition(self, index: int) -> frozenset[str]:
         """Return the keys in the config of step ``index`` that name ``${partition}``."""
@@ -388,10 +388,6 @@ def _substituted(
     return substitute(parse_json(file, content), variables, missing, keep), issues
 
 
-def _check(file: str, document: Mapping[str, Any], registry: MethodRegistry) -> Pipeline:
-    return _without_issues(*_collect(file, document, registry))
-
-
 def _without_issues(found: Pipeline | None, issues: list[ConfigIssue]) -> Pipeline:
     if found is not None and not issues:
         return found
@@ -413,14 +409,12 @@ def _collect(
     methods: list[StepMethod] = []
     unreadable: set[int] = set()
     for index, step in _steps(document):
-        found = _method(file, index, step, registry)
-        if isinstance(found, StepMethod):
-            methods.append(found)
-        else:
-            issues += found
+        method, found = _method(file, index, step, registry)
+        if method is not None:
+            methods.append(method)
+        if found:
             unreadable.add(index)
-            if (other := _stand_in(step, registry)) is not None:
-                methods.append(other)
+            issues += found
     if config is not None:
         issues += _pipeline_issues(file, config, document)
     read = config or _stand_in_config(document)
@@ -445,28 +439,30 @@ def _steps(document: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
             yield index, step
 
 
-def _method(file: str, index: int, step: dict[str, Any], registry: MethodRegistry) -> StepMethod | list[ConfigIssue]:
-    """Return the step's method with its config. What the envelope's model says already is not said again."""
+def _method(
+    file: str, index: int, step: dict[str, Any], registry: MethodRegistry
+) -> tuple[StepMethod | None, list[ConfigIssue]]:
+    """Return the step's method with its config, or with issues a stand-in; None for a method that there is not.
+
+    What the envelope's model says already is not said again.
+    """
     step_type, name, config = step.get("type"), step.get("method"), step.get("config", {})
     if not (isinstance(step_type, str) and isinstance(name, str) and isinstance(config, dict)):
-        return []
+        return None, []
     cls = registry.get((step_type, name))
     if cls is None:
-        return _unknown_method(file, index, step_type, name, registry)
+        return None, _unknown_method(file, index, step_type, name, registry)
     try:
-        return cls.model_validate(unescape(config))
+        return cls.model_validate(unescape(config)), []
     except ValidationError as error:
-        return list(issues_of(file, error, cls, config, ("steps", index, "config")))
+        return _stand_in(cls, config), list(issues_of(file, error, cls, config, ("steps", index, "config")))
 
 
-def _stand_in(step: Mapping[str, Any], registry: MethodRegistry) -> StepMethod | None:
+def _stand_in(cls: type[StepMethod], config: Mapping[str, Any]) -> StepMethod:
     """Return the method of a step that can't be read, with nothing of its config but the name of its DataFrame."""
-    kind, method, config = step.get("type"), step.get("method"), step.get("config", {})
-    if not (isinstance(kind, str) and isinstance(method, str) and isinstance(config, dict)):
-        return None
-    cls, name = registry.get((kind, method)), config.get("registerAs")
+    name = config.get("registerAs")
     known: dict[str, Any] = {"register_as": name} if isinstance(name, str) else {}
-    return cls.model_construct(**known) if cls is not None else None
+    return cls.model_construct(**known)
 
 
 def _stand_in_config(document: Mapping[str, Any]) -> PipelineConfig:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import count, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import PipelineExecutionError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _PAGE_BYTES = 2**16
 _EPOCH = datetime(1970, 1, 1)
+# Beside these and those of `_READ` there are types that Kernel does not read, such as variant.
+_NESTED = ("array", "map", "struct")
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,12 @@ class _Kernel:
         self._types = [field.dataType for field in fields]
         # Files have the names that Delta gave the columns at first, in the order of those that they have now.
         physical = kernel.internal.data.ScanStateRow.getPhysicalDataReadSchema(state)
+        readable = [at for at, kind in enumerate(self._types) if kind.typeName() in {*_READ, *_NESTED}]
         read = java.java.util.ArrayList()
-        for index in filter(self._is_read, range(len(fields))):
-            read.add(physical.at(index))
+        for at in readable:
+            read.add(physical.at(at))
         self._physical = kernel.types.StructType(read)
-
-    def _is_read(self, column: int) -> bool:
-        """Whether Kernel reads a column of that type: a variant, for one, it does not."""
-        return self._types[column].typeName() in {*_READ, "array", "map", "struct"}
+        self._places = {at: place for place, at in enumerate(readable)}
 
     def rows(self, path: str, size: int) -> Iterator[list[Any]]:
         """Yield the rows of the data file at ``path``."""
@@ -92,9 +92,8 @@ class _Kernel:
         try:
             while batches.hasNext():
                 batch = batches.next().getData()
-                places = count()
-                columns = range(len(self.columns))
-                vectors = [batch.getColumnVector(next(places)) if self._is_read(at) else None for at in columns]
+                columns = {at: batch.getColumnVector(place) for at, place in self._places.items()}
+                vectors = [columns.get(at) for at in range(len(self._types))]
                 for row in range(batch.getSize()):
                     yield [_value(vector, row, kind) for vector, kind in zip(vectors, self._types, strict=True)]
         finally:

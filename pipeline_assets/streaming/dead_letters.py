@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline_assets.execution import PipelineRun
@@ -53,9 +54,6 @@ class DeadLetters:
             (self.table,) = open_for_spark([self.table], "default", run.context)
         self._document = _named(extract)
         self._reached: Offsets | None = None  # up to where all of them are in the table; None: to the stream's start
-        document = self._checkpoint.read_document(self._document)
-        # Whether others had written to the table when this query began to count; None until that is looked for.
-        self._beside_others: bool | None = document.get("besideOthers", False) if document is not None else None
 
     def make_up(self) -> int:
         """Write those of batches that were committed before anyone looked; returns how many. To be called first."""
@@ -97,7 +95,7 @@ class DeadLetters:
             if frame is None:
                 return 0
             app_id = f"{query_id}:{self.extract.name}"
-            if self._is_beside_others():
+            if self._beside_others:
                 append_once(self._not_there(frame), self.table, app_id, batch)
                 return frame.count()
             append_once(frame, self.table, app_id, batch)
@@ -105,10 +103,13 @@ class DeadLetters:
         commit = find_transaction(folder, app_id, batch) if folder is not None else None
         return int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
 
-    def _is_beside_others(self) -> bool:
-        if self._beside_others is None:
-            self._beside_others = table_columns(self._context.spark, self.table) is not None
-        return self._beside_others
+    @cached_property
+    def _beside_others(self) -> bool:
+        """Whether others had written to the table when this query began to count."""
+        document = self._checkpoint.read_document(self._document)
+        if document is not None:
+            return bool(document.get("besideOthers", False))
+        return table_columns(self._context.spark, self.table) is not None
 
     def _not_there(self, frame: DataFrame) -> DataFrame:
         """Leave out what the query of a load that is gone, or of the extract's earlier name, has written."""
@@ -133,7 +134,7 @@ class DeadLetters:
         return None
 
     def _done(self, batch: int, end: Offsets) -> None:
-        document = {"batch": batch, "offsets": offsets_json(end), "besideOthers": self._is_beside_others()}
+        document = {"batch": batch, "offsets": offsets_json(end), "besideOthers": self._beside_others}
         self._checkpoint.write_document(self._document, document)
         self._reached = end
 
