@@ -120,7 +120,7 @@ def test_a_run_goes_on_without_what_was_lost(
     assert not any(map(is_alive, killed))
     expected = duckdb.sql(
         f"""SELECT key, count(*) AS "rows", sum(value)::BIGINT AS total
-        FROM read_parquet('{tmp_path}/root/rows/*.parquet') GROUP BY key"""
+        FROM read_parquet('{tmp_path / "root" / "rows" / "*.parquet"}') GROUP BY key"""
     ).df()
     assert len(expected) == KEYS
     same_rows(rows_of(tmp_path / "warehouse" / "counted" / "slow"), expected)
