@@ -29,13 +29,7 @@ from pipeline_assets.config_schema import pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.optimizer import optimize
-from pipeline_assets.plan import (
-    PipelinePlan,
-    PlannedStep,
-    Role,
-    plan_pipeline,
-    with_graph_issues,
-)
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, plan_pipeline, with_graph_issues
 from pipeline_assets.planned_folder import PlannedFolder, plan_folder, select
 from pipeline_assets.report_commands import report
 from pipeline_assets.settings import Settings

@@ -16,7 +16,6 @@ from pipeline_assets.asset_metadata import (
     dataframe_metadata,
     letters_metadata,
     quarantine_origins,
-    table_location,
 )
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
@@ -27,7 +26,7 @@ from pipeline_assets.stream_checks import StreamChecks, stream_check_specs
 from pipeline_assets.streaming.checkpoint_lease import Process
 from pipeline_assets.streaming.micro_batches import BatchChecks
 from pipeline_assets.streaming.queries import BatchProgress, StreamingPipeline
-from pipeline_assets.validation_assets import quarantine_key, quarantine_properties
+from pipeline_assets.validation_assets import quarantine_key, quarantine_properties, set_aside_properties
 
 HOST_TAG = "pipeline_assets/host"
 PID_TAG = "pipeline_assets/pid"
@@ -150,19 +149,10 @@ def _dead_letter_specs(
     plan: PipelinePlan, keys: Mapping[int, dg.AssetKey], settings: Settings
 ) -> Iterator[dg.AssetSpec]:
     for step in filter(may_break, plan.steps):
-        own = cast(FromKafka, step.method).dead_letter_path
-        name = f"{step.name}_dead_letters"
-        where = {"dagster/uri": own} if own else table_location(settings.table_path(plan.name, name), plan.name, name)
-        yield dg.AssetSpec(
-            dead_letters_key(keys[step.index]),
-            deps=[keys[step.index]],
-            group_name=plan.name,
-            kinds={"spark", "deltalake"},
-            owners=list(plan.pipeline.config.owners),
-            tags=dict(plan.pipeline.config.tags),
-            description=f"Records that {step.name} could not parse, with topic, partition, offset and the reason.",
-            metadata=where,
-        )
+        key, own = keys[step.index], cast(FromKafka, step.method).dead_letter_path
+        description = f"Records that {step.name} could not parse, with topic, partition, offset and the reason."
+        told = set_aside_properties(plan, f"{step.name}_dead_letters", own, description, settings)
+        yield dg.AssetSpec(dead_letters_key(key), deps=[key], **told)
 
 
 def _quarantine_specs(

@@ -69,11 +69,18 @@ def expectation_metadata(result: ExpectationResult) -> Metadata:
 def quarantine_properties(plan: PipelinePlan, step: PlannedStep, settings: Settings) -> dict[str, Any]:
     """Return what Dagster is told about the asset of the rows that ``step`` puts into quarantine."""
     assert isinstance(step.method, ValidateMethod)  # noqa: S101  (the caller has looked)
-    name, own = step.quarantine or "", step.method.quarantine_path
-    place = {"dagster/uri": own} if own else table_location(settings.table_path(plan.name, name), plan.name, name)
+    description = f"Rows that do not meet what {step.name} expects, with the reasons, the run and the time."
+    return set_aside_properties(plan, step.quarantine or "", step.method.quarantine_path, description, settings)
+
+
+def set_aside_properties(
+    plan: PipelinePlan, name: str, path: str | None, description: str, settings: Settings
+) -> dict[str, Any]:
+    """Return what Dagster is told about a table of what is put aside: at ``path``, else ``name`` in the warehouse."""
+    place = {"dagster/uri": path} if path else table_location(settings.table_path(plan.name, name), plan.name, name)
     return {
         "group_name": plan.name,
-        "description": f"Rows that do not meet what {step.name} expects, with the reasons, the run and the time.",
+        "description": description,
         "kinds": {"spark", "deltalake"},
         "owners": list(plan.pipeline.config.owners),
         "tags": dict(plan.pipeline.config.tags),

@@ -9,12 +9,14 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline_assets.steps.delta_log import find_transaction
 from pipeline_assets.steps.delta_table import table_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
     from pipeline_assets.steps.checkpoint import Checkpoint
+    from pipeline_assets.steps.file_systems import Folder
 
 _APP_ID = "spark.databricks.delta.write.txnAppId"
 _VERSION = "spark.databricks.delta.write.txnVersion"
@@ -33,6 +35,12 @@ def append_once(frame: DataFrame, path: str, app_id: str, version: int) -> None:
     """Append ``frame`` to the Delta table at ``path``, unless ``app_id`` has committed ``version`` there already."""
     writer = frame.write.format("delta").mode("append").option("txnAppId", app_id).option("txnVersion", version)
     writer.save(path)
+
+
+def rows_appended(table: Folder | None, app_id: str, version: int) -> int:
+    """Return how many rows ``append_once`` has appended to ``table``; 0 where its log can't be seen from here."""
+    commit = find_transaction(table, app_id, version) if table is not None else None
+    return int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
-from pipeline_assets.steps.delta_log import find_transaction
-from pipeline_assets.steps.delta_stream import append_once
+from pipeline_assets.steps.delta_stream import append_once, rows_appended
 from pipeline_assets.steps.delta_table import table_columns
 from pipeline_assets.steps.extract_kafka import FromKafka, kept_source
 from pipeline_assets.steps.file_systems import folder_seen_from_here
@@ -100,8 +99,7 @@ class DeadLetters:
                 return frame.count()
             append_once(frame, self.table, app_id, batch)
         folder = folder_seen_from_here(self.table, "default", self._run.context.connections)
-        commit = find_transaction(folder, app_id, batch) if folder is not None else None
-        return int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
+        return rows_appended(folder, app_id, batch)
 
     @cached_property
     def _beside_others(self) -> bool:

@@ -17,8 +17,7 @@ from pipeline_assets.errors import ConfigurationError, DataValidationError, Pipe
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.base import ExpectationResult, StreamingLoad, ValidateMethod
-from pipeline_assets.steps.delta_log import find_transaction
-from pipeline_assets.steps.delta_stream import append_once
+from pipeline_assets.steps.delta_stream import append_once, rows_appended
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.stream_rules import Guarded
 from pipeline_assets.validation import raise_for_failures
@@ -122,9 +121,7 @@ class MicroBatches:
             source = batch.dataframe(batch.plan.steps[check.step.inputs[0]])
             append_once(method.bad_rows(source, batch.context), path, app_id, check.batch_id)
         folder = folder_seen_from_here(path, "default", batch.context.connections)
-        commit = find_transaction(folder, app_id, check.batch_id) if folder is not None else None
-        rows = int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
-        return dataclasses.replace(check, quarantined=rows)
+        return dataclasses.replace(check, quarantined=rows_appended(folder, app_id, check.batch_id))
 
 
 def refuse_connect(run: PipelineRun, load: PlannedStep) -> None:
