@@ -341,6 +341,9 @@ class _Start:
         finally:
             # None: spark-submit runs this process, and the JVM is its parent.
             if gateway is not None and gateway.proc is not None:
+                # What Python lets go of is let go of in the JVM, too, by a thread of Py4J: no more, or it would log an
+                # error for each object of a JVM that is gone.
+                gateway._gateway_client.is_connected = False
                 _end(gateway.proc)
                 with suppress(Exception):
                     gateway.shutdown()

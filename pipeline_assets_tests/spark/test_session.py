@@ -335,6 +335,47 @@ def test_nothing_is_left_behind_on_any_way_out() -> None:
     ]
 
 
+def test_what_python_lets_go_of_last_is_no_error() -> None:
+    script = """
+        import logging, signal, sys, threading
+        from py4j.clientserver import ClientServerConnection, FinalizerWorker
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark import session
+        from pipeline_assets.spark.session import SparkSessions
+
+        logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
+        sessions = SparkSessions(Settings(spark_master="local[1]"))
+        frames = [sessions.session("run", "pipeline").range(5)]
+        client = frames[0].sparkSession._sc._gateway._gateway_client
+        (worker,) = (each for each in threading.enumerate() if isinstance(each, FinalizerWorker))
+        # It has a connection once it has let go of something.
+        while client.finalizer_deque or len(client.deque) < 2:
+            threading.Event().wait(0.02)
+
+        def send_command(connection, command, send=ClientServerConnection.send_command):
+            if threading.current_thread() is worker:
+                told.set()
+            return send(connection, command)
+
+        def end(process, end=session._end):
+            # It ends before it has read what it is told.
+            process.send_signal(signal.SIGSTOP)
+            frames.clear()
+            while client.finalizer_deque and not told.is_set():
+                threading.Event().wait(0.02)
+            process.kill()
+            end(process)
+
+        told = threading.Event()
+        ClientServerConnection.send_command = send_command
+        session._end = end
+        sessions.close()
+        worker.join(60)
+        print(worker.is_alive())
+    """
+    assert in_fresh_process(script) == "False\n"
+
+
 def test_a_jvm_that_does_not_end_by_itself_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "_STOP_SECONDS", 0.2)
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
