@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from croniter import croniter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
@@ -36,6 +35,8 @@ MethodRegistry = Mapping[tuple[str, str], type[StepMethod]]
 
 
 def _check_cron(text: str) -> str:
+    from croniter import croniter
+
     if not croniter.is_valid(text) or len(expanded := croniter.expand(text)[0]) != 5:
         raise ValueError(f"{text!r} is not a cron expression (expected five fields, as in '0 2 * * *')")
     if expanded[3] == [2] and expanded[2] in ([30], [31]):
@@ -95,7 +96,6 @@ class _Model(BaseModel):
         extra="forbid",
         alias_generator=to_camel,
         populate_by_name=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,  # as a text, "inf" would be a number
     )
 

@@ -169,8 +169,10 @@ class StepMethod(BaseModel):
     compute from the same config changes, so that Dagster shows their assets as out of date.
     """
 
+    # Built when a config first names the method: most processes meet few of them. What the docstrings of fields say is
+    # read by config_schema.py, when it is asked for.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, defer_build=True
     )
 
     type: ClassVar[StepType]

@@ -24,7 +24,7 @@ class Expectation(BaseModel):
     """Base of all kinds. ``is_row_wise``: whether a row alone tells if it meets the expectation."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, defer_build=True
     )
 
     is_row_wise: ClassVar[bool] = False
