@@ -92,7 +92,7 @@ class Workplace:
 
     def __init__(self, folder: Path, servers: DemoServers) -> None:
         from pipeline_assets.settings import Settings
-        from pipeline_assets.spark.session import session_conf
+        from pipeline_assets.spark.session import driver_jars, session_conf
 
         self.folder = folder
         self.servers = servers
@@ -103,6 +103,7 @@ class Workplace:
         shutil.copy(PROJECT / "dagster.yaml", self.dagster_home)
         # What the location gives its sessions, plus what it sets for S3 when a step needs it.
         self.conf = session_conf(Settings()) | {
+            "spark.jars": ",".join(map(str, driver_jars())),
             "spark.hadoop.fs.s3a.endpoint": servers.s3.endpoint,
             "spark.hadoop.fs.s3a.endpoint.region": servers.s3.region,
             "spark.hadoop.fs.s3a.path.style.access": "true",

@@ -155,12 +155,12 @@ class StreamPrograms:
 
     def __init__(self, folder: Path, kafka: KafkaServer) -> None:
         from pipeline_assets.settings import Settings
-        from pipeline_assets.spark.session import session_conf
+        from pipeline_assets.spark.session import driver_jars, session_conf
 
         self._place = StreamWorkplace(folder, {"default": {"bootstrapServers": kafka.bootstrap_servers}})
         self._place.write(stream_config(JOB, "availableNow"))
         self._environment = {**self._place.environment, **kafka.environment}
-        self._conf = session_conf(Settings())
+        self._conf = session_conf(Settings()) | {"spark.jars": ",".join(map(str, driver_jars()))}
         self._script_table = folder / "script_table"
         self._script_checkpoint = folder / "script_checkpoint"
         self._logs = folder / "event_log"

@@ -83,10 +83,10 @@ def schema(reference: bool) -> None:
 def archive_classes() -> None:
     """Prepare Spark's classes for this Java, once, so that runs start in less time (takes some 20 seconds)."""
     from pipeline_assets.spark.class_archive import make_archive
-    from pipeline_assets.spark.session import session_conf
+    from pipeline_assets.spark.session import driver_jars, session_conf
 
     with _clear_errors():
-        made = make_archive(session_conf(Settings(spark_master="local[2]")))
+        made = make_archive(session_conf(Settings(spark_master="local[2]")), driver_jars())
     click.echo(f"{made} ({made.stat().st_size // 2**20} MB)")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline_assets import redaction
 from pipeline_assets.settings import Settings
+from pipeline_assets.spark.jars import resolve_jars
 from pipeline_assets.spark.session import SparkSessions, session_conf
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def spark_environment() -> Mapping[str, str]:
 @pytest.fixture(scope="session")
 def spark_connect_conf() -> Mapping[str, str]:
     """What the Connect server starts with: the JARs and Delta, as an embedded session has them."""
-    return session_conf(Settings(spark_master="local[2]"), SPARK_CONF)
+    jars = ",".join(map(str, resolve_jars()))
+    return session_conf(Settings(spark_master="local[2]"), {**SPARK_CONF, "spark.jars": jars})
 
 
 @pytest.fixture(params=["classic", "connect"])

@@ -11,14 +11,15 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import cache_folder
-from pipeline_assets.spark.java_options import java_options
+from pipeline_assets.spark.jars import remembered_jars
+from pipeline_assets.spark.java_options import class_path, java_options
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -40,7 +41,7 @@ def archive_file() -> Path | None:
     release = program.parents[1] / "release"
     place = _digest(str(program), str(spark))
     # Java takes no archive whose JARs have other sizes or times now, as those of an environment that was made anew.
-    facts = ((jar.name, jar.stat()) for jar in sorted((spark / "jars").glob("*.jar")))
+    facts = ((jar.name, jar.stat()) for jar in (*sorted((spark / "jars").glob("*.jar")), *remembered_jars()))
     jars = [f"{name} {fact.st_size} {fact.st_mtime_ns}" for name, fact in facts]
     content = _digest(release.read_text() if release.exists() else "", *jars)
     return cache_folder() / f"spark-classes-{place}-{content}.jsa"
@@ -61,8 +62,8 @@ def archived_classes() -> Iterator[None]:
         yield
 
 
-def make_archive(conf: Mapping[str, str]) -> Path:
-    """Make the archive by a small run of Spark with ``conf``, and return where it is. Takes some 20 seconds.
+def make_archive(conf: Mapping[str, str], jars: Sequence[Path]) -> Path:
+    """Make the archive by a small run of Spark with ``conf`` and ``jars``. Takes some 20 seconds. Returns where it is.
 
     Raises ConfigurationError when there is no Java, or when it makes no archive.
     """
@@ -73,7 +74,7 @@ def make_archive(conf: Mapping[str, str]) -> Path:
     with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         made = Path(folder) / archive.name
         # The second compiler would have no time to give back what it takes.
-        with java_options(f'"-XX:ArchiveClassesAtExit={made}" -XX:TieredStopAtLevel=1 {_SILENT}'):
+        with class_path(jars), java_options(f'"-XX:ArchiveClassesAtExit={made}" -XX:TieredStopAtLevel=1 {_SILENT}'):
             _run_to_exit(conf, Path(folder))
         if not made.exists():
             raise ConfigurationError(f"this Java has made no archive of its classes: {archive}")

@@ -15,10 +15,10 @@ from filelock import FileLock
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
 from pipeline_assets.settings import Settings, cache_folder
 from pipeline_assets.spark.class_archive import archived_classes
-from pipeline_assets.spark.java_options import java_options
+from pipeline_assets.spark.java_options import class_path, java_options
 from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.properties_file import write_properties
-from pipeline_assets.spark.session import session_conf
+from pipeline_assets.spark.session import driver_jars, session_conf
 
 _MAIN = "org.apache.spark.sql.connect.service.SparkConnectServer"
 _START_SECONDS = 120.0
@@ -87,7 +87,8 @@ class ConnectServer:
             if (found := self.running()) is not None:
                 raise ConfigurationError(f"a Spark server runs at {found.remote} already (process {found.pid})")
             log = self._folder / "server.log"
-            with log.open("wb") as output, archived_classes(), java_options(log_options(settings, "", "spark-server")):
+            jars, options = driver_jars(spark_conf), log_options(settings, "", "spark-server")
+            with log.open("wb") as output, archived_classes(), class_path(jars), java_options(options):
                 process = psutil.Popen(
                     [_spark_submit(), "--properties-file", self._properties(settings, spark_conf),
                      "--class", _MAIN, "spark-internal"],
@@ -114,7 +115,7 @@ class ConnectServer:
         pools = self._folder / "pools.xml"
         pools.write_text(_POOLS, encoding="utf-8")
         conf = {
-            **session_conf(replace(settings, spark_remote=None)),
+            **session_conf(replace(settings, spark_remote=None), spark_conf),
             "spark.app.name": "pipeline-assets spark-server",
             "spark.scheduler.mode": "FAIR",
             "spark.scheduler.allocation.file": pools.as_uri(),

@@ -41,16 +41,16 @@ def resolve_jars() -> list[Path]:
     seconds even when nothing is to be downloaded, so the list is remembered, and used for as long as all its
     files exist.
     """
-    remembered = _jar_list_file()
-    if jars := _read_jar_list(remembered):
+    if jars := remembered_jars():
         return jars
     import fcntl
 
+    remembered = _jar_list_file()
     remembered.parent.mkdir(parents=True, exist_ok=True)
     # Several processes of one run may get here together, and Ivy's cache is not safe against that.
     with remembered.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if jars := _read_jar_list(remembered):
+        if jars := remembered_jars():
             return jars
         jars = _resolve_with_spark_submit()
         written = remembered.with_suffix(f".{os.getpid()}")
@@ -64,9 +64,10 @@ def _jar_list_file() -> Path:
     return cache_folder() / f"jars-{digest}.txt"
 
 
-def _read_jar_list(file: Path) -> list[Path]:
+def remembered_jars() -> list[Path]:
+    """Return what ``resolve_jars`` has found before; nothing where it has not, or where a JAR has gone since."""
     try:
-        jars = [Path(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        jars = [Path(line) for line in _jar_list_file().read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return []
     return jars if all(jar.is_file() for jar in jars) else []

@@ -1,12 +1,14 @@
-"""Options of the JVMs that are started from here."""
+"""What the JVMs that are started from here are told: options, and JARs on their class path."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _OPTIONS = "SPARK_SUBMIT_OPTS"
+_CLASS_PATH = "SPARK_DIST_CLASSPATH"
 
 
 def given_java_options() -> str:
@@ -17,12 +19,29 @@ def given_java_options() -> str:
 @contextmanager
 def java_options(options: str) -> Iterator[None]:
     """Add to the options of the JVMs that are started inside. Not by Spark's conf: that would replace a user's."""
-    before = os.environ.get(_OPTIONS)
-    os.environ[_OPTIONS] = f"{before} {options}" if before else options
+    with _added_to(_OPTIONS, options, " "):
+        yield
+
+
+@contextmanager
+def class_path(jars: Iterable[Path]) -> Iterator[None]:
+    """Have the drivers that are started inside find the classes of ``jars``, after Spark's own.
+
+    Spark would copy each JAR of its ``spark.jars`` from a driver to itself, at every start. This is what it has for the
+    JARs of a Hadoop that comes apart from it: https://spark.apache.org/docs/latest/hadoop-provided.html.
+    """
+    with _added_to(_CLASS_PATH, os.pathsep.join(map(str, jars)), os.pathsep):
+        yield
+
+
+@contextmanager
+def _added_to(variable: str, text: str, separator: str) -> Iterator[None]:
+    before = os.environ.get(variable)
+    os.environ[variable] = f"{before}{separator}{text}" if before and text else before or text
     try:
         yield
     finally:
         if before is None:
-            del os.environ[_OPTIONS]
+            del os.environ[variable]
         else:
-            os.environ[_OPTIONS] = before
+            os.environ[variable] = before

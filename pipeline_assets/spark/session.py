@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
 from pipeline_assets.spark.class_archive import archived_classes
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import resolve_jars
-from pipeline_assets.spark.java_options import java_options
+from pipeline_assets.spark.java_options import class_path, java_options
 from pipeline_assets.spark.jvm_log import log_conf, log_options, name_values_in_log
 from pipeline_assets.spark.numpy_converters import defer_numpy
 from pipeline_assets.transience import execution_error, transience_of
@@ -77,9 +78,10 @@ _ASK_SECONDS = 10.0
 def session_conf(settings: Settings, spark_conf: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the Spark conf of the session that ``settings`` ask for; ``spark_conf`` is merged last and wins.
 
-    Embedded or on a cluster it names the JARs (downloaded the first time); a ``spark.jars`` in ``spark_conf``
-    (an empty one, where the cluster has them all) takes their place. Over Spark Connect it is the runtime
-    conf alone: the JARs are the server's.
+    On a cluster it names the JARs (downloaded the first time) for the executors to fetch; a ``spark.jars`` in
+    ``spark_conf`` (an empty one, where the cluster has them all) takes their place. Where Spark runs in the driver
+    alone, they are on its class path (``driver_jars``). Over Spark Connect it is the runtime conf alone: the JARs are
+    the server's.
     """
     given = dict(spark_conf or {})
     if settings.spark_remote:
@@ -89,9 +91,14 @@ def session_conf(settings: Settings, spark_conf: Mapping[str, str] | None = None
     conf |= {**_DELTA, **_EVERYWHERE, **_QUIET, **_IN_UTC, **log_conf(settings)}
     if master.startswith("local"):
         conf |= _LOCAL
-    if "spark.jars" not in given:
-        conf["spark.jars"] = ",".join(str(path) for path in resolve_jars())
+    if not re.fullmatch(r"local(\[.*\])?", master):
+        conf["spark.jars"] = ",".join(map(str, driver_jars(given)))
     return conf | given
+
+
+def driver_jars(spark_conf: Mapping[str, str] | None = None) -> list[Path]:
+    """Return the JARs that a driver has to have on its class path; none when ``spark_conf`` brings a ``spark.jars``."""
+    return [] if "spark.jars" in (spark_conf or {}) else resolve_jars()
 
 
 class SparkSessions:
@@ -150,7 +157,8 @@ class SparkSessions:
             borrowed = _active_session()
             if borrowed is None:
                 options = log_options(self._settings, run_id, pipeline)
-                self._start = _Start(session_conf(self._settings, self._spark_conf), options)
+                jars = driver_jars(self._spark_conf)
+                self._start = _Start(session_conf(self._settings, self._spark_conf), jars, options)
                 self._start.begin()
                 root = self._start.root()
                 if self._settings.log_format == "json":
@@ -278,9 +286,10 @@ class _Start:
     finds the process it has launched; and PySpark does not replace Dagster's SIGINT handler there.
     """
 
-    def __init__(self, conf: Mapping[str, str], options: str) -> None:
+    def __init__(self, conf: Mapping[str, str], jars: Sequence[Path], options: str) -> None:
         from dagster_pyspark import LazyPySparkResource
 
+        self._jars = jars
         self._options = options
         self._resource = LazyPySparkResource(spark_config=dict(conf))
         self._root: SparkSession | None = None
@@ -296,7 +305,7 @@ class _Start:
     def _run(self) -> None:
         try:
             defer_numpy()
-            with archived_classes(), java_options(self._options):
+            with archived_classes(), class_path(self._jars), java_options(self._options):
                 root: SparkSession = self._resource.spark_session
             local = str(root.sparkContext.master).startswith("local")
             if local and "PYSPARK_PYTHON" not in os.environ:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline_assets.spark import class_archive
 from pipeline_assets.spark.class_archive import archive_file, archived_classes
+from pipeline_assets.spark.jars import resolve_jars
 from pipeline_assets_tests.spark.fresh_process import in_fresh_process
 
 SESSION = """
@@ -19,7 +20,9 @@ SESSION = """
 
     {before}
     with SparkSessions(Settings(spark_master="local[1]")) as sessions:
-        print("counted", sessions.session("run", "pipeline").range(7).count())
+        spark = sessions.session("run", "pipeline")
+        print("counted", spark.range(7).count())
+        {after}
 """
 
 
@@ -29,11 +32,32 @@ def test_a_driver_takes_its_classes_from_it(tmp_path: Path, monkeypatch: pytest.
     assert archive.exists()
     log = tmp_path / "classes"
     monkeypatch.setenv("SPARK_SUBMIT_OPTS", f"{os.environ['SPARK_SUBMIT_OPTS']} -Xlog:class+load:file={log}")
-    assert "counted 7" in in_fresh_process(SESSION.format(before=""))
-    sources = [line.rpartition("source: ")[2] for line in log.read_text().splitlines() if "org.apache.spark" in line]
-    shared = sum(source.startswith("shared objects file") for source in sources)
-    # The others are made while Spark runs, or are from the JARs of Delta and the like.
-    assert shared > len(sources) / 2 > 1000
+    assert "counted 7" in in_fresh_process(SESSION.format(before="", after=""))
+    loaded = log.read_text().splitlines()
+    for package, least in (("org.apache.spark.", 4000), ("io.delta.", 5)):
+        sources = [line.rpartition("source: ")[2] for line in loaded if f" {package}" in line]
+        shared = sum(source.startswith("shared objects file") for source in sources)
+        # The others are made while Spark runs.
+        assert shared > len(sources) / 2
+        assert shared > least
+
+
+def test_a_driver_does_not_copy_the_jars_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARK_DIST_CLASSPATH", "/of/a/user/*")
+    after = """
+        import glob, os
+        print("added", spark.sparkContext._jsc.sc().listJars().length())
+        print("copied", glob.glob(f"{os.environ['TMPDIR']}/**/*.jar", recursive=True))
+        print("path", spark._jvm.System.getProperty("java.class.path"))
+    print("after", os.environ["SPARK_DIST_CLASSPATH"])"""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("SPARK_LOCAL_DIRS", str(tmp_path))
+    found = dict(line.split(" ", 1) for line in in_fresh_process(SESSION.format(before="", after=after)).splitlines())
+    path = found.pop("path").split(os.pathsep)
+    assert found == {"counted": "7", "added": "0", "copied": "[]", "after": "/of/a/user/*"}
+    spark_jars = [index for index, jar in enumerate(path) if "/pyspark/jars/" in jar]
+    user, *ours = (path.index(jar) for jar in ("/of/a/user/*", *map(str, resolve_jars())))
+    assert max(spark_jars) < user < min(ours)
 
 
 def test_jars_that_are_not_those_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +85,7 @@ def test_one_that_does_not_fit_is_passed_over_in_silence(tmp_path: Path) -> None
     other = tmp_path / "other.jsa"
     other.write_bytes(b"no archive" * 1000)
     before = f"class_archive.archive_file = lambda: Path({str(other)!r})"
-    assert in_fresh_process(SESSION.format(before=before)).strip() == "counted 7"
+    assert in_fresh_process(SESSION.format(before=before, after="")).strip() == "counted 7"
 
 
 @pytest.mark.parametrize("before", [None, "-Dmine=1"])

@@ -23,6 +23,7 @@ from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.session import (
     SparkSessions,
     connect_url,
+    driver_jars,
     session_conf,
 )
 from pipeline_assets_tests.conftest import SPARK_CONF
@@ -62,14 +63,23 @@ def test_a_session_does_without_pandas_and_still_takes_numpy_values() -> None:
     assert in_fresh_process(script).splitlines()[-2:] == ["[]", "[3, [1.5, 2.5]]"]
 
 
-def test_the_conf_names_the_jars_delta_and_a_loopback_address() -> None:
-    conf = session_conf(Settings(spark_master="local[2]"))
+@pytest.mark.parametrize("master", ["spark://host:7077", "local-cluster[2,1,1024]", "yarn"])
+def test_the_conf_names_the_jars_that_executors_fetch(master: str) -> None:
+    conf = session_conf(Settings(spark_master=master))
     names = [Path(jar).name for jar in conf["spark.jars"].split(",")]
     for package in PACKAGES:
         group, artifact, version = package.split(":")
         assert f"{group}_{artifact}-{version}.jar" in names
     for excluded in EXCLUDES:
         assert not [name for name in names if name.startswith(excluded.replace(":", "_") + "-")]
+    assert [str(jar) for jar in driver_jars()] == conf["spark.jars"].split(",")
+    assert session_conf(Settings(spark_master=master), {"spark.jars": "mine.jar"})["spark.jars"] == "mine.jar"
+    assert driver_jars({"spark.jars": "mine.jar"}) == []
+
+
+@pytest.mark.parametrize("master", ["local", "local[2]", "local[*, 3]"])
+def test_the_conf_names_delta_and_a_loopback_address(master: str) -> None:
+    conf = session_conf(Settings(spark_master=master))
     assert conf["spark.sql.extensions"] == "io.delta.sql.DeltaSparkSessionExtension"
     assert conf["spark.driver.host"] == "127.0.0.1"
     assert conf["spark.ui.enabled"] == "false"
