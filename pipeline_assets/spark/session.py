@@ -5,15 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -21,12 +16,10 @@ from urllib.parse import urlsplit
 
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError, did_you_mean
 from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
-from pipeline_assets.spark.class_archive import archived_classes
+from pipeline_assets.spark.driver_start import DriverStart, bounded
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import resolve_jars
-from pipeline_assets.spark.java_options import class_path, java_options
 from pipeline_assets.spark.jvm_log import log_conf, log_options, name_values_in_log
-from pipeline_assets.spark.numpy_converters import defer_numpy
 from pipeline_assets.transience import execution_error, transience_of
 
 if TYPE_CHECKING:
@@ -70,7 +63,6 @@ _LOCAL = {
 }
 
 _START_LOCK = threading.Lock()
-_STOP_SECONDS = 20.0
 _CONNECT_PORT = 15002
 _ASK_SECONDS = 10.0
 
@@ -114,7 +106,7 @@ class SparkSessions:
         self._spark_conf = dict(spark_conf or {})
         self._lock = threading.RLock()
         self._opened: dict[tuple[str, str], SparkSession] = {}
-        self._start: _Start | None = None
+        self._start: DriverStart | None = None
         self._connect_mode_before: tuple[str | None] | None = None
         self._signs_of_life: list[_SignsOfLife] = []
 
@@ -158,7 +150,7 @@ class SparkSessions:
             if borrowed is None:
                 options = log_options(self._settings, run_id, pipeline)
                 jars = driver_jars(self._spark_conf)
-                self._start = _Start(session_conf(self._settings, self._spark_conf), jars, options)
+                self._start = DriverStart(session_conf(self._settings, self._spark_conf), jars, options)
                 self._start.begin()
                 root = self._start.root()
                 if self._settings.log_format == "json":
@@ -179,7 +171,7 @@ class SparkSessions:
         try:
             _set_runtime_conf(session, session_conf(self._settings, self._spark_conf))
         except BaseException:
-            _bounded(_remote_stop(session, release=False), "closing the Spark Connect session")
+            bounded(_remote_stop(session, release=False), "closing the Spark Connect session")
             _hang_up(session)
             raise
         self._signs_of_life.append(_SignsOfLife(session))
@@ -202,7 +194,7 @@ class SparkSessions:
                 if self._settings.spark_remote:
                     reached = release and bool(opened) and not _connect_problem(self._settings.spark_remote)
                     for session in opened:
-                        _bounded(_remote_stop(session, reached), "closing the Spark Connect session")
+                        bounded(_remote_stop(session, reached), "closing the Spark Connect session")
                         _hang_up(session)
             finally:
                 if start is not None:
@@ -279,109 +271,6 @@ class _SignsOfLife:
                 _log.debug("no answer for the session: %s", type(error).__name__)
 
 
-class _Start:
-    """The start of an embedded or cluster session, and how it is undone wherever it got to.
-
-    It runs in a thread of its own: an interrupt of the main thread then leaves it whole, so that ``undo``
-    finds the process it has launched; and PySpark does not replace Dagster's SIGINT handler there.
-    """
-
-    def __init__(self, conf: Mapping[str, str], jars: Sequence[Path], options: str) -> None:
-        from dagster_pyspark import LazyPySparkResource
-
-        self._jars = jars
-        self._options = options
-        self._resource = LazyPySparkResource(spark_config=dict(conf))
-        self._root: SparkSession | None = None
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="start-spark", daemon=True)
-        # Not join() and is_alive(): Python 3.11 takes a thread for ended when an interrupt ends its join().
-        self._done = threading.Event()
-
-    def begin(self) -> None:
-        """Start Spark; ``root`` waits for it."""
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            defer_numpy()
-            with archived_classes(), class_path(self._jars), java_options(self._options):
-                root: SparkSession = self._resource.spark_session
-            local = str(root.sparkContext.master).startswith("local")
-            if local and "PYSPARK_PYTHON" not in os.environ:
-                # Python functions in queries find the packages of this environment.
-                root.sparkContext.pythonExec = sys.executable
-            self._root = root
-        except Exception as error:  # noqa: BLE001  (raised again in the thread that waits for the session)
-            self._error = error
-        finally:
-            self._done.set()
-
-    def root(self) -> SparkSession:
-        """Wait for the root session and return it; raise what its start raised."""
-        self._done.wait()
-        if self._error is not None:
-            raise self._error
-        if self._root is None:
-            raise PipelineExecutionError("Spark did not start: its start was interrupted")
-        return self._root
-
-    def has_died(self) -> bool:
-        """Whether the process of the JVM, once it ran, is gone."""
-        from pyspark.core.context import SparkContext
-
-        gateway: Any = SparkContext._gateway
-        started = self._done.is_set() and gateway is not None and gateway.proc is not None
-        return started and gateway.proc.poll() is not None
-
-    def undo(self) -> None:
-        """Stop the session, its Spark and its JVM. When this returns, the process is gone."""
-        from pyspark.core.context import SparkContext
-        from pyspark.sql import SparkSession
-        from pyspark.sql.context import SQLContext
-
-        gateway: Any = SparkContext._gateway
-        try:
-            if self._thread.ident is not None and not self._done.is_set():
-                self._abandon()
-                gateway = SparkContext._gateway
-            elif self._root is not None:
-                _bounded(self._root.stop, "stopping Spark")
-        finally:
-            # None: spark-submit runs this process, and the JVM is its parent.
-            if gateway is not None and gateway.proc is not None:
-                # What Python lets go of is let go of in the JVM, too, by a thread of Py4J: no more, or it would log an
-                # error for each object of a JVM that is gone.
-                gateway._gateway_client.is_connected = False
-                _end(gateway.proc)
-                with suppress(Exception):
-                    gateway.shutdown()
-                # PySpark takes these for a JVM that lives; the next session has to start another.
-                SparkContext._gateway = None
-                SparkContext._jvm = None
-            SparkContext._active_spark_context = None
-            SparkSession._instantiatedSession = None
-            SparkSession._activeSession = None
-            SQLContext._instantiatedContext = None
-
-    def _abandon(self) -> None:
-        """End a start that is under way: without its process it fails by itself."""
-        from pyspark.core.context import SparkContext
-
-        deadline = time.monotonic() + _STOP_SECONDS
-        number = signal.SIGTERM
-        while not self._done.is_set() and time.monotonic() < deadline + 1:
-            gateway: Any = SparkContext._gateway
-            if gateway is not None and gateway.proc is not None:
-                _end(gateway.proc)
-            else:
-                # It may not have been launched yet, so this is done again until the start has failed.
-                _signal_children_of(self._thread, number)
-            self._done.wait(0.1)
-            if time.monotonic() > deadline:
-                number = signal.SIGKILL
-
-
 def _activate(session: SparkSession) -> None:
     """Make ``session`` the one whose conf the JVM goes by for the calling thread, in ``explain`` for instance."""
     from pyspark.sql import SparkSession
@@ -450,7 +339,7 @@ def _hang_up(session: Any) -> None:
     A client that is left open talks to its server when Python exits, for minutes when there is none any more.
     """
     if not session.client.is_closed:
-        _bounded(session.client.close, "closing the channel to Spark Connect")
+        bounded(session.client.close, "closing the channel to Spark Connect")
 
 
 def _active_session() -> SparkSession | None:
@@ -469,52 +358,6 @@ def _remote_stop(session: Any, release: bool) -> Callable[[], None]:
         session.stop()
 
     return stop
-
-
-def _bounded(action: Callable[[], object], what: str) -> None:
-    """Run ``action`` for its effect, in a thread of its own, for a limited time.
-
-    The thread is not only for the limit: when the main thread was interrupted in a call to the JVM, the
-    answer to that call is still on its way, and would be read as the answer to the next.
-    """
-
-    def run() -> None:
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001  (closing must go on)
-            _log.debug("%s: %s", what, type(error).__name__)
-
-    thread = threading.Thread(target=run, name="stop-spark", daemon=True)
-    thread.start()
-    thread.join(_STOP_SECONDS)
-    if thread.is_alive():
-        _log.warning("%s takes longer than %.0f s and is not waited for", what, _STOP_SECONDS)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the JVM: it exits when its standard input closes; when it does not, by SIGTERM, then SIGKILL."""
-    try:
-        if process.stdin is not None:
-            with suppress(OSError):
-                process.stdin.close()
-        for ask in (None, process.terminate):
-            if ask is not None:
-                ask()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_SECONDS / 2)
-                return
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def _signal_children_of(thread: threading.Thread, number: signal.Signals) -> None:
-    """Signal what ``thread`` has launched. Linux tells; elsewhere the JVM ends when this process does."""
-    children = Path(f"/proc/self/task/{thread.native_id}/children")
-    with suppress(OSError):
-        for pid in children.read_text(encoding="ascii").split():
-            os.kill(int(pid), number)
 
 
 def _restore_environment(name: str, value: str | None) -> None:

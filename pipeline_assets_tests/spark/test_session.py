@@ -17,7 +17,7 @@ from devstack.spark_servers import SparkConnect, SparkConnectServer
 from devstack.stack import Stack
 from pipeline_assets.errors import ConfigurationError, PipelineError
 from pipeline_assets.settings import Settings
-from pipeline_assets.spark import session
+from pipeline_assets.spark import driver_start
 from pipeline_assets.spark.jars import EXCLUDES, PACKAGES, resolve_jars
 from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.session import (
@@ -350,7 +350,7 @@ def test_what_python_lets_go_of_last_is_no_error() -> None:
         import logging, signal, sys, threading
         from py4j.clientserver import ClientServerConnection, FinalizerWorker
         from pipeline_assets.settings import Settings
-        from pipeline_assets.spark import session
+        from pipeline_assets.spark import driver_start
         from pipeline_assets.spark.session import SparkSessions
 
         logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
@@ -367,7 +367,7 @@ def test_what_python_lets_go_of_last_is_no_error() -> None:
                 told.set()
             return send(connection, command)
 
-        def end(process, end=session._end):
+        def end(process, end=driver_start._end):
             # It ends before it has read what it is told.
             process.send_signal(signal.SIGSTOP)
             frames.clear()
@@ -378,7 +378,7 @@ def test_what_python_lets_go_of_last_is_no_error() -> None:
 
         told = threading.Event()
         ClientServerConnection.send_command = send_command
-        session._end = end
+        driver_start._end = end
         sessions.close()
         worker.join(60)
         print(worker.is_alive())
@@ -387,13 +387,13 @@ def test_what_python_lets_go_of_last_is_no_error() -> None:
 
 
 def test_a_jvm_that_does_not_end_by_itself_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_STOP_SECONDS", 0.2)
+    monkeypatch.setattr(driver_start, "_STOP_SECONDS", 0.2)
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
     process = subprocess.Popen([sys.executable, "-c", stubborn], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     with process.stdout:
         process.stdout.readline()
-        session._end(process)
+        driver_start._end(process)
     assert not psutil.pid_exists(process.pid)
 
 
