@@ -27,7 +27,8 @@ python=""
 for candidate in python3 python3.13 python3.12 python3.11; do
   if command -v "$candidate" >/dev/null \
      && "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'; then
-    python=$(command -v "$candidate"); break
+    # The interpreter itself: uv would take the shim of pyenv for another one, and make the environment anew each time.
+    python=$("$candidate" -c 'import sys; print(sys._base_executable)'); break
   fi
 done
 [ -n "$python" ] || stop "Python 3.11, 3.12 or 3.13 is needed: install one and put it on the PATH"

@@ -1,7 +1,11 @@
-"""What `make setup` installs can be had on every machine and for every Python that the README names."""
+"""What `make setup` installs can be had on every machine and for every Python that the README names, and stays there."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path, PurePosixPath
 
@@ -35,6 +39,24 @@ def test_what_has_no_sources_has_a_wheel(python: str, system: str, machine: str)
     assert without_sources
     missing = [name for name in without_sources if not has_wheel(name, python, system, machine)]
     assert missing == []
+
+
+def test_uv_is_told_the_interpreter_and_not_a_shim_of_it(tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    assert bash is not None
+    for name, does in {
+        "python3": f'exec "{sys.executable}" "$@"',
+        "uv": f'echo "$@" > "{tmp_path}/told"; exit 9',
+    }.items():
+        program = tmp_path / name
+        program.write_text(f"#!{bash}\n{does}\n")
+        program.chmod(0o755)
+    environment = {**os.environ, "PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]])}
+    done = subprocess.run([bash, PROJECT / "devstack" / "setup.sh"], env=environment, check=False)
+    assert done.returncode == 9
+    *_, interpreter = (tmp_path / "told").read_text().split()
+    # Otherwise uv makes an environment anew that is of this interpreter already.
+    assert Path(interpreter).samefile(sys._base_executable)
 
 
 def has_wheel(name: str, python: str, system: str, machine: str) -> bool:
