@@ -34,6 +34,15 @@ def class_path(jars: Iterable[Path]) -> Iterator[None]:
         yield
 
 
+def has_own_class_path() -> bool:
+    """Whether a ``spark-env.sh`` says what is on that class path, as for Spark without Hadoop. It has the last word."""
+    from pyspark.find_spark_home import _find_spark_home
+
+    folder = os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home(), "conf")
+    file = Path(folder, "spark-env.sh")
+    return file.is_file() and _CLASS_PATH in file.read_text(encoding="utf-8", errors="replace")
+
+
 @contextmanager
 def _added_to(variable: str, text: str, separator: str) -> Iterator[None]:
     before = os.environ.get(variable)

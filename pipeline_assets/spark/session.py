@@ -19,6 +19,7 @@ from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
 from pipeline_assets.spark.driver_start import DriverStart, bounded
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import resolve_jars
+from pipeline_assets.spark.java_options import has_own_class_path
 from pipeline_assets.spark.jvm_log import log_conf, log_options, name_values_in_log
 from pipeline_assets.transience import execution_error, transience_of
 
@@ -72,8 +73,8 @@ def session_conf(settings: Settings, spark_conf: Mapping[str, str] | None = None
 
     On a cluster it names the JARs (downloaded the first time) for the executors to fetch; a ``spark.jars`` in
     ``spark_conf`` (an empty one, where the cluster has them all) takes their place. Where Spark runs in the driver
-    alone, they are on its class path (``driver_jars``). Over Spark Connect it is the runtime conf alone: the JARs are
-    the server's.
+    alone, they are on its class path (``driver_jars``), if that can be added to. Over Spark Connect it is the runtime
+    conf alone: the JARs are the server's.
     """
     given = dict(spark_conf or {})
     if settings.spark_remote:
@@ -83,7 +84,7 @@ def session_conf(settings: Settings, spark_conf: Mapping[str, str] | None = None
     conf |= {**_DELTA, **_EVERYWHERE, **_QUIET, **_IN_UTC, **log_conf(settings)}
     if master.startswith("local"):
         conf |= _LOCAL
-    if not re.fullmatch(r"local(\[.*\])?", master):
+    if not re.fullmatch(r"local(\[.*\])?", master) or has_own_class_path():
         conf["spark.jars"] = ",".join(map(str, driver_jars(given)))
     return conf | given
 

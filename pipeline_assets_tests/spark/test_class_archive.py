@@ -60,6 +60,18 @@ def test_a_driver_does_not_copy_the_jars_to_itself(tmp_path: Path, monkeypatch: 
     assert max(spark_jars) < user < min(ours)
 
 
+def test_a_class_path_that_spark_env_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "spark-env.sh").write_text("export SPARK_DIST_CLASSPATH=/of/hadoop/*\n")
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    after = """
+        spark.sql("SELECT 7 AS seven").write.format("delta").save("{table}")
+        print("read", spark.read.format("delta").load("{table}").first().seven)
+        print(spark._jvm.System.getProperty("java.class.path").rpartition(":")[2])
+    """.format(table=tmp_path / "table")
+    output = in_fresh_process(SESSION.format(before="", after=after))
+    assert output.splitlines() == ["counted 7", "read 7", "/of/hadoop/*"]
+
+
 def test_jars_that_are_not_those_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jars = tmp_path / "spark" / "jars"
     jars.mkdir(parents=True)
