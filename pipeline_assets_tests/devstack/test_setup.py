@@ -1,4 +1,4 @@
-"""What `make setup` installs can be had on every machine and for every Python that the README names, and stays there."""
+"""What `make setup` installs can be had on every machine and for each Python that the README names, and stays."""
 
 from __future__ import annotations
 
