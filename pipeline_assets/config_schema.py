@@ -86,19 +86,23 @@ class _WithFieldDocstrings(GenerateJsonSchema):
         """Return the JSON Schema of a model, with what the docstrings of its fields say."""
         found = super().model_schema(schema)
         model = schema["cls"]
-        for name, docstring in _field_docstrings(model).items():
-            field = model.model_fields[name]
-            found["properties"][field.alias or name].setdefault("description", docstring)
+        for name, docstring in field_docstrings(model).items():
+            key = found.get("properties", {}).get(model.model_fields[name].alias or name)
+            if key is not None:
+                key.setdefault("description", docstring)
         return found
 
 
-def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """Return the texts that stand below the fields of a model and of what it derives from."""
+def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """Return the texts that stand below the fields of a model and of what it derives from, where there are sources."""
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if not issubclass(cls, BaseModel) or cls is BaseModel:
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        except (OSError, TypeError, SyntaxError):
+            continue
         for field, below in pairwise(body.body if isinstance(body, ast.ClassDef) else []):
             match field, below:
                 case (
@@ -110,7 +114,7 @@ def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _key_table(model: type[BaseModel], fields: dict[str, FieldInfo]) -> list[str]:
-    docstrings = _field_docstrings(model)
+    docstrings = field_docstrings(model)
     lines = ["| key | default | meaning |", "|---|---|---|"]
     for name, field in fields.items():
         about = " ".join((field.description or docstrings.get(name, "")).split()).replace("|", "\\|")

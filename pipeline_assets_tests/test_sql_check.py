@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from pipeline_assets.cli import main
 from pipeline_assets.config import Pipeline, load_file
+from pipeline_assets.config_schema import field_docstrings
 from pipeline_assets.sql_check import sql_issues
 from pipeline_assets.steps import METHODS
 from pipeline_assets.steps.base import StepMethod
@@ -36,8 +37,9 @@ def _marks(annotation: Any, metadata: Any = ()) -> bool:
 
 @pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
 def test_a_field_that_speaks_of_sql_is_marked_as_such(cls: type[StepMethod]) -> None:
+    docstrings = field_docstrings(cls)
     for name, field in cls.model_fields.items():
-        speaks = re.search(r"\bSQL\b|\bDDL\b", field.description or "") is not None
+        speaks = re.search(r"\bSQL\b|\bDDL\b", field.description or docstrings[name]) is not None
         if (cls.__name__, name) not in FOREIGN:
             assert _marks(field.annotation, field.metadata) == speaks, name
 

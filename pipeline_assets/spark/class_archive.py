@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import cache_folder
 from pipeline_assets.spark.jars import remembered_jars
-from pipeline_assets.spark.java_options import class_path, java_options
+from pipeline_assets.spark.java_options import class_path, given_class_path, java_options
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -43,7 +43,7 @@ def archive_file() -> Path | None:
     # Java takes no archive whose JARs have other sizes or times now, as those of an environment that was made anew.
     facts = ((jar.name, jar.stat()) for jar in (*sorted((spark / "jars").glob("*.jar")), *remembered_jars()))
     jars = [f"{name} {fact.st_size} {fact.st_mtime_ns}" for name, fact in facts]
-    content = _digest(release.read_text() if release.exists() else "", *jars)
+    content = _digest(release.read_text() if release.exists() else "", *jars, given_class_path())
     return cache_folder() / f"spark-classes-{place}-{content}.jsa"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import PipelineExecutionError
 from pipeline_assets.spark.class_archive import archived_classes
-from pipeline_assets.spark.java_options import class_path, java_options
+from pipeline_assets.spark.java_options import class_path, java_defaults, java_options
 from pipeline_assets.spark.numpy_converters import defer_numpy
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class DriverStart:
     def _run(self) -> None:
         try:
             defer_numpy()
-            options = f"{_COMPILE_LATER} {self._options}"
-            with archived_classes(), class_path(self._jars), java_options(options):
+            archived, jars = archived_classes(), class_path(self._jars)
+            with java_defaults(_COMPILE_LATER), archived, jars, java_options(self._options):
                 root: SparkSession = self._resource.spark_session
             local = str(root.sparkContext.master).startswith("local")
             if local and "PYSPARK_PYTHON" not in os.environ:
@@ -108,10 +108,7 @@ class DriverStart:
         finally:
             # None: spark-submit runs this process, and the JVM is its parent.
             if gateway is not None and gateway.proc is not None:
-                # What Python lets go of is let go of in the JVM, too, by a thread of Py4J: no more, or it would log an
-                # error for each object of a JVM that is gone.
-                gateway._gateway_client.is_connected = False
-                _end(gateway.proc)
+                _end_java(gateway)
                 with suppress(Exception):
                     gateway.shutdown()
                 # PySpark takes these for a JVM that lives; the next session has to start another.
@@ -131,7 +128,7 @@ class DriverStart:
         while not self._done.is_set() and time.monotonic() < deadline + 1:
             gateway: Any = SparkContext._gateway
             if gateway is not None and gateway.proc is not None:
-                _end(gateway.proc)
+                _end_java(gateway)
             else:
                 # It may not have been launched yet, so this is done again until the start has failed.
                 _signal_children_of(self._thread, number)
@@ -158,6 +155,13 @@ def bounded(action: Callable[[], object], what: str) -> None:
     thread.join(_STOP_SECONDS)
     if thread.is_alive():
         _log.warning("%s takes longer than %.0f s and is not waited for", what, _STOP_SECONDS)
+
+
+def _end_java(gateway: Any) -> None:
+    # What Python lets go of is let go of in the JVM, too, by a thread of Py4J: no more, or it would log an error for
+    # each object of a JVM that is gone.
+    gateway._gateway_client.is_connected = False
+    _end(gateway.proc)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

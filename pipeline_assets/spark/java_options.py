@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,22 @@ def given_java_options() -> str:
     return os.environ.get(_OPTIONS, "")
 
 
+def given_class_path() -> str:
+    """Return what the environment puts on the class path of a driver."""
+    return os.environ.get(_CLASS_PATH, "")
+
+
 @contextmanager
 def java_options(options: str) -> Iterator[None]:
     """Add to the options of the JVMs that are started inside. Not by Spark's conf: that would replace a user's."""
     with _added_to(_OPTIONS, options, " "):
+        yield
+
+
+@contextmanager
+def java_defaults(options: str) -> Iterator[None]:
+    """The same, before what a user has given, so that Java goes by that where both say it."""
+    with _added_to(_OPTIONS, options, " ", first=True):
         yield
 
 
@@ -35,18 +48,23 @@ def class_path(jars: Iterable[Path]) -> Iterator[None]:
 
 
 def has_own_class_path() -> bool:
-    """Whether a ``spark-env.sh`` says what is on that class path, as for Spark without Hadoop. It has the last word."""
+    """Whether a ``spark-env.sh`` says what is on that class path, as for Spark without Hadoop: it has the last word.
+
+    One that reads other files may do so there.
+    """
     from pyspark.find_spark_home import _find_spark_home
 
     folder = os.environ.get("SPARK_CONF_DIR") or Path(_find_spark_home(), "conf")
     file = Path(folder, "spark-env.sh")
-    return file.is_file() and _CLASS_PATH in file.read_text(encoding="utf-8", errors="replace")
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return re.search(rf"{_CLASS_PATH}|^\s*(\.|source)\s", text, re.MULTILINE) is not None
 
 
 @contextmanager
-def _added_to(variable: str, text: str, separator: str) -> Iterator[None]:
+def _added_to(variable: str, text: str, separator: str, *, first: bool = False) -> Iterator[None]:
     before = os.environ.get(variable)
-    os.environ[variable] = f"{before}{separator}{text}" if before and text else before or text
+    parts = [text, before or ""] if first else [before or "", text]
+    os.environ[variable] = separator.join(filter(None, parts))
     try:
         yield
     finally:

@@ -49,6 +49,8 @@ _QUIET = {
     "spark.redaction.regex": f"(?i){NAME_PATTERN}",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
+    # S3A is on the class path: it would not see what `spark.jars.packages` brings for it, as a provider of credentials.
+    "spark.hadoop.fs.s3a.classloader.isolation": "false",
 }
 # JDBC reads and writes timestamps in the zone of the JVM that it runs in, whatever the session says. As defaults these
 # stand before a user's extraJavaOptions, and take the place of none.

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline_assets.spark import class_archive
+from pipeline_assets.spark import jars as jars_module
 from pipeline_assets.spark.class_archive import archive_file, archived_classes
 from pipeline_assets.spark.jars import resolve_jars
+from pipeline_assets.spark.java_options import java_defaults
 from pipeline_assets_tests.spark.fresh_process import in_fresh_process
 
 SESSION = """
@@ -60,8 +62,11 @@ def test_a_driver_does_not_copy_the_jars_to_itself(tmp_path: Path, monkeypatch: 
     assert max(spark_jars) < user < min(ours)
 
 
-def test_a_class_path_that_spark_env_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "spark-env.sh").write_text("export SPARK_DIST_CLASSPATH=/of/hadoop/*\n")
+@pytest.mark.parametrize("sets", ["", "\n. {}\n"], ids=["itself", "in another file"])
+def test_a_class_path_that_spark_env_sets(sets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hadoop.sh").write_text("export SPARK_DIST_CLASSPATH=/of/hadoop/*\n")
+    script = sets.format(tmp_path / "hadoop.sh") or (tmp_path / "hadoop.sh").read_text()
+    (tmp_path / "spark-env.sh").write_text(script)
     monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
     after = """
         spark.sql("SELECT 7 AS seven").write.format("delta").save("{table}")
@@ -79,7 +84,19 @@ def test_jars_that_are_not_those_it_was_made_from(tmp_path: Path, monkeypatch: p
     jar.write_bytes(b"classes")
     monkeypatch.setenv("SPARK_HOME", str(tmp_path / "spark"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own = tmp_path / "delta.jar"
+    own.touch()
+    remembered = jars_module._jar_list_file()
+    remembered.parent.mkdir()
+    remembered.write_text(f"{own}\n")
     before = archive_file()
+    os.utime(own, (1, 1))
+    assert archive_file() != before
+    before = archive_file()
+    monkeypatch.setenv("SPARK_DIST_CLASSPATH", "/of/a/user/*")
+    assert archive_file() != before
+    monkeypatch.delenv("SPARK_DIST_CLASSPATH")
+    assert archive_file() == before
     os.utime(jar, (1, 1))
     after = archive_file()
     assert before is not None
@@ -112,4 +129,7 @@ def test_the_options_of_a_user_stay(before: str | None, tmp_path: Path, monkeypa
         inside = os.environ["SPARK_SUBMIT_OPTS"]
     assert inside.startswith(before or '"-XX:SharedArchiveFile=')
     assert f'"-XX:SharedArchiveFile={archive}"' in inside
+    assert os.environ.get("SPARK_SUBMIT_OPTS") == before
+    with java_defaults("-Dmine=0"):
+        assert os.environ["SPARK_SUBMIT_OPTS"].split() == ["-Dmine=0", *([before] if before else [])]
     assert os.environ.get("SPARK_SUBMIT_OPTS") == before
