@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import textwrap
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -97,19 +98,23 @@ def field_docstrings(model: type[BaseModel]) -> dict[str, str]:
     """Return the texts that stand below the fields of a model and of what it derives from, where there are sources."""
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__):
-        if not issubclass(cls, BaseModel) or cls is BaseModel:
-            continue
-        try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        except (OSError, TypeError, SyntaxError):
-            continue
-        for field, below in pairwise(body.body if isinstance(body, ast.ClassDef) else []):
-            match field, below:
-                case (
-                    ast.AnnAssign(target=ast.Name(id=name)),
-                    ast.Expr(value=ast.Constant(value=str(text))),
-                ) if name in model.model_fields:
-                    found[name] = inspect.cleandoc(text)
+        if issubclass(cls, BaseModel) and cls is not BaseModel:
+            found |= _own_docstrings(cls)
+    return {name: text for name, text in found.items() if name in model.model_fields}
+
+
+@cache
+def _own_docstrings(cls: type[BaseModel]) -> dict[str, str]:
+    # Python reads the whole module to find one class, and most methods derive from the same few.
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    found: dict[str, str] = {}
+    for field, below in pairwise(body.body if isinstance(body, ast.ClassDef) else []):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = inspect.cleandoc(text)
     return found
 
 
