@@ -17,7 +17,7 @@ import pytest
 from py4j.protocol import Py4JJavaError
 
 from devstack.kafka import KafkaBroker, KafkaServer
-from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of
+from pipeline_assets_tests.integration.delta_tables import count_rows, delta_files, rows_of
 from pipeline_assets_tests.integration.location import Location, failure_text
 from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
 from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
@@ -147,7 +147,7 @@ def test_a_stop_while_dagster_files_an_event(location: Location, topic: Topic, n
 
 
 def _signal_when(location: Location, rows: int, number: int) -> None:
-    wait_until(lambda: len(ids(location)) >= rows)
+    wait_until(lambda: count_rows(root(location, "out")) >= rows)
     os.kill(os.getpid(), (signal.SIGINT, signal.SIGTERM)[number % 2])
 
 
