@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,13 +52,12 @@ def _digest(*parts: str) -> str:
 
 
 @contextmanager
-def archived_classes() -> Iterator[None]:
-    """Have a driver that is started inside use the archive, where there is one."""
+def archived_classes(jars: Iterable[Path]) -> Iterator[None]:
+    """Have a driver that is started inside find the classes of ``jars``, and use the archive, where there is one."""
+    # Before the class path is changed: the archive's name holds what the environment says of it.
     archive = archive_file()
-    if archive is None or not archive.exists():
-        yield
-        return
-    with java_options(f'"-XX:SharedArchiveFile={archive}" {_SILENT}'):
+    options = f'"-XX:SharedArchiveFile={archive}" {_SILENT}' if archive is not None and archive.exists() else ""
+    with class_path(jars), java_options(options):
         yield
 
 

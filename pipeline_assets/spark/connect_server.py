@@ -15,7 +15,7 @@ from filelock import FileLock
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
 from pipeline_assets.settings import Settings, cache_folder
 from pipeline_assets.spark.class_archive import archived_classes
-from pipeline_assets.spark.java_options import class_path, java_options
+from pipeline_assets.spark.java_options import java_options
 from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.properties_file import write_properties
 from pipeline_assets.spark.session import driver_jars, session_conf
@@ -88,7 +88,7 @@ class ConnectServer:
                 raise ConfigurationError(f"a Spark server runs at {found.remote} already (process {found.pid})")
             log = self._folder / "server.log"
             jars, options = driver_jars(spark_conf), log_options(settings, "", "spark-server")
-            with log.open("wb") as output, archived_classes(), class_path(jars), java_options(options):
+            with log.open("wb") as output, archived_classes(jars), java_options(options):
                 process = psutil.Popen(
                     [_spark_submit(), "--properties-file", self._properties(settings, spark_conf),
                      "--class", _MAIN, "spark-internal"],

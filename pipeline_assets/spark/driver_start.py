@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import PipelineExecutionError
 from pipeline_assets.spark.class_archive import archived_classes
-from pipeline_assets.spark.java_options import class_path, java_defaults, java_options
+from pipeline_assets.spark.java_options import java_defaults, java_options
 from pipeline_assets.spark.numpy_converters import defer_numpy
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class DriverStart:
     def _run(self) -> None:
         try:
             defer_numpy()
-            archived, jars = archived_classes(), class_path(self._jars)
-            with java_defaults(_COMPILE_LATER), archived, jars, java_options(self._options):
+            with java_defaults(_COMPILE_LATER), archived_classes(self._jars), java_options(self._options):
                 root: SparkSession = self._resource.spark_session
             local = str(root.sparkContext.master).startswith("local")
             if local and "PYSPARK_PYTHON" not in os.environ:

@@ -125,7 +125,7 @@ def test_the_options_of_a_user_stay(before: str | None, tmp_path: Path, monkeypa
     monkeypatch.delenv("SPARK_SUBMIT_OPTS")
     if before:
         monkeypatch.setenv("SPARK_SUBMIT_OPTS", before)
-    with archived_classes():
+    with archived_classes([]):
         inside = os.environ["SPARK_SUBMIT_OPTS"]
     assert inside.startswith(before or '"-XX:SharedArchiveFile=')
     assert f'"-XX:SharedArchiveFile={archive}"' in inside
