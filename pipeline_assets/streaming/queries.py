@@ -214,6 +214,7 @@ class _Watched:
         self._dead_letters = dead_letters
         self._seen = ""
         self._failure: PipelineError | None = None
+        self._is_stopped = False
         self.id = str(query.id)
         self._last: Any = None
         method = cast(StreamingLoad, load.method)
@@ -234,7 +235,11 @@ class _Watched:
         return -1 if progress is None else int(progress.batchId)
 
     def stop(self) -> None:
-        """Stop the query; what it is doing is given up, and done again at the next start."""
+        """Stop the query. A batch that it is in the middle of is given up, and done again at the next start.
+
+        What Spark then says of that batch is no failure of the query.
+        """
+        self._is_stopped = self.failure() is None
         self._ask(self._query.stop, otherwise=None)
 
     def _last_progress(self) -> Any:
@@ -309,7 +314,7 @@ class _Watched:
         if self._failure is None and not self.is_active:
             self._last_progress()
             self._ask(lambda: self._query.awaitTermination(1), otherwise=None)
-        return self._failure
+        return self._failure if not self._is_stopped else None
 
     def _explained(self, error: Exception) -> PipelineError:
         """Return what ended the query, with what helps to find it again in logs and tables."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import dagster as dg
 import pytest
 
 from devstack.kafka import KafkaServer
+from pipeline_assets.cancellation import _SAME_REQUEST_SECONDS
 from pipeline_assets_tests.config_documents import transform
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of
 from pipeline_assets_tests.integration.location import Location, failure_text
@@ -214,3 +216,33 @@ def test_killed_in_the_middle(location: Location, topic: Topic, tmp_path: Path) 
     location.run("stream")
     assert ids(root(location, "out")) == Counter(number for number in range(600) if number % 3)
     assert ids(location.table("stream", "good_quarantine")) == Counter(range(0, 600, 3))
+
+
+def test_a_stop_that_does_not_wait_for_the_micro_batch(location: Location, topic: Topic, tmp_path: Path) -> None:
+    """Asked for twice, a run gives up what it is checking; the next one does it again."""
+
+    def document(milliseconds: int, trigger: str) -> dict[str, Any]:
+        slow = f"id >= 0 AND reflect('java.lang.Thread', 'sleep', {milliseconds}L) IS NOT NULL"
+        check = validate("expression", "good", condition=slow, onFailure="warn")
+        return stream(from_kafka(topic, schema=SCHEMA), check, to_delta(trigger=trigger))
+
+    location.write(document(60_000, "100 milliseconds"))
+    topic.send(events(0, 30))
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    run = JobProcess(
+        "stream", {**location.environment, "DAGSTER_HOME": str(home), "SPARK_MASTER": "local[2]"}, tmp_path / "run.log"
+    )
+    try:
+        run.wait_until((root(location, "checkpoints/out") / "offsets" / "0").exists)
+        run.signal(signal.SIGTERM)
+        threading.Event().wait(_SAME_REQUEST_SECONDS + 0.2)
+        run.signal(signal.SIGTERM)
+        run.end()
+    finally:
+        run.kill_all()
+    assert "RUN_CANCELED" in run.output
+    assert ids(root(location, "out")) == Counter()
+    location.write(document(0, "availableNow"))
+    location.run("stream")
+    assert ids(root(location, "out")) == Counter(range(30))
