@@ -402,6 +402,9 @@ class PipelineRun:
     def _session_view(self, step: PlannedStep) -> DataFrame | None:
         if self.context.settings.spark_remote is None or step.role is not Role.VIEW:
             return None
+        if self.plan.pipeline.config.mode == "streaming":
+            # All of it is in one process. What has the name is the stream, or a micro-batch, that was planned last.
+            return None
         catalog = self.context.spark.catalog
         name = step.dataframe
         if catalog.tableExists(name) and catalog.getTable(name).isTemporary:

@@ -8,7 +8,8 @@ import re
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -223,6 +224,23 @@ def connect_url(remote: str, run_id: str, pipeline: str) -> str:
     if not urlsplit(base).path:
         base += "/"
     return f"{base};session_id={session_id}"
+
+
+@contextmanager
+def cloned_session(session: SparkSession) -> Iterator[SparkSession]:
+    """Give a session of its own on the Connect server, with the state that ``session`` has now; it ends with the block.
+
+    Source: https://github.com/apache/spark/pull/52200 (Spark 4.1 and later)
+    """
+    remote: Any = session
+    clone = remote.cloneSession()
+    signs = _SignsOfLife(clone)
+    try:
+        yield clone
+    finally:
+        signs.end()
+        bounded(_remote_stop(clone, release=True), "closing the clone of the Spark Connect session")
+        _hang_up(clone)
 
 
 def apply_s3_connection(spark: SparkSession, bucket: str, connection: S3Connection, secrets: Secrets) -> None:

@@ -455,6 +455,11 @@ class StreamingLoad(LoadMethod):
         """Whether its query ends by itself, when all that was there at its start has been written."""
         return self.trigger in ("availableNow", "once")
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether ``start_stream`` has a function of Python write each micro-batch."""
+        return False
+
     def checkpoint(self, settings: Settings, connections: Connections) -> Checkpoint:
         """Return the checkpoint of the load's streaming query."""
         from pipeline_assets.steps.checkpoint import Checkpoint

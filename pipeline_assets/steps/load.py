@@ -161,6 +161,10 @@ class ToDeltaLake(StreamingLoad):
             writer = writer.partitionBy(*self.partition_by)
         writer.save(path)
 
+    @property
+    def takes_batches(self) -> bool:
+        return bool(self.merge_keys)
+
     def start_stream(self, frame: DataFrame, context: StepContext, query_name: str) -> StreamingQuery:
         (path,) = open_for_spark([self.path], self.connection, context)
         writer = stream_writer(frame, self, context, query_name)

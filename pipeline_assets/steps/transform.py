@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -155,8 +156,12 @@ class Sql(TransformMethod):
         for name, frame in inputs.items():
             frame.createOrReplaceTempView(name)
         found = context.spark.sql(self.query)
+        if not found.isStreaming:
+            return found
         # Spark does not explain a stream that comes from its SQL parser: it takes it for one to be run at once.
-        return found.select("*") if found.isStreaming else found
+        view = f"stream_{uuid.uuid4().hex}"
+        found.createOrReplaceTempView(view)
+        return context.spark.readStream.table(view)
 
     def stream_state(self, inputs: tuple[bool, ...]) -> Any:
         return {"query": self.query} if keeps_state(self.query) else None

@@ -1,4 +1,4 @@
-"""What a load's query does with each micro-batch when validate steps stand before it.
+"""What a load's query does with each micro-batch when validate steps stand before it, or when it merges over Connect.
 
 The query's own plan ends at the DataFrame that the first of these steps checks. Each micro-batch of it is kept, checked
 in one pass, and goes on by the later steps as a batch: rows for quarantine into their table, the others into the
@@ -13,7 +13,7 @@ import queue
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from pipeline_assets.errors import ConfigurationError, DataValidationError, PipelineError
+from pipeline_assets.errors import DataValidationError, PipelineError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.base import ExpectationResult, StreamingLoad, ValidateMethod
@@ -68,7 +68,8 @@ class MicroBatches:
         context = dataclasses.replace(self._run.context, spark=frame.sparkSession)
         batch = PipelineRun(self._run.plan, context, selected=())
         batch.given(self._source, frame)
-        frame.persist()
+        if self._guards:
+            frame.persist()
         try:
             self.failure = None
             self._write(batch, batch_id)
@@ -77,7 +78,8 @@ class MicroBatches:
             self.failure = error
             raise
         finally:
-            frame.unpersist()
+            if self._guards:
+                frame.unpersist()
 
     def _write(self, batch: PipelineRun, batch_id: int) -> None:
         found = {guard.index: batch.check(guard) for guard in self._guards if self._checks(guard)}
@@ -122,13 +124,3 @@ class MicroBatches:
             append_once(method.bad_rows(source, batch.context), path, app_id, check.batch_id)
         folder = folder_seen_from_here(path, "default", batch.context.connections)
         return dataclasses.replace(check, quarantined=rows_appended(folder, app_id, check.batch_id))
-
-
-def refuse_connect(run: PipelineRun, load: PlannedStep) -> None:
-    """Raise ConfigurationError where Spark runs ``foreachBatch`` in a process that knows nothing of this one."""
-    if run.context.settings.spark_remote is not None:
-        raise ConfigurationError(
-            "validate steps in a streaming pipeline need Spark embedded or on a cluster (SPARK_MASTER): over Spark "
-            "Connect, check the table that the stream writes in a batch pipeline",
-            location=run.plan.location(load),
-        )

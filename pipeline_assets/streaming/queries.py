@@ -31,11 +31,13 @@ from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.stream_rules import Guarded, guarded
 from pipeline_assets.streaming.checkpoint_binding import bind
 from pipeline_assets.streaming.checkpoint_lease import CheckpointLease
+from pipeline_assets.streaming.connect_batches import connect_batches
 from pipeline_assets.streaming.dead_letters import DeadLetters, dead_letters_of
-from pipeline_assets.streaming.micro_batches import BatchChecks, MicroBatches, refuse_connect
+from pipeline_assets.streaming.micro_batches import BatchChecks, MicroBatches
 from pipeline_assets.transience import marked, transience_of
 
 if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
     from pyspark.sql.streaming.query import StreamingQuery
 
 _log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class StreamingPipeline:
         self._cancellation = run.context.cancellation
         self._is_finished = is_finished
         self._grace_seconds = grace_seconds
+        self._is_remote = run.context.settings.spark_remote is not None
         self._queries: list[_Watched] = []
 
     def watch(self) -> Generator[BatchProgress | BatchChecks, None, None]:
@@ -88,12 +91,12 @@ class StreamingPipeline:
         when a micro-batch does not meet a validate step, StreamingQueryError when a query fails otherwise, and
         PipelineCancelledError for a stop before any query runs.
         """
-        with ExitStack() as leases:
+        with ExitStack() as held:
             with self._cancellation.guard():
-                self._take_checkpoints(leases)
+                self._take_checkpoints(held)
                 self._prepare()
             try:
-                self._start()
+                self._start(held)
                 while not self._cancellation.stop.is_set() and any(query.is_active for query in self._queries):
                     yield from self._news()
                     yield from self._until_failure()
@@ -104,7 +107,7 @@ class StreamingPipeline:
             yield from self._until_failure()
             yield from self._news()
 
-    def _take_checkpoints(self, leases: ExitStack) -> None:
+    def _take_checkpoints(self, held: ExitStack) -> None:
         self._leases = []
         for load in self.run.plan.stream_loads():
             with self.run.errors_of(load):
@@ -112,7 +115,7 @@ class StreamingPipeline:
                     self.run.checkpoint(load), self.run.context.run_id, is_finished=self._is_finished
                 )
                 lease.acquire(self._cancellation.stop)
-            leases.callback(lease.release)
+            held.callback(lease.release)
             self._leases.append(lease)
 
     def _check_leases(self) -> None:
@@ -132,8 +135,6 @@ class StreamingPipeline:
             with self.run.errors_of(load, [frame]):
                 method.check_schema(frame, self.run.context)
                 check_stream_support(frame, method.output_mode or "append")
-            if self._guarded(load) is not None:
-                refuse_connect(self.run, load)
         for step in plan.steps:
             if isinstance(step.method, ValidateMethod):
                 frame = self.run.dataframe(plan.steps[step.inputs[0]])
@@ -146,12 +147,12 @@ class StreamingPipeline:
                 _log.warning("%s: %d broken records of before the start", plan.location(load), found)
             self._dead_letters.setdefault(load.index, []).append(dead_letters)
 
-    def _start(self) -> None:
+    def _start(self, held: ExitStack) -> None:
         plan = self.run.plan
         told: set[int] = set()
         for load in plan.stream_loads():
             name, letters = f"{plan.name}/{load.name}", self._dead_letters.get(load.index, [])
-            found = self._guarded(load)
+            found = self._by_batches(load)
             # A query's jobs keep what the thread that starts it tells.
             log_as(self.run.context.spark, {**log_fields(plan, load), "run_id": self.run.context.run_id})
             if found is None:
@@ -159,14 +160,25 @@ class StreamingPipeline:
             else:
                 batches = MicroBatches(self.run, load, found, frozenset(set(found.guards) - told))
                 told |= set(found.guards)
-                query = self.run.start_batches(load, plan.steps[found.source], name, batches)
+                each = self._for_each(batches, load, held)
+                query = self.run.start_batches(load, plan.steps[found.source], name, each)
                 watched = _Watched(self.run, load, query, letters, batches)
             _log.info("%s: the streaming query %s has started, id %s", plan.location(load), name, watched.id)
             self._queries.append(watched)
 
-    def _guarded(self, load: PlannedStep) -> Guarded | None:
+    def _by_batches(self, load: PlannedStep) -> Guarded | None:
+        """Return from where on ``load`` works on each micro-batch in Python here; None when Spark does all of it."""
         plan = self.run.plan
-        return guarded(plan.pipeline, [step.inputs for step in plan.steps], load.index)
+        found = guarded(plan.pipeline, [step.inputs for step in plan.steps], load.index)
+        if found is None and self._is_remote and cast(StreamingLoad, load.method).takes_batches:
+            return Guarded(load.inputs[0], ())
+        return found
+
+    def _for_each(self, batches: MicroBatches, load: PlannedStep, held: ExitStack) -> Callable[[DataFrame, int], None]:
+        if not self._is_remote:
+            return batches
+        with self.run.errors_of(load):
+            return held.enter_context(connect_batches(self.run.context.spark, batches))
 
     def _news(self) -> Iterator[BatchProgress | BatchChecks]:
         for query in self._queries:

@@ -25,10 +25,20 @@ from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, r
 from pipeline_assets_tests.integration.topics import Event, Topic, events
 
 
+@pytest.fixture(autouse=True)
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where Spark is for the test: in its process, or behind a Connect server."""
+    kind: str = getattr(request, "param", "classic")
+    if kind == "connect":
+        monkeypatch.setenv("SPARK_REMOTE", request.getfixturevalue("spark_connect_server").remote)
+    return kind
+
+
 def validate(method: str, name: str, **config: Any) -> dict[str, Any]:
     return {"type": "validate", "method": method, "name": name, "config": config}
 
 
+on_both = pytest.mark.parametrize("where", ["classic", "connect"], indirect=True)
 GOOD = validate("inRange", "good", column="amount", max=20, onFailure="quarantine")
 
 
@@ -57,6 +67,7 @@ def repeat_last_batch(location: Location) -> None:
     newest.with_name(f".{newest.name}.crc").unlink()
 
 
+@on_both
 def test_each_record_is_loaded_or_put_aside_once(location: Location, topic: Topic) -> None:
     users = location.folder / "users.csv"
     users.write_text("user_id,name\n" + "".join(f"u{number},name {number}\n" for number in range(7)))
@@ -108,7 +119,11 @@ def test_each_record_is_loaded_or_put_aside_once(location: Location, topic: Topi
     assert ids(root(location, "second")) == Counter(event["id"] for event in sent if event["amount"] < 10)
 
 
-@pytest.mark.parametrize("load", ["toDeltaLake", "toKafka"])
+@pytest.mark.parametrize(
+    ("load", "where"),
+    [("toDeltaLake", "classic"), ("toKafka", "classic"), ("toDeltaLake", "connect")],
+    indirect=["where"],
+)
 def test_a_failure_stops_the_query_before_anything_is_loaded(
     load: str, location: Location, topic: Topic, kafka: KafkaServer
 ) -> None:
@@ -172,6 +187,7 @@ def test_a_warning_is_told(location: Location, topic: Topic) -> None:
     assert ids(root(location, "out")) == Counter(range(52))
 
 
+@on_both
 def test_update_mode(location: Location, topic: Topic) -> None:
     """The groups that are sound are merged; those that are not are put aside."""
     counts = transform("aggregateData", groupBy=["user_id"], aggregations={"n": "count(*)"})
@@ -189,7 +205,8 @@ def test_update_mode(location: Location, topic: Topic) -> None:
     assert Counter(zip(aside["user_id"], aside["n"], strict=True)) == Counter((f"u{number}", 20) for number in range(7))
 
 
-def test_killed_in_the_middle(location: Location, topic: Topic, tmp_path: Path) -> None:
+@on_both
+def test_killed_in_the_middle(where: str, location: Location, topic: Topic, tmp_path: Path) -> None:
     def document(trigger: str, most: int) -> dict[str, Any]:
         read = from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=most)
         return stream(
@@ -203,7 +220,9 @@ def test_killed_in_the_middle(location: Location, topic: Topic, tmp_path: Path) 
     topic.send(sent)
     home = tmp_path / "dagster_home"
     home.mkdir()
-    environment = {**location.environment, "DAGSTER_HOME": str(home), "SPARK_MASTER": "local[2]"}
+    environment = {**location.environment, "DAGSTER_HOME": str(home)}
+    if where == "classic":
+        environment["SPARK_MASTER"] = "local[2]"
     run = JobProcess("stream", environment, tmp_path / "run.log")
     try:
         run.wait_until(lambda: sum(ids(root(location, "out")).values()) >= 25, 300)
@@ -218,6 +237,7 @@ def test_killed_in_the_middle(location: Location, topic: Topic, tmp_path: Path) 
     assert ids(location.table("stream", "good_quarantine")) == Counter(range(0, 600, 3))
 
 
+@on_both
 def test_a_stop_that_does_not_wait_for_the_micro_batch(location: Location, topic: Topic, tmp_path: Path) -> None:
     """Asked for twice, a run gives up what it is checking; the next one does it again."""
 
@@ -230,9 +250,7 @@ def test_a_stop_that_does_not_wait_for_the_micro_batch(location: Location, topic
     topic.send(events(0, 30))
     home = tmp_path / "dagster_home"
     home.mkdir()
-    run = JobProcess(
-        "stream", {**location.environment, "DAGSTER_HOME": str(home), "SPARK_MASTER": "local[2]"}, tmp_path / "run.log"
-    )
+    run = JobProcess("stream", {**location.environment, "DAGSTER_HOME": str(home)}, tmp_path / "run.log")
     try:
         run.wait_until((root(location, "checkpoints/out") / "offsets" / "0").exists)
         run.signal(signal.SIGTERM)
