@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -92,6 +94,7 @@ class ConnectServer:
                 process = psutil.Popen(
                     [_spark_submit(), "--properties-file", self._properties(settings, spark_conf),
                      "--class", _MAIN, "spark-internal"],
+                    env={**os.environ, **_python(settings, spark_conf)},
                     stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
             record = ServerRecord(self._host, self._port, process.pid, process.create_time(), str(log))
@@ -143,6 +146,17 @@ class ConnectServer:
         state = "has ended" if record.process() is None else f"did not answer within {_START_SECONDS:.0f} s"
         lines = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
         raise PipelineExecutionError(f"the Spark server {state}: {record.log} says why", details="\n".join(lines))
+
+
+def _python(settings: Settings, spark_conf: Mapping[str, str]) -> dict[str, str]:
+    """Return what has the server run Python's functions in this environment: some other may lack PySpark.
+
+    Not on a cluster, where executors take the same, on machines of their own.
+    """
+    master = session_conf(replace(settings, spark_remote=None), spark_conf)["spark.master"]
+    if "PYSPARK_PYTHON" in os.environ or not master.startswith("local"):
+        return {}
+    return {"PYSPARK_PYTHON": sys.executable}
 
 
 def _spark_submit() -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,9 +17,11 @@ import pytest
 
 from devstack.ports import free_port
 from pipeline_assets_tests.config_documents import batch, extract_file, transform
-from pipeline_assets_tests.integration.delta_tables import rows_of
+from pipeline_assets_tests.integration.delta_tables import count_rows, rows_of
 from pipeline_assets_tests.integration.location import Location
 from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
+from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
+from pipeline_assets_tests.integration.topics import Topic, events
 
 PROGRAM = Path(sys.executable).parent / "pipeline-assets"
 RUNS = 8
@@ -122,19 +125,36 @@ def test_many_runs_at_once_do_not_mix(location: Location, job: Callable[[str], J
 
 
 def test_the_session_of_a_run_that_was_killed_goes(
-    location: Location, server: Server, job: Callable[[str], JobProcess]
+    location: Location, server: Server, topic: Topic, job: Callable[[str], JobProcess]
 ) -> None:
+    """That of a stream too, while the server waits for the run to write a micro-batch."""
     pd.DataFrame({"id": range(4)}).to_parquet(location.folder / "rows.parquet", index=False)
     slow = "sum(aggregate(sequence(1, 2000000000), 0L, (a, b) -> a + b))"
     location.write(
         batch("slow", extract_file("rows", f"file://{location.folder}/rows.parquet"),
               transform("aggregateData", groupBy=["id"], aggregations={"n": slow}))
     )  # fmt: skip
-    run = job("slow")
-    started = re.compile(r"over Connect, session (\S+) of the server")
-    run.wait_until(lambda: started.search(run.output))
-    session = started.search(run.output)
-    assert session is not None
-    run.signal(signal.SIGKILL)
-    closed = re.compile(rf"(?i)(clos|expir|remov)[^\n]*{session[1]}|{session[1]}[^\n]*(clos|expir|remov)")
-    wait_until(lambda: closed.search(server.log()))
+    slow = "id < 4 OR reflect('java.lang.Thread', 'sleep', 600000L) IS NULL"
+    check = {"type": "validate", "method": "expression", "config": {"condition": slow, "onFailure": "warn"}}
+    location.write(stream(from_kafka(topic, schema=SCHEMA), check, to_delta(trigger="100 milliseconds")))
+    topic.send(events(0, 4))
+    batch_run, stream_run = job("slow"), job("stream")
+    sessions = [batch_run.wait_until(partial(session_of, batch_run))]
+    batch_run.signal(signal.SIGKILL)
+    stream_run.wait_until(lambda: count_rows(root(location, "out")) == 4)
+    topic.send(events(4, 4))
+    stream_run.wait_until((root(location, "checkpoints/out") / "offsets" / "1").exists)
+    sessions += [session_of(stream_run)]
+    stream_run.signal(signal.SIGKILL)
+    for session in sessions:
+        wait_until(partial(has_closed, server, session))
+
+
+def session_of(run: JobProcess) -> str | None:
+    found = re.search(r"over Connect, session (\S+) of the server", run.output)
+    return found[1] if found else None
+
+
+def has_closed(server: Server, session: str | None) -> bool:
+    told = rf"(?i)(clos|expir|remov)[^\n]*{session}|{session}[^\n]*(clos|expir|remov)"
+    return re.search(told, server.log()) is not None
