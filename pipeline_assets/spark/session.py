@@ -230,10 +230,21 @@ def connect_url(remote: str, run_id: str, pipeline: str) -> str:
 def cloned_session(session: SparkSession) -> Iterator[SparkSession]:
     """Give a session of its own on the Connect server, with the state that ``session`` has now; it ends with the block.
 
+    Raises ConfigurationError for a server that is older than that.
+
     Source: https://github.com/apache/spark/pull/52200 (Spark 4.1 and later)
     """
+    import grpc
+
     remote: Any = session
-    clone = remote.cloneSession()
+    try:
+        clone = remote.cloneSession()
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+            raise
+        raise ConfigurationError(
+            "this Spark Connect server can't clone a session: it has to be of Spark 4.1 or later"
+        ) from None
     signs = _SignsOfLife(clone)
     try:
         yield clone

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _log = logging.getLogger(__name__)
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.05
+_BEAT_SECONDS = 1.0
 # With the 45 s after which our server lets go of a session that nothing asks for, all that is of a run that was killed
 # has gone within a minute.
 _PATIENCE_SECONDS = 15.0
@@ -60,12 +61,13 @@ class _Answers:
         self._spark = spark
         self._own = own
         self._each = each
+        self._beats = 0
         self._closed = threading.Event()
         self._answer: dict[str, int | str] = {"batch": -1, "failure": ""}
         self._thread = threading.Thread(target=self._run, name="connect-batches", daemon=True)
 
     def start(self) -> None:
-        self._tell(0)
+        self._tell()
         self._thread.start()
 
     def close(self) -> None:
@@ -81,16 +83,19 @@ class _Answers:
 
     def _answer_all(self, pool: ThreadPoolExecutor) -> None:
         work: Future[None] | None = None
-        asked, beats = -1, 0
+        asked, told_at = -1, 0.0
         try:
-            while not self._closed.wait(_POLL_SECONDS):
-                if work is not None and work.done():
+            while not self._closed.is_set():
+                if work is None:
+                    self._closed.wait(_POLL_SECONDS)
+                    if (batch := self._asked()) != asked:
+                        asked, work = batch, pool.submit(self._write, batch)
+                elif wait([work], _POLL_SECONDS).done:
                     self._answer = {"batch": asked, "failure": _told(work.exception())}
-                    work = None
-                beats += 1
-                self._tell(beats)
-                if work is None and (batch := self._asked()) != asked:
-                    asked, work = batch, pool.submit(self._write, batch)
+                    work, told_at = None, 0.0
+                if time.monotonic() > told_at + _BEAT_SECONDS:
+                    self._tell()
+                    told_at = time.monotonic()
         finally:
             while work is not None and not wait([work], _POLL_SECONDS).done:
                 self._own.interruptAll()
@@ -101,8 +106,9 @@ class _Answers:
     def _asked(self) -> int:
         return int(self._spark.conf.get(f"{self.name}.asked", "-1") or -1)
 
-    def _tell(self, beats: int) -> None:
-        self._spark.conf.set(f"{self.name}.answer", json.dumps({"beats": beats, **self._answer}))
+    def _tell(self) -> None:
+        self._beats += 1
+        self._spark.conf.set(f"{self.name}.answer", json.dumps({"beats": self._beats, **self._answer}))
 
 
 def _told(error: BaseException | None) -> str:
@@ -127,7 +133,7 @@ def _asking(name: str, patience: float) -> Callable[[DataFrame, int], None]:
                     raise RuntimeError(
                         f"the run that writes this query's batches was not heard of for {patience:.0f} s"
                     )
-                time.sleep(0.05)
+                time.sleep(0.02)
         finally:
             session.catalog.dropGlobalTempView(name)
         if answer["failure"]:

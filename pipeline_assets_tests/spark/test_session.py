@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import grpc
 import psutil
 import pytest
 
@@ -22,6 +23,7 @@ from pipeline_assets.spark.jars import EXCLUDES, PACKAGES, resolve_jars
 from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.session import (
     SparkSessions,
+    cloned_session,
     connect_url,
     driver_jars,
     session_conf,
@@ -440,3 +442,16 @@ def test_a_layout_of_ones_own_in_sparks_conf_folder(
     (tmp_path / file).touch()
     options = shlex.split(log_options(Settings(), "run", "pipeline"))
     assert own is not any(option.startswith("-Dlog4j2.configurationFile=") for option in options)
+
+
+def test_a_server_that_can_not_clone_a_session() -> None:
+    class Unimplemented(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNIMPLEMENTED
+
+    class Session:
+        def cloneSession(self) -> None:  # noqa: N802  (PySpark's name)
+            raise Unimplemented
+
+    with pytest.raises(ConfigurationError, match=r"has to be of Spark 4\.1 or later"), cloned_session(Session()):  # type: ignore[arg-type]
+        pass
