@@ -15,12 +15,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pipeline_assets.errors import first_line
 from pipeline_assets.redaction import redact
+from pipeline_assets.spark.driver_start import bounded
 from pipeline_assets.spark.session import cloned_session
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
+_IDLE_SECONDS = 0.25
+_BUSY_SECONDS = 5.0
 _BEAT_SECONDS = 1.0
 # With the 45 s after which our server lets go of a session that nothing asks for, all that is of a run that was killed
 # has gone within a minute.
@@ -51,6 +54,8 @@ def connect_batches(
             yield _asking(answers.name, _PATIENCE_SECONDS)
         finally:
             answers.close()
+            # All sessions of a server see it, and the server's process is ended without notice when its query stops.
+            bounded(lambda: own.catalog.dropGlobalTempView(answers.name), "dropping the name of a micro-batch")
 
 
 class _Answers:
@@ -73,35 +78,43 @@ class _Answers:
     def close(self) -> None:
         self._closed.set()
         self._thread.join(_CLOSE_SECONDS)
+        if self._thread.is_alive():
+            _log.warning("a micro-batch takes longer than %.0f s to give up and is not waited for", _CLOSE_SECONDS)
 
     def _run(self) -> None:
-        try:
-            with ThreadPoolExecutor(1, "micro-batch") as pool:
-                self._answer_all(pool)
-        except Exception as error:  # noqa: BLE001  (the query ends for want of an answer, and says so)
-            _log.warning("no micro-batch is written any more: %s", redact(first_line(str(error))))
-
-    def _answer_all(self, pool: ThreadPoolExecutor) -> None:
         work: Future[None] | None = None
-        asked, told_at = -1, 0.0
-        try:
-            while not self._closed.is_set():
+        asked, asked_at, told_at = -1, 0.0, 0.0
+        while not self._closed.is_set():
+            try:
                 if work is None:
-                    self._closed.wait(_POLL_SECONDS)
+                    self._closed.wait(_pause(asked_at))
                     if (batch := self._asked()) != asked:
-                        asked, work = batch, pool.submit(self._write, batch)
+                        asked, asked_at, work = batch, time.monotonic(), self._begin(batch)
                 elif wait([work], _POLL_SECONDS).done:
                     self._answer = {"batch": asked, "failure": _told(work.exception())}
                     work, told_at = None, 0.0
                 if time.monotonic() > told_at + _BEAT_SECONDS:
                     self._tell()
                     told_at = time.monotonic()
-        finally:
-            while work is not None and not wait([work], _POLL_SECONDS).done:
+            except Exception as error:  # noqa: BLE001  (of a server that is gone the query tells, and ends the block)
+                _log.warning("the Spark server could not be asked for a micro-batch: %s", _told(error))
+                self._closed.wait(_BEAT_SECONDS)
+        while work is not None and not wait([work], _POLL_SECONDS).done:
+            with suppress(Exception):  # of a server that is gone there is nothing to interrupt
                 self._own.interruptAll()
 
-    def _write(self, batch: int) -> None:
-        self._each(self._own.table(f"global_temp.{self.name}"), batch)
+    def _begin(self, batch: int) -> Future[None]:
+        done: Future[None] = Future()
+        # Not an executor's: Python would wait for it at its exit, also for one that waits for a server that is gone.
+        threading.Thread(target=self._write, args=(batch, done), name="micro-batch", daemon=True).start()
+        return done
+
+    def _write(self, batch: int, done: Future[None]) -> None:
+        try:
+            self._each(self._own.table(f"global_temp.{self.name}"), batch)
+            done.set_result(None)
+        except Exception as error:  # noqa: BLE001  (it is what the server is answered)
+            done.set_exception(error)
 
     def _asked(self) -> int:
         return int(self._spark.conf.get(f"{self.name}.asked", "-1") or -1)
@@ -109,6 +122,10 @@ class _Answers:
     def _tell(self) -> None:
         self._beats += 1
         self._spark.conf.set(f"{self.name}.answer", json.dumps({"beats": self._beats, **self._answer}))
+
+
+def _pause(asked_at: float) -> float:
+    return _POLL_SECONDS if time.monotonic() < asked_at + _BUSY_SECONDS else _IDLE_SECONDS
 
 
 def _told(error: BaseException | None) -> str:

@@ -249,10 +249,11 @@ class _Watched:
     def stop(self) -> None:
         """Stop the query. A batch that it is in the middle of is given up, and done again at the next start.
 
-        What Spark then says of that batch is no failure of the query.
+        What Spark then says of that batch is no failure of the query; that Spark could not be asked is one.
         """
-        self._is_stopped = self.failure() is None
-        self._ask(self._query.stop, otherwise=None)
+        if self.failure() is None:
+            self._ask(self._query.stop, otherwise=None)
+            self._is_stopped = self._ask(lambda: not self._query.isActive, otherwise=False)
 
     def _last_progress(self) -> Any:
         self._last = self._ask(lambda: self._query.lastProgress, otherwise=self._last)
@@ -323,10 +324,12 @@ class _Watched:
 
     def failure(self) -> PipelineError | None:
         """Return why the query has ended, when it was not for having done its work."""
+        if self._is_stopped:
+            return None
         if self._failure is None and not self.is_active:
             self._last_progress()
             self._ask(lambda: self._query.awaitTermination(1), otherwise=None)
-        return self._failure if not self._is_stopped else None
+        return self._failure
 
     def _explained(self, error: Exception) -> PipelineError:
         """Return what ended the query, with what helps to find it again in logs and tables."""

@@ -17,10 +17,12 @@ import pytest
 
 from devstack.kafka import KafkaServer
 from pipeline_assets.cancellation import _SAME_REQUEST_SECONDS
+from pipeline_assets.settings import Settings
+from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets_tests.config_documents import transform
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of
 from pipeline_assets_tests.integration.location import Location, failure_text
-from pipeline_assets_tests.integration.run_processes import JobProcess
+from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
 from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
 from pipeline_assets_tests.integration.topics import Event, Topic, events
 
@@ -238,7 +240,9 @@ def test_killed_in_the_middle(where: str, location: Location, topic: Topic, tmp_
 
 
 @on_both
-def test_a_stop_that_does_not_wait_for_the_micro_batch(location: Location, topic: Topic, tmp_path: Path) -> None:
+def test_a_stop_that_does_not_wait_for_the_micro_batch(
+    where: str, location: Location, topic: Topic, tmp_path: Path
+) -> None:
     """Asked for twice, a run gives up what it is checking; the next one does it again."""
 
     def document(milliseconds: int, trigger: str) -> dict[str, Any]:
@@ -261,6 +265,10 @@ def test_a_stop_that_does_not_wait_for_the_micro_batch(location: Location, topic
         run.kill_all()
     assert "RUN_CANCELED" in run.output
     assert ids(root(location, "out")) == Counter()
+    if where == "connect":
+        with SparkSessions(Settings.from_environment()) as sessions:
+            session = sessions.session("look", "views")
+            wait_until(lambda: session.sql("SHOW VIEWS IN global_temp").collect() == [])
     location.write(document(0, "availableNow"))
     location.run("stream")
     assert ids(root(location, "out")) == Counter(range(30))
