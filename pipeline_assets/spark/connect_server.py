@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -166,7 +167,10 @@ def _spark_submit() -> str:
 
 
 def _end(process: psutil.Process) -> None:
+    children: list[psutil.Process] = []
     try:
+        # The workers of streams outlive it: PySpark goes on for many minutes to tell the server that they end.
+        children = process.children(recursive=True)
         process.terminate()
         process.wait(_STOP_SECONDS)
     except psutil.TimeoutExpired:
@@ -174,3 +178,7 @@ def _end(process: psutil.Process) -> None:
         process.wait(_STOP_SECONDS)
     except psutil.NoSuchProcess:
         return
+    finally:
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
