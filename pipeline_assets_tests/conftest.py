@@ -23,7 +23,11 @@ pytest_plugins = ["devstack.pytest_plugin"]
 # Few and small: the tests' data are.
 SPARK_CONF = {"spark.sql.shuffle.partitions": "4"}
 # For every driver that a test starts: most live for seconds, in which the second compiler takes more than it gives.
-os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData")
+# With one compiler Java has 48 MB for compiled code, not 240: a server of many tests fills them, and ends.
+os.environ.setdefault(
+    "SPARK_SUBMIT_OPTS",
+    "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC -XX:-UsePerfData",
+)
 
 
 @pytest.fixture(autouse=True)
