@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,7 @@ def test_a_stop_that_does_not_wait_for_the_micro_batch(
 
     location.write(document(60_000, "100 milliseconds"))
     topic.send(events(0, 30))
+    before = batches_on_the_server() if where == "connect" else set()
     home = tmp_path / "dagster_home"
     home.mkdir()
     run = JobProcess("stream", {**location.environment, "DAGSTER_HOME": str(home)}, tmp_path / "run.log")
@@ -266,9 +268,14 @@ def test_a_stop_that_does_not_wait_for_the_micro_batch(
     assert "RUN_CANCELED" in run.output
     assert ids(root(location, "out")) == Counter()
     if where == "connect":
-        with SparkSessions(Settings.from_environment()) as sessions:
-            session = sessions.session("look", "views")
-            wait_until(lambda: session.sql("SHOW VIEWS IN global_temp").collect() == [])
+        wait_until(lambda: batches_on_the_server() <= before)
     location.write(document(0, "availableNow"))
     location.run("stream")
     assert ids(root(location, "out")) == Counter(range(30))
+
+
+def batches_on_the_server() -> set[str]:
+    """Return the names by which sessions of the server see a micro-batch of any run."""
+    with SparkSessions(Settings.from_environment()) as sessions:
+        rows = sessions.session(str(uuid.uuid4()), "views").sql("SHOW VIEWS IN global_temp").collect()
+    return {str(row["viewName"]) for row in rows}
