@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from filelock import FileLock
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
 from pipeline_assets.settings import Settings, cache_folder
 from pipeline_assets.spark.class_archive import archived_classes
+from pipeline_assets.spark.driver_start import own_python
 from pipeline_assets.spark.java_options import java_options
 from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.properties_file import write_properties
@@ -91,11 +91,13 @@ class ConnectServer:
                 raise ConfigurationError(f"a Spark server runs at {found.remote} already (process {found.pid})")
             log = self._folder / "server.log"
             jars, options = driver_jars(spark_conf), log_options(settings, "", "spark-server")
+            conf, properties = self._conf(settings, spark_conf), self._folder / "spark.properties"
+            write_properties(properties, conf)
+            python = own_python(conf["spark.master"])
             with log.open("wb") as output, archived_classes(jars), java_options(options):
                 process = psutil.Popen(
-                    [_spark_submit(), "--properties-file", self._properties(settings, spark_conf),
-                     "--class", _MAIN, "spark-internal"],
-                    env={**os.environ, **_python(settings, spark_conf)},
+                    [_spark_submit(), "--properties-file", str(properties), "--class", _MAIN, "spark-internal"],
+                    env={**os.environ, **({"PYSPARK_PYTHON": python} if python else {})},
                     stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
             record = ServerRecord(self._host, self._port, process.pid, process.create_time(), str(log))
@@ -115,10 +117,10 @@ class ConnectServer:
             _end(process)
         return record
 
-    def _properties(self, settings: Settings, spark_conf: Mapping[str, str]) -> str:
+    def _conf(self, settings: Settings, spark_conf: Mapping[str, str]) -> dict[str, str]:
         pools = self._folder / "pools.xml"
         pools.write_text(_POOLS, encoding="utf-8")
-        conf = {
+        return {
             **session_conf(replace(settings, spark_remote=None), spark_conf),
             "spark.app.name": "pipeline-assets spark-server",
             "spark.scheduler.mode": "FAIR",
@@ -128,9 +130,6 @@ class ConnectServer:
             "spark.connect.grpc.binding.address": self._host,
             "spark.connect.grpc.binding.port": str(self._port),
         }
-        file = self._folder / "spark.properties"
-        write_properties(file, conf)
-        return str(file)
 
     def _wait_until_it_answers(self, record: ServerRecord) -> None:
         import grpc
@@ -147,17 +146,6 @@ class ConnectServer:
         state = "has ended" if record.process() is None else f"did not answer within {_START_SECONDS:.0f} s"
         lines = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
         raise PipelineExecutionError(f"the Spark server {state}: {record.log} says why", details="\n".join(lines))
-
-
-def _python(settings: Settings, spark_conf: Mapping[str, str]) -> dict[str, str]:
-    """Return what has the server run Python's functions in this environment: some other may lack PySpark.
-
-    Not on a cluster, where executors take the same, on machines of their own.
-    """
-    master = session_conf(replace(settings, spark_remote=None), spark_conf)["spark.master"]
-    if "PYSPARK_PYTHON" in os.environ or not master.startswith("local"):
-        return {}
-    return {"PYSPARK_PYTHON": sys.executable}
 
 
 def _spark_submit() -> str:

@@ -64,10 +64,8 @@ class DriverStart:
             defer_numpy()
             with java_defaults(_COMPILE_LATER), archived_classes(self._jars), java_options(self._options):
                 root: SparkSession = self._resource.spark_session
-            local = str(root.sparkContext.master).startswith("local")
-            if local and "PYSPARK_PYTHON" not in os.environ:
-                # Python functions in queries find the packages of this environment.
-                root.sparkContext.pythonExec = sys.executable
+            if (python := own_python(str(root.sparkContext.master))) is not None:
+                root.sparkContext.pythonExec = python
             self._root = root
         except Exception as error:  # noqa: BLE001  (raised again in the thread that waits for the session)
             self._error = error
@@ -134,6 +132,14 @@ class DriverStart:
             self._done.wait(0.1)
             if time.monotonic() > deadline:
                 number = signal.SIGKILL
+
+
+def own_python(master: str) -> str | None:
+    """Return this Python, so that functions in queries find the packages of its environment.
+
+    None where the environment names one, and on a cluster, where executors take the same, on machines of their own.
+    """
+    return sys.executable if master.startswith("local") and "PYSPARK_PYTHON" not in os.environ else None
 
 
 def bounded(action: Callable[[], object], what: str) -> None:

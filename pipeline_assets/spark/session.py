@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -175,8 +175,7 @@ class SparkSessions:
         try:
             _set_runtime_conf(session, session_conf(self._settings, self._spark_conf))
         except BaseException:
-            bounded(_remote_stop(session, release=False), "closing the Spark Connect session")
-            _hang_up(session)
+            _close_remote(session, release=False)
             raise
         self._signs_of_life.append(_SignsOfLife(session))
         return session
@@ -198,8 +197,7 @@ class SparkSessions:
                 if self._settings.spark_remote:
                     reached = release and bool(opened) and not _connect_problem(self._settings.spark_remote)
                     for session in opened:
-                        bounded(_remote_stop(session, reached), "closing the Spark Connect session")
-                        _hang_up(session)
+                        _close_remote(session, release=reached)
             finally:
                 if start is not None:
                     start.undo()
@@ -250,8 +248,7 @@ def cloned_session(session: SparkSession) -> Iterator[SparkSession]:
         yield clone
     finally:
         signs.end()
-        bounded(_remote_stop(clone, release=True), "closing the clone of the Spark Connect session")
-        _hang_up(clone)
+        _close_remote(clone, release=True)
 
 
 def apply_s3_connection(spark: SparkSession, bucket: str, connection: S3Connection, secrets: Secrets) -> None:
@@ -365,11 +362,13 @@ def _connect_problem(remote: str) -> PipelineExecutionError | None:
     return None
 
 
-def _hang_up(session: Any) -> None:
-    """Close the channel, if stopping the session did not get to it.
+def _close_remote(session: Any, *, release: bool) -> None:
+    """Close ``session``, on the server too where it is to be released, and its channel in any case.
 
     A client that is left open talks to its server when Python exits, for minutes when there is none any more.
     """
+    session.release_session_on_close = release
+    bounded(session.stop, "closing the Spark Connect session")
     if not session.client.is_closed:
         bounded(session.client.close, "closing the channel to Spark Connect")
 
@@ -382,14 +381,6 @@ def _active_session() -> SparkSession | None:
     if SparkContext._active_spark_context is None:
         return None
     return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
-
-
-def _remote_stop(session: Any, release: bool) -> Callable[[], None]:
-    def stop() -> None:
-        session.release_session_on_close = release
-        session.stop()
-
-    return stop
 
 
 def _restore_environment(name: str, value: str | None) -> None:
