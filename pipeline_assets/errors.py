@@ -95,6 +95,12 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
+def error_line(error: BaseException) -> str:
+    """Return what ``error`` is and the first line of what it says, redacted."""
+    text = first_line(str(error))
+    return redact(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
 _LONG_WORD = re.compile(r"(\S{100})\S{200,}(\S{20})")
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline_assets.credentials.secrets import secrets_needed_by
-from pipeline_assets.errors import PipelineError, PipelineExecutionError, first_line
+from pipeline_assets.errors import PipelineError, PipelineExecutionError, error_line
 from pipeline_assets.optimizer import optimize
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
-from pipeline_assets.redaction import redact, redact_data
+from pipeline_assets.redaction import redact_data
 from pipeline_assets.spark.failures import is_spark_error, original_error, spark_errors, spark_failure
 from pipeline_assets.spark.job_metrics import JobMetrics, StageTime, longest, watched_jobs
 from pipeline_assets.steps.base import (
@@ -484,7 +484,7 @@ class PipelineRun:
                 columns = tuple(dict.fromkeys(column for frame in frames for column in frame.columns))
                 failure = spark_failure(error, columns=columns)
             else:
-                failure = PipelineExecutionError(_first_line(error))
+                failure = PipelineExecutionError(error_line(error))
             # The original is not chained, only its text: it may show a secret.
             raise failure.located(location, _shown_config(step), run_id) from original_error(error)
 
@@ -493,11 +493,6 @@ def _shown_config(step: PlannedStep) -> dict[str, Any]:
     config = step.method.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     shown: dict[str, Any] = redact_data(config)
     return shown
-
-
-def _first_line(error: Exception) -> str:
-    text = first_line(str(error))
-    return redact(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def _compared(step: PlannedStep, frames: Mapping[int, DataFrame]) -> tuple[DataFrame, dict[str, DataFrame]]:

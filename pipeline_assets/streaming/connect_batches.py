@@ -19,8 +19,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pipeline_assets.errors import first_line
-from pipeline_assets.redaction import redact
+from pipeline_assets.errors import error_line
 from pipeline_assets.spark.driver_start import bounded
 from pipeline_assets.spark.session import cloned_session
 
@@ -91,13 +90,14 @@ class _Answers:
                     if (batch := self._asked()) != asked:
                         asked, asked_at, work = batch, time.monotonic(), self._begin(batch)
                 elif wait([work], _POLL_SECONDS).done:
-                    self._answer = {"batch": asked, "failure": _told(work.exception())}
+                    failed = work.exception()
+                    self._answer = {"batch": asked, "failure": error_line(failed) if failed is not None else ""}
                     work, told_at = None, 0.0
                 if time.monotonic() > told_at + _BEAT_SECONDS:
                     self._tell()
                     told_at = time.monotonic()
             except Exception as error:  # noqa: BLE001  (of a server that is gone the query tells, and ends the block)
-                _log.warning("the Spark server could not be asked for a micro-batch: %s", _told(error))
+                _log.warning("the Spark server could not be asked for a micro-batch: %s", error_line(error))
                 self._closed.wait(_BEAT_SECONDS)
         while work is not None and not wait([work], _POLL_SECONDS).done:
             with suppress(Exception):  # of a server that is gone there is nothing to interrupt
@@ -126,10 +126,6 @@ class _Answers:
 
 def _pause(asked_at: float) -> float:
     return _POLL_SECONDS if time.monotonic() < asked_at + _BUSY_SECONDS else _IDLE_SECONDS
-
-
-def _told(error: BaseException | None) -> str:
-    return redact(f"{type(error).__name__}: {first_line(str(error))}") if error is not None else ""
 
 
 def _asking(name: str, patience: float) -> Callable[[DataFrame, int], None]:
