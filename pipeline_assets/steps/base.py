@@ -483,6 +483,9 @@ class StreamingLoad(LoadMethod):
 
         return stream_writer(frame, self, context, query_name).foreachBatch(each).start()
 
-    def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, query_id: str) -> None:
-        """Write what a micro-batch has come to, the same way as the query of ``start_stream`` does."""
+    def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, app_id: str | None) -> None:
+        """Write what a micro-batch has come to, the same way as the query of ``start_stream`` does.
+
+        ``app_id``: the ``transaction_app_id`` of that query.
+        """
         raise NotImplementedError

@@ -145,12 +145,10 @@ class ToDeltaLake(StreamingLoad):
     def transaction_app_id(self, query_id: str, checkpoint: Checkpoint) -> str | None:
         return merge_app_id(checkpoint) if self.merge_keys else query_id
 
-    def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, query_id: str) -> None:
+    def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, app_id: str | None) -> None:
         (path,) = open_for_spark([self.path], self.connection, context)
-        app_id = self.transaction_app_id(query_id, self.checkpoint(context.settings, context.connections))
         if self.merge_keys:
-            merge = MergeBatch(path, self.merge_keys, self.partition_by, self.merge_schema, str(app_id))
-            merge(frame, batch_id)
+            self._merge(path, str(app_id))(frame, batch_id)
             return
         # What Delta's own sink for streams does.
         mode = "overwrite" if self.output_mode == "complete" else "append"
@@ -170,10 +168,12 @@ class ToDeltaLake(StreamingLoad):
         writer = stream_writer(frame, self, context, query_name)
         if self.merge_keys:
             app_id = merge_app_id(self.checkpoint(context.settings, context.connections))
-            merge = MergeBatch(path, self.merge_keys, self.partition_by, self.merge_schema, app_id)
-            return writer.foreachBatch(merge).start()
+            return writer.foreachBatch(self._merge(path, app_id)).start()
         if self.merge_schema:
             writer = writer.option("mergeSchema", "true")
         if self.partition_by:
             writer = writer.partitionBy(*self.partition_by)
         return writer.format("delta").start(path)
+
+    def _merge(self, path: str, app_id: str) -> MergeBatch:
+        return MergeBatch(path, self.merge_keys, self.partition_by, self.merge_schema, app_id)

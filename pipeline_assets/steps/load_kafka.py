@@ -79,7 +79,7 @@ class ToKafka(StreamingLoad):
         writer = stream_writer(self.written(frame, context), self, context, query_name)
         return writer.format("kafka").options(**self._options(context)).start()
 
-    def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, query_id: str) -> None:
+    def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, app_id: str | None) -> None:
         self._check(frame, context)
         self.written(frame, context).write.format("kafka").mode("append").options(**self._options(context)).save()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 from pipeline_assets.errors import DataValidationError, PipelineError
@@ -96,14 +97,22 @@ class MicroBatches:
         except DataValidationError:
             self._tell(checks)
             raise
-        checkpoint = self._run.checkpoint(self._load)
-        query_id = checkpoint.query_id() or ""
-        told = [self._put_aside(batch, check, query_id) for check in checks]
+        told = [self._put_aside(batch, check) for check in checks]
         method = cast(StreamingLoad, self._load.method)
         rows = batch.dataframe(batch.plan.steps[self._load.inputs[0]])
         with batch.errors_of(self._load, [rows]):
-            method.write_batch(rows, batch.context, batch_id, query_id)
+            method.write_batch(rows, batch.context, batch_id, self._app_id)
         self._tell(told)
+
+    # Both stay the same while the query runs, and are in files, which may be far away.
+    @cached_property
+    def _query_id(self) -> str:
+        return self._run.checkpoint(self._load).query_id() or ""
+
+    @cached_property
+    def _app_id(self) -> str | None:
+        checkpoint = self._run.checkpoint(self._load)
+        return cast(StreamingLoad, self._load.method).transaction_app_id(self._query_id, checkpoint)
 
     def _checks(self, guard: PlannedStep) -> bool:
         return guard.index in self._told or cast(ValidateMethod, guard.method).reaction == "fail"
@@ -113,11 +122,11 @@ class MicroBatches:
             if check.step.index in self._told:
                 self._news.put(check)
 
-    def _put_aside(self, batch: PipelineRun, check: BatchChecks, query_id: str) -> BatchChecks:
+    def _put_aside(self, batch: PipelineRun, check: BatchChecks) -> BatchChecks:
         method = cast(ValidateMethod, check.step.method)
         if not method.quarantines or not any(result.failed for result in check.results):
             return check
-        app_id = f"{query_id}:{check.step.name}"
+        app_id = f"{self._query_id}:{check.step.name}"
         path = batch.quarantine_path(check.step)
         with batch.errors_of(check.step):
             source = batch.dataframe(batch.plan.steps[check.step.inputs[0]])
