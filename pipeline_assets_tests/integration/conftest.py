@@ -15,6 +15,7 @@ from devstack.postgres import PostgresServer
 from devstack.s3 import S3Server
 from pipeline_assets_tests.config_documents import write_config
 from pipeline_assets_tests.integration.location import Location
+from pipeline_assets_tests.integration.run_processes import JobProcess, Start
 from pipeline_assets_tests.integration.topics import Topic
 
 CONNECTIONS = Path(__file__).parents[2] / "configs" / "connections.json"
@@ -54,3 +55,20 @@ def location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: Any) -> Ite
         for name, value in found.environment.items():
             monkeypatch.setenv(name, value)
         yield found
+
+
+@pytest.fixture
+def start(location: Location, tmp_path: Path) -> Iterator[Start]:
+    """Starts the job ``stream`` of the location in a process of its own."""
+    started: list[JobProcess] = []
+
+    def begin() -> JobProcess:
+        home = tmp_path / "dagster_home"
+        home.mkdir(exist_ok=True)
+        environment = {**location.environment, "DAGSTER_HOME": str(home), "SPARK_MASTER": "local[2]"}
+        started.append(JobProcess("stream", environment, tmp_path / f"run{len(started)}.log"))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill_all()

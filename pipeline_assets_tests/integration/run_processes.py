@@ -108,3 +108,6 @@ class JobProcess:
         """Leave nothing behind, whatever the test has come to."""
         kill_processes_of(self.mark)
         self._process.wait(LIMIT)
+
+
+Start = Callable[[], JobProcess]

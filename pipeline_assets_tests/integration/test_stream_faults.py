@@ -8,8 +8,6 @@ import signal
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -19,28 +17,9 @@ from py4j.protocol import Py4JJavaError
 from devstack.kafka import KafkaBroker, KafkaServer
 from pipeline_assets_tests.integration.delta_tables import count_rows, delta_files, rows_of
 from pipeline_assets_tests.integration.location import Location, failure_text
-from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
+from pipeline_assets_tests.integration.run_processes import Start, wait_until
 from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
-
-Start = Callable[[], JobProcess]
-
-
-@pytest.fixture
-def start(location: Location, tmp_path: Path) -> Iterator[Start]:
-    """Starts the job ``stream`` of the location in a process of its own."""
-    started: list[JobProcess] = []
-
-    def begin() -> JobProcess:
-        home = tmp_path / "dagster_home"
-        home.mkdir(exist_ok=True)
-        environment = {**location.environment, "DAGSTER_HOME": str(home), "SPARK_MASTER": "local[2]"}
-        started.append(JobProcess("stream", environment, tmp_path / f"run{len(started)}.log"))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        process.kill_all()
 
 
 def ids(location: Location, name: str = "out") -> Counter[int]:

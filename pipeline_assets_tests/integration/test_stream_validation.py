@@ -23,7 +23,7 @@ from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets_tests.config_documents import transform
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of
 from pipeline_assets_tests.integration.location import Location, failure_text
-from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
+from pipeline_assets_tests.integration.run_processes import Start, wait_until
 from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
 from pipeline_assets_tests.integration.topics import Event, Topic, events
 
@@ -209,7 +209,7 @@ def test_update_mode(location: Location, topic: Topic) -> None:
 
 
 @on_both
-def test_killed_in_the_middle(where: str, location: Location, topic: Topic, tmp_path: Path) -> None:
+def test_killed_in_the_middle(location: Location, topic: Topic, start: Start) -> None:
     def document(trigger: str, most: int) -> dict[str, Any]:
         read = from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=most)
         return stream(
@@ -221,18 +221,10 @@ def test_killed_in_the_middle(where: str, location: Location, topic: Topic, tmp_
     location.write(document("100 milliseconds", 20))
     sent = events(0, 600)
     topic.send(sent)
-    home = tmp_path / "dagster_home"
-    home.mkdir()
-    environment = {**location.environment, "DAGSTER_HOME": str(home)}
-    if where == "classic":
-        environment["SPARK_MASTER"] = "local[2]"
-    run = JobProcess("stream", environment, tmp_path / "run.log")
-    try:
-        run.wait_until(lambda: sum(ids(root(location, "out")).values()) >= 25, 300)
-        run.signal(signal.SIGKILL)
-        assert run.end() == -signal.SIGKILL
-    finally:
-        run.kill_all()
+    run = start()
+    run.wait_until(lambda: sum(ids(root(location, "out")).values()) >= 25, 300)
+    run.signal(signal.SIGKILL)
+    assert run.end() == -signal.SIGKILL
     assert sum(ids(root(location, "out")).values()) < 400
     location.write(document("availableNow", 1000))
     location.run("stream")
@@ -242,7 +234,7 @@ def test_killed_in_the_middle(where: str, location: Location, topic: Topic, tmp_
 
 @on_both
 def test_a_stop_that_does_not_wait_for_the_micro_batch(
-    where: str, location: Location, topic: Topic, tmp_path: Path
+    where: str, location: Location, topic: Topic, start: Start
 ) -> None:
     """Asked for twice, a run gives up what it is checking; the next one does it again."""
 
@@ -254,17 +246,12 @@ def test_a_stop_that_does_not_wait_for_the_micro_batch(
     location.write(document(60_000, "100 milliseconds"))
     topic.send(events(0, 30))
     before = batches_on_the_server() if where == "connect" else set()
-    home = tmp_path / "dagster_home"
-    home.mkdir()
-    run = JobProcess("stream", {**location.environment, "DAGSTER_HOME": str(home)}, tmp_path / "run.log")
-    try:
-        run.wait_until((root(location, "checkpoints/out") / "offsets" / "0").exists)
-        run.signal(signal.SIGTERM)
-        threading.Event().wait(_SAME_REQUEST_SECONDS + 0.2)
-        run.signal(signal.SIGTERM)
-        run.end()
-    finally:
-        run.kill_all()
+    run = start()
+    run.wait_until((root(location, "checkpoints/out") / "offsets" / "0").exists)
+    run.signal(signal.SIGTERM)
+    threading.Event().wait(_SAME_REQUEST_SECONDS + 0.2)
+    run.signal(signal.SIGTERM)
+    run.end()
     assert "RUN_CANCELED" in run.output
     assert ids(root(location, "out")) == Counter()
     if where == "connect":
