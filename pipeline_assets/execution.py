@@ -215,6 +215,15 @@ class PipelineRun:
             return step.method.written(frame, self.context)
         return with_partition(frame, self.context.partition) if step.role is Role.TABLE else frame
 
+    def check_fit(self, step: PlannedStep, frames: Mapping[int, DataFrame] | None = None) -> None:
+        """Raise ConfigurationError when a validate step does not fit the DataFrames that it takes, given by step index
+        where the caller has them. Moves no data.
+        """
+        given = frames or {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
+        frame, references = _compared(step, given)
+        with self.errors_of(step, [frame]):
+            cast(ValidateMethod, step.method).check_schema(frame, references, self.context)
+
     def check(self, step: PlannedStep) -> tuple[ExpectationResult, ...]:
         """Evaluate the expectations of a validate step."""
         self._check_before_data_moves()
@@ -327,9 +336,7 @@ class PipelineRun:
             if self._waits_for_a_write(step):
                 continue
             if isinstance(step.method, ValidateMethod):
-                frame, references = _compared(step, {index: plan(self.plan.steps[index]) for index in step.inputs})
-                with self.errors_of(step, [frame]):
-                    step.method.check_schema(frame, references, self.context)
+                self.check_fit(step, {index: plan(self.plan.steps[index]) for index in step.inputs})
             if step.has_dataframe:
                 plan(step)
             elif step.role is Role.LOAD:

@@ -87,7 +87,7 @@ def stream_issues(pipeline: Pipeline, inputs: Inputs) -> Iterator[ConfigIssue]:
         if isinstance(method, DataFrameMethod):
             found.append(_dataframe_problem(method, is_stream=flags[index]))
         has_rows = isinstance(method, DataFrameMethod) or (isinstance(method, ValidateMethod) and method.quarantines)
-        if has_rows and not _loads_after(pipeline, inputs, index):
+        if has_rows and not _is_needed(pipeline, inputs, index):
             found.append("nothing comes of it: each DataFrame of a streaming pipeline has to end in a load step")
         if isinstance(method, StreamingLoad) and method.checkpoint_location:
             other = checkpoints.setdefault(place_of(method.checkpoint_location), index)
@@ -114,8 +114,7 @@ def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], loa
             f"it checks one of several streams that step {load} loads together: put it after the step that brings "
             "them together, or load each stream by a pipeline of its own",
         )
-    after = _reach(source, lambda step: [later for later, sources in enumerate(inputs) if step in sources])
-    for step in sorted(after & beside):
+    for step in sorted(_after(inputs, source) & beside):
         method = pipeline.methods[step]
         state = (
             method.stream_state(tuple(flags[i] for i in inputs[step])) if isinstance(method, TransformMethod) else None
@@ -197,9 +196,23 @@ def _traits(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], index: in
     )
 
 
+def _is_needed(pipeline: Pipeline, inputs: Inputs, index: int) -> bool:
+    """Whether rows of the step are loaded, or others are compared with them."""
+    rows = _after(inputs, index) | {index}
+    return any(
+        isinstance(method, LoadMethod) or (isinstance(method, ValidateMethod) and rows & set(inputs[step][1:]))
+        for step, method in enumerate(pipeline.methods)
+        if step in rows
+    )
+
+
 def _loads_after(pipeline: Pipeline, inputs: Inputs, index: int) -> list[LoadMethod]:
-    after = _reach(index, lambda step: [later for later, sources in enumerate(inputs) if step in sources])
-    return [method for step in sorted(after) if isinstance(method := pipeline.methods[step], LoadMethod)]
+    after = sorted(_after(inputs, index))
+    return [method for step in after if isinstance(method := pipeline.methods[step], LoadMethod)]
+
+
+def _after(inputs: Inputs, index: int) -> set[int]:
+    return _reach(index, lambda step: [later for later, sources in enumerate(inputs) if step in sources])
 
 
 def _reach(start: int, following: Callable[[int], Iterable[int]]) -> set[int]:

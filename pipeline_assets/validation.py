@@ -22,7 +22,7 @@ def _failed_validation(step: PlannedStep, failed: list[ExpectationResult]) -> Da
     says = step.method.expectation_names()
     told = "; ".join(
         f"{result.name + ': ' if result.name else ''}{says[result.name]} "
-        f"({result.failed} of {result.total} do not, {result.percent:.3g} %)"
+        f"({result.found or f'{result.failed} of {result.total} do not, {result.percent:.3g} %'})"
         for result in failed
     )
     details = "\n".join(line for result in failed for line in _sample_lines(result))

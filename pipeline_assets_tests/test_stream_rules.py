@@ -26,6 +26,19 @@ def load(method: str = "toDeltaLake", **config: Any) -> dict[str, Any]:
     }
 
 
+def from_delta(name: str, **config: Any) -> dict[str, Any]:
+    return {
+        "type": "extract",
+        "method": "fromDeltaLake",
+        "config": {"path": f"/{name}", "registerAs": name, **config},
+    }
+
+
+def compared(name: str, *, with_: str) -> dict[str, Any]:
+    config = {"inputDataFrame": name, "columns": ["id"], "references": with_}
+    return {"type": "validate", "method": "referential", "config": config}
+
+
 def stream(*steps: dict[str, Any]) -> dict[str, Any]:
     return {"name": "stream", "mode": "streaming", "steps": list(steps)}
 
@@ -68,15 +81,16 @@ def test_event_stream_as_written(tmp_path: Path) -> None:
             "does not unite a stream",
         ),
         (
-            (EVENTS, {"type": "validate", "method": "expectations", "config": {"minRows": 1}}, load()),
-            "/steps/1",
-            "batch pipeline",
+            (from_delta("users"), EVENTS, compared("events", with_="users"), load()),
+            "/steps/2",
+            "compares with 'users', which is a stream",
         ),
         (
-            (EVENTS, {**CHECK, "method": "unique"}, load()),
-            "/steps/1",
-            "unique (id is unique) is not about single rows",
+            (extract_file("users", "/users.csv"), EVENTS, compared("users", with_="events"), load()),
+            "/steps/2",
+            "its input is not a stream",
         ),
+        ((extract_file("users", "/users.csv"), EVENTS, CHECK, load()), "/steps/0", "nothing comes of it"),
         ((EVENTS, load(), extract_file("rows", "/rows.csv"), CHECK), "/steps/3", "its input is not a stream"),
         ((EVENTS, CHECK, WATERMARK, COUNTS, load()), "/steps/3", "put the validate step after this one"),
         (
@@ -166,6 +180,15 @@ def test_a_pattern_is_read_once(tmp_path: Path) -> None:
         (EVENTS, load(), load(path="/other", checkpointLocation="/checkpoints/other")),
         (EVENTS, CHECK, transform("withColumns", columns={"x": "1"}), load()),
         (EVENTS, COUNTS, CHECK, load(outputMode="complete")),
+        (EVENTS, {"type": "validate", "method": "expectations", "config": {"minRows": 1}}, load()),
+        (EVENTS, {**CHECK, "method": "unique"}, load()),
+        (
+            from_delta("users", streaming=False),
+            transform("filterRows", condition="active", registerAs="active"),
+            EVENTS,
+            compared("events", with_="active"),
+            load(),
+        ),
         (EVENTS, transform("withColumns", columns={"late": "at < now()"}), QUARANTINE, load()),
         (EVENTS, CHECK, transform("withColumns", columns={"loaded_at": "now()"}), load()),
         (

@@ -85,7 +85,8 @@ class StepContext:
     brings the rows together by the columns that its target is partitioned by; what is cached may have fewer partitions
     than Spark's plan says. ``by_partition``: the keys of a load's config that name ``${partition}``. ``rewritten``: the
     pipeline writes what an extract reads, which is to stay at the state that it has when it is opened. ``transaction``:
-    what a load is known by at each of its tries, where it may be tried again.
+    what a load is known by at each of its tries, where it may be tried again. ``is_micro_batch``: the input is one of
+    a stream.
     """
 
     pipeline: str
@@ -100,6 +101,7 @@ class StepContext:
     optimize: bool = False
     rewritten: bool = False
     transaction: str | None = None
+    is_micro_batch: bool = False
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 
@@ -124,9 +126,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class ExpectationResult:
-    """How one expectation came out: ``failed`` of ``total`` rows do not meet it.
+    """How one expectation came out: ``failed`` of ``total`` rows do not meet it; columns, with ``of_columns``.
 
-    ``facts``: what else was measured. ``severity`` ``warn``: a failure is told, and stops nothing.
+    ``facts``: what else was measured. ``severity`` ``warn``: a failure is told, and stops nothing. ``found``: what
+    there is instead, where these numbers do not say it.
     """
 
     name: str
@@ -136,6 +139,8 @@ class ExpectationResult:
     severity: Severity = "error"
     facts: Mapping[str, int | float | str] = field(default_factory=dict)
     samples: Samples | None = None
+    of_columns: bool = False
+    found: str = ""
 
     @property
     def percent(self) -> float:
@@ -144,6 +149,8 @@ class ExpectationResult:
 
     def plus(self, later: ExpectationResult) -> ExpectationResult:
         """Return how it came out for the rows of both, with the samples of the one that has failed last."""
+        if self.of_columns:
+            return later  # they are the same in all micro-batches of a run
         return replace(
             later,
             passed=self.passed and later.passed,

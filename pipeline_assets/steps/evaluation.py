@@ -61,15 +61,26 @@ def check_all(stated: Sequence[Stated], frame: DataFrame, references: References
 
 
 def evaluate(
-    stated: Sequence[Stated], frame: DataFrame, references: References, sampling: Sampling
+    stated: Sequence[Stated],
+    frame: DataFrame,
+    references: References,
+    sampling: Sampling,
+    *,
+    is_micro_batch: bool = False,
 ) -> tuple[ExpectationResult, ...]:
-    """Evaluate ``stated`` on ``frame``. Each result has up to ``sampling.size`` of the records that fail."""
+    """Evaluate ``stated`` on ``frame``. Each result has up to ``sampling.size`` of the records that fail.
+
+    ``is_micro_batch``: ``frame`` is one of a stream, which may come to no rows, as when all were left out before.
+    """
     measured: dict[str, Any] = {}
     if not all(isinstance(item.expectation, Schema) for item in stated):
         prepared, aggregates = _aggregates(stated, frame, references, sampling)
         (row,) = prepared.agg(*(column.alias(name) for name, column in aggregates.items())).collect()
         measured = dict(zip(aggregates, row, strict=True))
-    return tuple(_result(item, position, measured, frame, sampling) for position, item in enumerate(stated))
+    return tuple(
+        _result(item, position, measured, frame, sampling, is_micro_batch=is_micro_batch)
+        for position, item in enumerate(stated)
+    )
 
 
 def failed_names(stated: Sequence[Stated], frame: DataFrame) -> Column:
@@ -130,7 +141,13 @@ def _fails(holds: Column) -> Column:
 
 
 def _result(
-    item: Stated, position: int, measured: Mapping[str, Any], frame: DataFrame, sampling: Sampling
+    item: Stated,
+    position: int,
+    measured: Mapping[str, Any],
+    frame: DataFrame,
+    sampling: Sampling,
+    *,
+    is_micro_batch: bool,
 ) -> ExpectationResult:
     expectation, total = item.expectation, measured.get(_TOTAL, 0)
     samples: Samples | None = None
@@ -138,6 +155,8 @@ def _result(
         failed = measured[_flag(position)]
         judged = Judgement(failed == 0, failed)
         samples = _samples(measured.get(f"{_flag(position)}_samples"), sampling)
+    elif isinstance(expectation, AggregateExpectation) and is_micro_batch and total == 0 and expectation.waits_for_rows:
+        judged = Judgement(True, 0)
     elif isinstance(expectation, AggregateExpectation):
         own = {name.removeprefix(f"{position}_"): value for name, value in measured.items()}
         judged = expectation.judge({name: own[name] for name in expectation.measures(frame)}, total)
@@ -155,6 +174,8 @@ def _result(
         item.severity,
         judged.facts,
         samples,
+        of_columns=isinstance(expectation, Schema),
+        found=judged.found,
     )
 
 

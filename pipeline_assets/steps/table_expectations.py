@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import reduce
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -27,17 +27,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How an expectation came out that is not counted row by row. ``total`` is None where it is that of the rows."""
+    """How an expectation came out. ``total`` is None where it is that of the rows, and ``found`` says what there is
+    instead, where their number does not.
+    """
 
     passed: bool
     failed: int
     total: int | None = None
     facts: Mapping[str, int | float | str] = field(default_factory=dict)
     samples: Samples | None = None
+    found: str = ""
 
 
 class AggregateExpectation(Expectation):
-    """What aggregates over all rows tell."""
+    """What aggregates over all rows tell. ``waits_for_rows``: whether a micro-batch without any tells nothing."""
+
+    waits_for_rows: ClassVar[bool] = False
 
     def measures(self, frame: DataFrame) -> dict[str, Column]:
         """Return the aggregates, by name, that ``judge`` needs beside the number of rows."""
@@ -76,7 +81,7 @@ class Unique(AggregateExpectation):
 
     def judge(self, measured: Mapping[str, Any], total: int) -> Judgement:
         repeated = measured["with_key"] - measured["distinct"]
-        return Judgement(repeated == 0, repeated)
+        return Judgement(repeated == 0, repeated, found=f"{repeated} of {total} rows repeat another")
 
     def examples(self, frame: DataFrame) -> DataFrame | None:
         from pyspark.sql import functions as F  # noqa: N812
@@ -114,7 +119,7 @@ class RowCount(AggregateExpectation):
     def judge(self, measured: Mapping[str, Any], total: int) -> Judgement:
         missing = max(0, (self.min or 0) - total)
         surplus = 0 if self.max is None else max(0, total - self.max)
-        return Judgement(missing + surplus == 0, missing + surplus)
+        return Judgement(missing + surplus == 0, missing + surplus, found=f"there are {total}")
 
 
 def _check_age(text: str) -> timedelta:
@@ -123,7 +128,11 @@ def _check_age(text: str) -> timedelta:
 
 
 class Freshness(AggregateExpectation):
-    """Expects recent rows: the newest time in a column is not older than so long. No rows are not recent."""
+    """Expects recent rows: the newest time in a column is not older than so long. No rows are not recent, but in a
+    stream, where a micro-batch without rows tells nothing.
+    """
+
+    waits_for_rows = True
 
     column: ColumnName
     """The column with the rows' times: dates or timestamps."""
@@ -153,11 +162,14 @@ class Freshness(AggregateExpectation):
 
     def judge(self, measured: Mapping[str, Any], total: int) -> Judgement:
         if measured["age"] is None:
-            return Judgement(False, total, facts={"newest": "none"})
+            return Judgement(
+                False, total, facts={"newest": "none"}, found="no row has one" if total else "there are no rows"
+            )
         age = timedelta(microseconds=measured["age"])
         stale = age > _check_age(self.max_age)
         facts: dict[str, int | float | str] = {"newest": str(measured["newest"]), "age_seconds": age.total_seconds()}
-        return Judgement(not stale, total if stale else 0, facts=facts)
+        found = f"it is {timedelta(seconds=int(age.total_seconds()))} old"
+        return Judgement(not stale, total if stale else 0, facts=facts, found=found)
 
 
 class Referential(RowExpectation):
@@ -244,7 +256,8 @@ class Schema(Expectation):
             others = (field for field in frame.schema.fields if field.name.casefold() not in known)
             wrong += [(field.name, None, field.dataType.simpleString()) for field in others]
         samples = Samples(("column", "expected", "found"), tuple(wrong)) if wrong else None
-        return Judgement(not wrong, len(wrong), total=max(len(expected), len(found)), samples=samples)
+        told = ", ".join(f"{name} is {type_ or 'not there'}" for name, _, type_ in wrong)
+        return Judgement(not wrong, len(wrong), max(len(expected), len(found)), samples=samples, found=told)
 
     def _expected(self, frame: DataFrame) -> StructType:
         from pyspark.sql import functions as F  # noqa: N812

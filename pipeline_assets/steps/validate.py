@@ -39,14 +39,15 @@ class ExpectationStep(ValidateMethod):
         return tuple(dict.fromkeys(name for name in found if name is not None))
 
     def stream_problem(self, stream: StreamTraits) -> str | None:
-        if not any(stream.inputs):
+        checked, *references = stream.inputs
+        if not checked:
             return "its input is not a stream: check that DataFrame in a batch pipeline"
-        for item in self.stated():
-            if not item.expectation.is_row_wise:
-                which = f"expectation {item.name!r}" if item.name else self.method
+        for name, is_stream in zip(self.reference_names(), references, strict=True):
+            if is_stream:
                 return (
-                    f"{which} ({item.expectation.says()}) is not about single rows, and a stream is checked one "
-                    "micro-batch at a time: check the table that the stream writes in a batch pipeline"
+                    f"it compares with {name!r}, which is a stream, of which there is one micro-batch at a time: "
+                    "load that into a table by a pipeline of its own, and read it here by fromDeltaLake with "
+                    "'streaming': false"
                 )
         if self.quarantines and "complete" in stream.output_modes:
             return (
@@ -68,7 +69,7 @@ class ExpectationStep(ValidateMethod):
     def validate_frame(
         self, frame: DataFrame, references: Mapping[str, DataFrame], context: StepContext
     ) -> tuple[ExpectationResult, ...]:
-        return evaluate(self.stated(), frame, references, self._sampling)
+        return evaluate(self.stated(), frame, references, self._sampling, is_micro_batch=context.is_micro_batch)
 
     def good_rows(self, frame: DataFrame, context: StepContext) -> DataFrame:
         from pyspark.sql import functions as F  # noqa: N812
@@ -176,7 +177,9 @@ class ValidateRowCount(SingleExpectation, RowCount):
 
 
 class ValidateFreshness(SingleExpectation, Freshness):
-    """Expects recent rows: the newest time in a column is not older than so long. No rows are not recent."""
+    """Expects recent rows: the newest time in a column is not older than so long. No rows are not recent, but in a
+    stream, where a micro-batch without rows tells nothing.
+    """
 
     method = "freshness"
 

@@ -66,7 +66,7 @@ class MicroBatches:
         Raises DataValidationError, and has written nothing, when it does not meet a step with onFailure ``fail``.
         """
         # A micro-batch lives in a session of its own: what is joined with it has to be read there.
-        context = dataclasses.replace(self._run.context, spark=frame.sparkSession)
+        context = dataclasses.replace(self._run.context, spark=frame.sparkSession, is_micro_batch=True)
         batch = PipelineRun(self._run.plan, context, selected=())
         batch.given(self._source, frame)
         if self._guards:

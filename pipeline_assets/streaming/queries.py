@@ -137,9 +137,7 @@ class StreamingPipeline:
                 check_stream_support(frame, method.output_mode or "append")
         for step in plan.steps:
             if isinstance(step.method, ValidateMethod):
-                frame = self.run.dataframe(plan.steps[step.inputs[0]])
-                with self.run.errors_of(step, [frame]):
-                    step.method.check_schema(frame, {}, self.run.context)
+                self.run.check_fit(step)
         self._dead_letters: dict[int, list[DeadLetters]] = {}
         for load, dead_letters in dead_letters_of(self.run):
             found = dead_letters.make_up()

@@ -190,6 +190,117 @@ def test_a_warning_is_told(location: Location, topic: Topic) -> None:
     assert ids(root(location, "out")) == Counter(range(52))
 
 
+def known_users(location: Location, *numbers: int) -> dict[str, Any]:
+    """Have the table of users hold those of ``numbers``, by a batch pipeline; return the step that reads it."""
+    path = location.folder / "users.csv"
+    path.write_text("user_id\n" + "".join(f"u{number}\n" for number in numbers))
+    extract = {"type": "extract", "method": "fromFile", "config": {"path": f"file://{path}"}}
+    config = {"path": "/users", "mode": "overwrite"}
+    write = {"type": "load", "method": "toDeltaLake", "name": "users", "config": config}
+    location.write({"name": "users", "mode": "batch", "steps": [extract, write]})
+    location.run("users")
+    config = {"path": "/users", "streaming": False, "registerAs": "users"}
+    return {"type": "extract", "method": "fromDeltaLake", "config": config}
+
+
+def test_what_no_row_alone_tells(location: Location, topic: Topic) -> None:
+    """Each micro-batch is looked at for itself; the checks have the sums."""
+    expectations = {
+        "one each": {"expect": "unique", "columns": ["id"]},
+        "known": {"expect": "referential", "columns": ["user_id"], "references": "users"},
+        "recent": {"expect": "freshness", "column": "kafka_timestamp", "maxAge": "1 day"},
+        "made today": {"expect": "freshness", "column": "made", "maxAge": "1 day"},
+        "typed": {"expect": "schema", "columns": {"id": "BIGINT", "amount": "DECIMAL(10,2)"}},
+    }
+    users = known_users(location, *range(5))
+    config = {
+        "inputDataFrame": "dated",
+        "expectations": expectations,
+        "minRows": 30,
+        "maxRows": 45,
+        "onFailure": "warn",
+    }
+    location.write(
+        stream(
+            users,
+            from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=50, includeMetadata=True),
+            transform("withColumns", columns={"made": "timestamp_seconds(id)"}, registerAs="dated"),
+            {"type": "validate", "method": "expectations", "name": "told", "config": config},
+            to_delta(),
+        )
+    )
+    # In turn to two partitions, of which each micro-batch takes 25 records: the first 50, the next 50, the last 20.
+    sent = [*events(0, 40), *events(0, 10), *events(50, 50), *events(0, 20)]
+    topic.send(sent)
+    batches = [sent[:50], sent[50:100], sent[100:]]
+    result = location.run("stream")
+    found = checks(result)
+
+    def told(name: str) -> tuple[bool, int, int]:
+        check = found[f"told_{name}"]
+        return check.passed, check.metadata["failed_rows"].value, check.metadata["total_rows"].value
+
+    repeated = sum(len(batch) - len({event["id"] for event in batch}) for batch in batches)
+    unknown = sum(event["user_id"] in ("u5", "u6") for event in sent)
+    assert repeated == 10
+    assert told("one_each") == (False, repeated, 120)
+    assert told("known") == (False, unknown, 120)
+    assert told("recent") == (True, 0, 120)
+    assert told("made_today") == (False, 120, 120)
+    assert told("minRows") == (False, 10, 120)
+    assert told("maxRows") == (False, 5 + 5, 120)
+    assert told("typed") == (False, 1, len(rows_of(root(location, "out")).columns))
+    assert ids(root(location, "out")) == Counter(event["id"] for event in sent)
+
+
+@on_both
+def test_each_micro_batch_meets_the_table_as_it_is_then(location: Location, topic: Topic, start: Start) -> None:
+    def document(trigger: str) -> dict[str, Any]:
+        known = {"inputDataFrame": "events", "columns": ["user_id"], "references": "users"}
+        read = from_kafka(topic, schema=SCHEMA)
+        return stream(users, read, validate("referential", "known", **known), to_delta(trigger=trigger))
+
+    def of_user(number: int) -> list[Event]:
+        return [event for event in events(0, 30) if event["user_id"] == f"u{number}"]
+
+    users = known_users(location, 0)
+    location.write(document("100 milliseconds"))
+    topic.send(of_user(0))
+    run = start()
+    run.wait_until(lambda: ids(root(location, "out")) == Counter(event["id"] for event in of_user(0)))
+    known_users(location, 0, 1)
+    topic.send(of_user(1))
+    loaded = Counter(event["id"] for event in of_user(0) + of_user(1))
+    run.wait_until(lambda: ids(root(location, "out")) == loaded)
+    topic.send(of_user(2))
+    assert run.end() == 1
+    assert "the data do not meet what is expected: user_id is in users (user_id) (4 of 4 do not, 100 %)" in run.output
+    assert ids(root(location, "out")) == loaded, "nothing of the micro-batch is loaded"
+    known_users(location, 0, 1, 2)
+    location.write(document("availableNow"))
+    location.run("stream")
+    assert ids(root(location, "out")) == loaded + Counter(event["id"] for event in of_user(2))
+
+
+def test_a_micro_batch_without_rows_is_neither_old_nor_fresh(location: Location, topic: Topic) -> None:
+    """What is left out before the check leaves some empty."""
+    recent = validate("freshness", "recent", column="kafka_timestamp", maxAge="1 day")
+    location.write(
+        stream(
+            from_kafka(topic, schema=SCHEMA, includeMetadata=True),
+            transform("filterRows", condition="id >= 10"),
+            recent,
+            to_delta(),
+        )
+    )
+    topic.send(events(0, 10))
+    check = checks(location.run("stream"))["recent"]
+    assert (check.passed, check.metadata["total_rows"].value) == (True, 0)
+    topic.send(events(10, 5))
+    location.run("stream")
+    assert ids(root(location, "out")) == Counter(range(10, 15))
+
+
 @on_both
 def test_update_mode(location: Location, topic: Topic) -> None:
     """The groups that are sound are merged; those that are not are put aside."""

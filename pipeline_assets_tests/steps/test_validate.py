@@ -5,14 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import re
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import duckdb
 import pandas as pd
 import pytest
 
 from devstack.demo_data import cdnow_customers, cdnow_purchases, flight_logs
-from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
+from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, DataValidationError
 from pipeline_assets.steps.base import ExpectationResult, Samples, StepContext, ValidateMethod
 from pipeline_assets.steps.validate import (
     Expectations,
@@ -27,7 +28,10 @@ from pipeline_assets.steps.validate import (
     ValidateSchema,
     ValidateUnique,
 )
+from pipeline_assets.validation import raise_for_failures
+from pipeline_assets_tests.config_documents import extract_file
 from pipeline_assets_tests.steps.frames import frame_of, rows_of
+from pipeline_assets_tests.test_plan import planned
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -47,6 +51,49 @@ def only(step: ValidateMethod, frame: DataFrame, context: StepContext, **referen
 def failed(step: ValidateMethod, frame: DataFrame, context: StepContext, **references: DataFrame) -> tuple[bool, int]:
     result = only(step, frame, context, **references)
     return result.passed, result.failed
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "text"),
+    [
+        ("notNull", {"columns": ["id"]}, "id is not null (1 of 4 do not, 25 %)"),
+        ("unique", {"columns": ["kind"]}, "kind is unique (2 of 4 rows repeat another)"),
+        ("rowCount", {"min": 5}, "there are at least 5 rows (there are 4)"),
+        (
+            "freshness",
+            {"column": "at", "maxAge": "1 day"},
+            "the newest at is at most 1 day old (it is DAYS old)",
+        ),
+        (
+            "freshness",
+            {"column": "nothing", "maxAge": "1 day"},
+            "the newest nothing is at most 1 day old (no row has one)",
+        ),
+        (
+            "schema",
+            {"columns": {"id": "BIGINT", "name": "STRING"}},
+            "the columns include id BIGINT, name STRING (id is int, name is not there)",
+        ),
+    ],
+)
+def test_what_the_error_says(
+    method: str, config: dict[str, Any], text: str, context: StepContext, tmp_path: Path
+) -> None:
+    rows = [(number, "a" if number else "b", dt.datetime(2024, 1, 1), None) for number in (None, 1, 2, 3)]
+    frame = frame_of(context.spark, "id INT, kind STRING, at TIMESTAMP, nothing TIMESTAMP", rows)
+    plan = planned(
+        tmp_path,
+        {
+            "name": "p",
+            "mode": "batch",
+            "steps": [extract_file("rows", "/rows.csv"), {"type": "validate", "method": method, "config": config}],
+        },
+    )
+    step = plan.steps[1]
+    with pytest.raises(DataValidationError) as failure:
+        raise_for_failures(step, cast(ValidateMethod, step.method).validate_frame(frame, {}, context))
+    said = str(failure.value).splitlines()[0].removeprefix("the data do not meet what is expected: ")
+    assert re.sub(r"\d+ days, [\d:]+", "DAYS", said) == text
 
 
 def test_several_expectations_of_both_forms(context: StepContext) -> None:
