@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from pipeline_assets.compute_log_tail import ComputeLogTail
 from pipeline_assets.redaction import MASK, redact
 
 _log = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ class RedactedOutput:
             if time.monotonic() > deadline:
                 return
             time.sleep(0.0005)
+        for stream in self._streams:
+            stream.tail.wait()
 
     def end(self) -> None:
         """Restore the descriptors, and return when all that was written has reached its target.
@@ -141,6 +144,7 @@ class _Stream:
         self.number = number
         self.problem: OSError | None = None
         self._target = os.dup(number)
+        self.tail = ComputeLogTail(self._target)
         self.source, entrance = os.pipe()
         os.set_blocking(self.source, False)
         os.dup2(entrance, number)

@@ -25,12 +25,12 @@ HEAVY = (
 PACKAGE = Path(pipeline_assets.__file__).parent
 # Each may import those before it.
 LAYERS = (
-    "redaction", "errors", "redacted_output", "cancellation", "transience", "uris", "settings", "json_documents",
-    "parsed_files", "credentials", "metrics", "connections", "partitions", "spark", "steps", "config", "retries",
-    "config_schema", "stream_rules", "plan", "planned_folder", "optimizer", "links", "openlineage", "sql_check",
-    "validation", "run_log", "execution", "asset_metadata", "step_op", "streaming", "report", "validation_assets",
-    "stream_checks", "streaming_assets", "pipeline_job", "assets", "vault_resource", "sensors", "resources",
-    "executors", "code_location", "definitions", "audit_commands", "metrics_commands", "report_commands",
+    "redaction", "errors", "compute_log_tail", "redacted_output", "cancellation", "transience", "uris", "settings",
+    "json_documents", "parsed_files", "credentials", "metrics", "connections", "partitions", "spark", "steps", "config",
+    "retries", "config_schema", "stream_rules", "plan", "planned_folder", "optimizer", "links", "openlineage",
+    "sql_check", "validation", "run_log", "execution", "asset_metadata", "step_op", "streaming", "report",
+    "validation_assets", "stream_checks", "streaming_assets", "pipeline_job", "assets", "vault_resource", "sensors",
+    "resources", "executors", "code_location", "definitions", "audit_commands", "metrics_commands", "report_commands",
     "spark_server_commands", "cli",
 )  # fmt: skip
 

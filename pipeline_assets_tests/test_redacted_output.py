@@ -96,6 +96,47 @@ def test_what_is_flushed_is_there(tmp_path: Path) -> None:
     assert len(run(script, tmp_path)[0].splitlines()) == 200
 
 
+# As Dagster has a compute log shown: a program that follows the file, and is ended after the last flush.
+SHOWN = """
+        import signal
+        captured = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR | os.O_APPEND)
+        tail = subprocess.Popen(["tail", "-F", "-c", "+0", sys.argv[1]])
+        os.dup2(captured, 1)
+        output.begin()
+        print("first", VALUE)
+        sys.stdout.flush()
+        tail.send_signal(signal.SIGSTOP)
+"""
+
+
+def test_the_terminal_has_the_last_line_on_a_busy_machine(tmp_path: Path) -> None:
+    script = """
+        print("last", VALUE)
+        threading.Timer(0.5, tail.send_signal, [signal.SIGCONT]).start()
+        sys.stdout.flush()
+        tail.terminate()
+        tail.wait()
+        output.end()
+    """
+    assert run(SHOWN + script, tmp_path)[0] == f"first {MASK}\nlast {MASK}\n"
+
+
+def test_a_terminal_that_takes_nothing_does_not_hold_up_the_run(tmp_path: Path) -> None:
+    script = """
+        for number in range(1000):
+            print(number, VALUE)
+            sys.stdout.flush()
+        tail.send_signal(signal.SIGCONT)
+        output.end()
+        while os.path.getsize(sys.argv[1]) > int(open(f"/proc/{tail.pid}/fdinfo/3").read().split()[1]):
+            time.sleep(0.01)
+        tail.terminate()
+        tail.wait()
+    """
+    shown = run(SHOWN + script, tmp_path)[0]
+    assert shown.splitlines() == [f"first {MASK}", *(f"{number} {MASK}" for number in range(1000))]
+
+
 def test_no_line_is_lost_when_many_write_much(tmp_path: Path) -> None:
     script = """
         output.begin()
