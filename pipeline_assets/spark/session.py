@@ -64,6 +64,8 @@ _LOCAL = {
     "spark.driver.host": "127.0.0.1",
     # Delta reads a table's state in 50 tasks, made for clusters; a few cores are faster with a few.
     "spark.databricks.delta.snapshotPartitions": "4",
+    # As many tasks as there are folders list them, 10,000 at most, and VACUUM's are always that many.
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "32",
 }
 
 _START_LOCK = threading.Lock()

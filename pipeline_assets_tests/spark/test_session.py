@@ -177,6 +177,24 @@ def test_delta_works(spark_settings: Settings, tmp_path: Path) -> None:
         assert opened.read.format("delta").load(str(tmp_path / "table")).count() == 4
 
 
+@pytest.mark.parametrize("maintenance", [False, True])
+def test_many_folders_are_listed_by_few_tasks(spark: SparkSession, tmp_path: Path, *, maintenance: bool) -> None:
+    """Spark lists each by a task of its own, Delta's VACUUM takes 10,000 tasks for however few."""
+    path = str(tmp_path / "table")
+    rows = spark.range(40).selectExpr("id", "id AS part").coalesce(1)
+    rows.write.format("delta" if maintenance else "parquet").partitionBy("part").save(path)
+    tasks = spark.sparkContext.statusTracker()
+    spark.sparkContext.setJobGroup(path, "lists folders")
+    if maintenance:
+        spark.sql(f"VACUUM delta.`{path}`")
+    else:
+        assert spark.read.parquet(path).columns == ["id", "part"]
+    spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)
+    jobs = [tasks.getJobInfo(job) for job in tasks.getJobIdsForGroup(path)]
+    stages = [tasks.getStageInfo(stage) for job in jobs if job is not None for stage in job.stageIds]
+    assert 1 < max(stage.numTasks for stage in stages if stage is not None) <= 32
+
+
 def test_a_borrowed_spark_goes_on_without_our_views(spark: SparkSession, settings: Settings) -> None:
     sessions = SparkSessions(settings, SPARK_CONF)
     opened = sessions.session("run", "orders")
