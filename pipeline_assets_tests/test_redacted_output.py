@@ -88,7 +88,7 @@ def test_what_is_flushed_is_there(tmp_path: Path) -> None:
         for number in range(200):
             print(number, VALUE)
             sys.stdout.flush()
-            shown = open(f"/proc/self/fd/{output._streams[0]._target}").read()
+            shown = open(f"/proc/self/fd/{output._streams[0].target}").read()
             assert shown.endswith(f"{number} *********\\n"), (number, shown)
         output.end()
         assert sys.stdout.flush == flush
@@ -96,45 +96,38 @@ def test_what_is_flushed_is_there(tmp_path: Path) -> None:
     assert len(run(script, tmp_path)[0].splitlines()) == 200
 
 
-# As Dagster has a compute log shown: a program that follows the file, and is ended after the last flush.
-SHOWN = """
-        import signal
-        captured = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR | os.O_APPEND)
-        tail = subprocess.Popen(["tail", "-F", "-c", "+0", sys.argv[1]])
-        os.dup2(captured, 1)
-        output.begin()
-        print("first", VALUE)
-        sys.stdout.flush()
-        tail.send_signal(signal.SIGSTOP)
-"""
-
-
 def test_the_terminal_has_the_last_line_on_a_busy_machine(tmp_path: Path) -> None:
+    """Dagster ends what shows a compute log as soon as it has flushed."""
     script = """
-        print("last", VALUE)
-        threading.Timer(0.5, tail.send_signal, [signal.SIGCONT]).start()
-        sys.stdout.flush()
-        tail.terminate()
-        tail.wait()
+        import signal
+        from dagster._core.execution.compute_logs import mirror_stream_to_file
+
+        with mirror_stream_to_file(sys.stdout, sys.argv[1]) as (tail, _):
+            output.begin()
+            print("first", VALUE, flush=True)
+            os.kill(tail, signal.SIGSTOP)
+            print("last", VALUE)
+            threading.Timer(0.5, os.kill, [tail, signal.SIGCONT]).start()
         output.end()
     """
-    assert run(SHOWN + script, tmp_path)[0] == f"first {MASK}\nlast {MASK}\n"
+    assert run(script, tmp_path)[0] == f"first {MASK}\nlast {MASK}\n"
 
 
 def test_a_terminal_that_takes_nothing_does_not_hold_up_the_run(tmp_path: Path) -> None:
     script = """
-        for number in range(1000):
-            print(number, VALUE)
-            sys.stdout.flush()
-        tail.send_signal(signal.SIGCONT)
+        import signal
+        from dagster._core.execution.compute_logs import mirror_stream_to_file
+
+        with mirror_stream_to_file(sys.stdout, sys.argv[1]) as (tail, _):
+            output.begin()
+            os.kill(tail, signal.SIGSTOP)
+            for number in range(1000):
+                print(number, VALUE, flush=True)
+            threading.Timer(3, os.kill, [tail, signal.SIGCONT]).start()
         output.end()
-        while os.path.getsize(sys.argv[1]) > int(open(f"/proc/{tail.pid}/fdinfo/3").read().split()[1]):
-            time.sleep(0.01)
-        tail.terminate()
-        tail.wait()
     """
-    shown = run(SHOWN + script, tmp_path)[0]
-    assert shown.splitlines() == [f"first {MASK}", *(f"{number} {MASK}" for number in range(1000))]
+    run(script, tmp_path)
+    assert (tmp_path / "captured").read_text().splitlines() == [f"{number} {MASK}" for number in range(1000)]
 
 
 def test_no_line_is_lost_when_many_write_much(tmp_path: Path) -> None:
@@ -160,7 +153,7 @@ def test_the_beginning_of_a_line_is_not_held_back(tmp_path: Path) -> None:
         output.begin()
         def shown():
             return open(f"/proc/self/fd/{target}").read()
-        target = output._streams[0]._target
+        target = output._streams[0].target
         for text in ("a prompt ", "and more"):
             os.write(1, text.encode())
             deadline = time.monotonic() + 60
