@@ -27,7 +27,11 @@ def checked_key(step: PlannedStep, keys: Mapping[int, dg.AssetKey]) -> dg.AssetK
 
 def stream_check_specs(plan: PipelinePlan, keys: Mapping[int, dg.AssetKey]) -> list[dg.AssetCheckSpec]:
     """Return the asset checks of the validate steps of a streaming pipeline."""
-    return [spec for step in validate_steps(plan) for spec in check_specs(step, checked_key(step, keys))]
+    return [
+        spec
+        for step in validate_steps(plan)
+        for spec in check_specs(step, checked_key(step, keys), dict.fromkeys(keys[index] for index in step.inputs[1:]))
+    ]
 
 
 class StreamChecks:
@@ -54,7 +58,7 @@ class StreamChecks:
         for result in news.results:
             sums[result.name] = sums[result.name].plus(result) if result.name in sums else result
             name = check_name(news.step.name, result.name)
-            since[name] = since.get(name, 0) + result.failed
+            since[name] = result.failed if result.of_columns else since.get(name, 0) + result.failed
         self._quarantined[index] = self._quarantined.get(index, 0) + news.quarantined
         self._new_in_quarantine[index] = self._new_in_quarantine.get(index, 0) + news.quarantined
         self._untold.add(index)

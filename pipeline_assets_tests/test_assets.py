@@ -181,6 +181,20 @@ def test_a_quarantine_is_an_asset_beside_the_rows_that_go_on(tmp_path: Path) -> 
     assert aside in defs.resolve_job_def("sorted").asset_layer.selected_asset_keys
 
 
+def test_a_check_of_a_stream_names_what_it_compares_with(tmp_path: Path) -> None:
+    extract, _, load = EVENT_STREAM["steps"]
+    config = {"inputDataFrame": "events", "columns": ["user_id"], "references": "users"}
+    known = {"type": "validate", "method": "referential", "name": "known", "config": config}
+    read = {**extract, "config": {**extract["config"], "registerAs": "events"}}
+    write = {**load, "config": {**load["config"], "inputDataFrame": "events"}}
+    steps = [extract_file("users", "/users.csv"), read, known, write]
+    defs = definitions(tmp_path, {**EVENT_STREAM, "steps": steps})
+    (key,) = (key for key in defs.resolve_asset_graph().asset_check_keys if key.name == "known")
+    spec = defs.resolve_asset_graph().get_check_spec(key)
+    assert spec.asset_key == dg.AssetKey(["event_stream", "events"])
+    assert [dep.asset_key for dep in spec.additional_deps] == [dg.AssetKey(["event_stream", "users"])]
+
+
 def test_a_stream_has_checks(tmp_path: Path) -> None:
     step = {"type": "validate", "method": "notNull", "config": {"columns": ["id"]}}
     aside = {**step, "name": "good", "config": {"columns": ["id"], "onFailure": "quarantine"}}

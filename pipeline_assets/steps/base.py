@@ -149,13 +149,14 @@ class ExpectationResult:
 
     def plus(self, later: ExpectationResult) -> ExpectationResult:
         """Return how it came out for the rows of both, with the samples of the one that has failed last."""
-        if self.of_columns:
-            return later  # they are the same in all micro-batches of a run
+        # Columns are the same ones in each micro-batch.
+        add = max if self.of_columns else int.__add__
         return replace(
             later,
             passed=self.passed and later.passed,
-            failed=self.failed + later.failed,
-            total=self.total + later.total,
+            failed=add(self.failed, later.failed),
+            total=add(self.total, later.total),
+            facts=later.facts or self.facts,
             samples=later.samples or self.samples,
         )
 

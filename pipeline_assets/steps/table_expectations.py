@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import reduce
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -40,9 +40,7 @@ class Judgement:
 
 
 class AggregateExpectation(Expectation):
-    """What aggregates over all rows tell. ``waits_for_rows``: whether a micro-batch without any tells nothing."""
-
-    waits_for_rows: ClassVar[bool] = False
+    """What aggregates over all rows tell."""
 
     def measures(self, frame: DataFrame) -> dict[str, Column]:
         """Return the aggregates, by name, that ``judge`` needs beside the number of rows."""
@@ -96,7 +94,7 @@ _ROWS = "number of rows"
 
 
 class RowCount(AggregateExpectation):
-    """Expects a number of rows."""
+    """Expects a number of rows; in a stream, of each micro-batch that has any."""
 
     min: int | None = Field(default=None, ge=0)
     """The fewest rows there may be."""
@@ -129,10 +127,8 @@ def _check_age(text: str) -> timedelta:
 
 class Freshness(AggregateExpectation):
     """Expects recent rows: the newest time in a column is not older than so long. No rows are not recent, but in a
-    stream, where a micro-batch without rows tells nothing.
+    stream, where a micro-batch without any tells nothing.
     """
-
-    waits_for_rows = True
 
     column: ColumnName
     """The column with the rows' times: dates or timestamps."""

@@ -171,14 +171,14 @@ class ValidateExpression(SingleExpectation, Expression):
 
 
 class ValidateRowCount(SingleExpectation, RowCount):
-    """Expects a number of rows."""
+    """Expects a number of rows; in a stream, of each micro-batch that has any."""
 
     method = "rowCount"
 
 
 class ValidateFreshness(SingleExpectation, Freshness):
     """Expects recent rows: the newest time in a column is not older than so long. No rows are not recent, but in a
-    stream, where a micro-batch without rows tells nothing.
+    stream, where a micro-batch without any tells nothing.
     """
 
     method = "freshness"

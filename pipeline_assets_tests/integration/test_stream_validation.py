@@ -282,23 +282,31 @@ def test_each_micro_batch_meets_the_table_as_it_is_then(location: Location, topi
     assert ids(root(location, "out")) == loaded + Counter(event["id"] for event in of_user(2))
 
 
-def test_a_micro_batch_without_rows_is_neither_old_nor_fresh(location: Location, topic: Topic) -> None:
-    """What is left out before the check leaves some empty."""
+def test_a_micro_batch_without_rows_stops_nothing(location: Location, topic: Topic) -> None:
+    """What is left out before the check leaves some empty, and at each start it would be the same one."""
     recent = validate("freshness", "recent", column="kafka_timestamp", maxAge="1 day")
     location.write(
         stream(
             from_kafka(topic, schema=SCHEMA, includeMetadata=True),
             transform("filterRows", condition="id >= 10"),
             recent,
+            validate("rowCount", "some", min=3),
             to_delta(),
         )
     )
     topic.send(events(0, 10))
-    check = checks(location.run("stream"))["recent"]
-    assert (check.passed, check.metadata["total_rows"].value) == (True, 0)
+    found = checks(location.run("stream"))
+    for name in ("recent", "some"):
+        assert (found[name].passed, found[name].metadata["total_rows"].value) == (True, 0)
     topic.send(events(10, 5))
     location.run("stream")
     assert ids(root(location, "out")) == Counter(range(10, 15))
+    topic.send(events(15, 2))
+    said = failure_text(location.run("stream", fail=True))
+    assert (
+        "step 3 (validate rowCount): the data do not meet what is expected: there are at least 3 rows (there are 2)"
+        in said
+    )
 
 
 @on_both

@@ -271,6 +271,18 @@ def test_schema(context: StepContext) -> None:
     assert result.samples.rows == (("id", "int", "bigint"), ("name", "string", None), ("a b", None, "decimal(10,2)"))
 
 
+def test_sums_over_micro_batches() -> None:
+    """Rows are others in each, columns are the same ones; what has failed once has failed."""
+    bad, good = Samples(("id",), (("7",),)), None
+    rows = ExpectationResult("r", False, 2, 10, facts={"newest": "then"}, samples=bad)
+    assert rows.plus(ExpectationResult("r", True, 0, 5, samples=good)) == ExpectationResult(
+        "r", False, 2, 15, facts={"newest": "then"}, samples=bad
+    )
+    columns = ExpectationResult("c", False, 1, 4, samples=bad, of_columns=True)
+    assert columns.plus(columns) == columns
+    assert columns.plus(ExpectationResult("c", True, 0, 4, of_columns=True)) == columns
+
+
 class TestSamples:
     def test_are_limited(self, context: StepContext) -> None:
         frame = context.spark.range(0, 1000, 1, 4).selectExpr("id", "id % 2 = 0 AS ok")
