@@ -18,7 +18,14 @@ from pipeline_assets.partitions import PartitionSlice
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.steps import METHODS
-from pipeline_assets.steps.base import ExtractMethod, StepContext, StepMethod, StreamingLoad, StreamTraits
+from pipeline_assets.steps.base import (
+    ExtractMethod,
+    StepContext,
+    StepMethod,
+    StreamingLoad,
+    StreamTraits,
+    ValidateMethod,
+)
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
 from pipeline_assets_tests.test_plan import planned
@@ -285,7 +292,8 @@ def goes_on_streams(case: Case) -> bool:
         return cls.extract_stream is not ExtractMethod.extract_stream
     place = {"checkpointLocation": "/checkpoint"} if issubclass(cls, StreamingLoad) else {}
     method = cls.model_validate({**case.step["config"], **place})
-    return method.stream_problem(StreamTraits((True, True), True, frozenset({"update"}))) is None
+    inputs = (True,) if issubclass(cls, ValidateMethod) else (True, True)
+    return method.stream_problem(StreamTraits(inputs, True, frozenset({"update"}))) is None
 
 
 STREAM_CASES = [case for case in CASES if goes_on_streams(case)]
