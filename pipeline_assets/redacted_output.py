@@ -63,25 +63,26 @@ class RedactedOutput:
         # A daemon: it must not keep an interpreter alive that is told to exit without an end().
         self._thread = threading.Thread(target=self._carry, name="redact-output", daemon=True)
         self._thread.start()
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            self._have_flush_wait(stream)
+        files = {1: sys.stdout, 2: sys.stderr}
+        for stream in self._streams:
+            if (file := files[stream.number]) is not None:
+                self._have_flush_wait(file, stream)
 
-    def _have_flush_wait(self, stream: TextIO) -> None:
-        """Have ``stream.flush()`` return when the target has it, as it was before there was a pipe.
+    def _have_flush_wait(self, file: TextIO, stream: _Stream) -> None:
+        """Have ``file.flush()`` return when the target has it, as it was before there was a pipe.
 
         Dagster flushes before it ends a compute log, and with it the program that shows the log in the terminal.
         """
-        flush = stream.flush
+        flush = file.flush
 
         def flush_and_wait() -> None:
             flush()
             self._wait_until_carried()
             if sys._getframe(1).f_globals.get("__name__") == _ENDS_LOG:
-                for each in self._streams:
-                    wait_until_shown(each.target)
+                wait_until_shown(stream.target)
 
-        stream.flush = flush_and_wait  # type: ignore[method-assign]
-        self._flushes.append((stream, flush_and_wait))
+        file.flush = flush_and_wait  # type: ignore[method-assign]
+        self._flushes.append((file, flush_and_wait))
 
     def _wait_until_carried(self) -> None:
         deadline = time.monotonic() + _DRAIN_SECONDS
