@@ -215,20 +215,23 @@ class PipelineRun:
             return step.method.written(frame, self.context)
         return with_partition(frame, self.context.partition) if step.role is Role.TABLE else frame
 
-    def check_fit(self, step: PlannedStep, frames: Mapping[int, DataFrame] | None = None) -> None:
-        """Raise ConfigurationError when a validate step does not fit the DataFrames that it takes, given by step index
-        where the caller has them. Moves no data.
+    def inputs(self, step: PlannedStep) -> dict[int, DataFrame]:
+        """Return the DataFrames that ``step`` takes, by step index."""
+        return {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
+
+    def check_fit(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> None:
+        """Raise ConfigurationError when a validate step does not fit ``frames``, those that it takes by step index.
+
+        Moves no data.
         """
-        given = frames or {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
-        frame, references = _compared(step, given)
+        frame, references = _compared(step, frames)
         with self.errors_of(step, [frame]):
             cast(ValidateMethod, step.method).check_schema(frame, references, self.context)
 
     def check(self, step: PlannedStep) -> tuple[ExpectationResult, ...]:
         """Evaluate the expectations of a validate step."""
         self._check_before_data_moves()
-        frames = {index: self.dataframe(self.plan.steps[index]) for index in step.inputs}
-        results = self._evaluated(step, frames)
+        results = self._evaluated(step, self.inputs(step))
         self._let_go_after(step)
         return results
 

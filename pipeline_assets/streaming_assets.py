@@ -229,7 +229,7 @@ class _Report:
 
     def _views(self) -> Iterator[Event]:
         for step in self._run.plan.steps:
-            inputs = {index: self._run.dataframe(self._run.plan.steps[index]) for index in step.inputs}
+            inputs = self._run.inputs(step)
             if step.role is Role.VIEW:
                 frame = self._run.dataframe(step)
                 origins = column_origins(self._run, step, frame, inputs, self._keys, self._sources[step.index])
