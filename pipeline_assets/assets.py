@@ -283,7 +283,7 @@ class _PipelineFactory:
 
         @dg.multi_asset_check(
             name=plan.op_name(step),
-            specs=check_specs(step, checked, [key for key in dict.fromkeys(references) if key != checked]),
+            specs=check_specs(step, checked, references),
             required_resource_keys={"spark"},
             can_subset=True,
         )

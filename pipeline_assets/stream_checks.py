@@ -30,7 +30,7 @@ def stream_check_specs(plan: PipelinePlan, keys: Mapping[int, dg.AssetKey]) -> l
     return [
         spec
         for step in validate_steps(plan)
-        for spec in check_specs(step, checked_key(step, keys), dict.fromkeys(keys[index] for index in step.inputs[1:]))
+        for spec in check_specs(step, checked_key(step, keys), [keys[index] for index in step.inputs[1:]])
     ]
 
 

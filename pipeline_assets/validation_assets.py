@@ -21,7 +21,7 @@ def quarantine_key(checked: dg.AssetKey) -> dg.AssetKey:
 def check_specs(
     step: PlannedStep, asset: dg.AssetKey, references: Iterable[dg.AssetKey] = ()
 ) -> list[dg.AssetCheckSpec]:
-    """Return the asset checks of a validate step: one for each expectation, on ``asset``."""
+    """Return the asset checks of a validate step: one for each expectation, on ``asset``, compared with others."""
     method = step.method
     assert isinstance(method, ValidateMethod)  # noqa: S101  (the plan's role says so)
     return [
@@ -30,7 +30,7 @@ def check_specs(
             asset=asset,
             blocking=method.reaction == "fail" and not step.is_stream,
             description=says,
-            additional_deps=list(references),
+            additional_deps=[key for key in dict.fromkeys(references) if key != asset],
         )
         for name, says in method.expectation_names().items()
     ]
