@@ -20,7 +20,7 @@ from devstack.kafka import KafkaServer
 from pipeline_assets.cancellation import _SAME_REQUEST_SECONDS
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.session import SparkSessions
-from pipeline_assets_tests.config_documents import transform
+from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of
 from pipeline_assets_tests.integration.location import Location, failure_text
 from pipeline_assets_tests.integration.run_processes import Start, wait_until
@@ -194,10 +194,8 @@ def known_users(location: Location, *numbers: int) -> dict[str, Any]:
     """Have the table of users hold those of ``numbers``, by a batch pipeline; return the step that reads it."""
     path = location.folder / "users.csv"
     path.write_text("user_id\n" + "".join(f"u{number}\n" for number in numbers))
-    extract = {"type": "extract", "method": "fromFile", "config": {"path": f"file://{path}"}}
-    config = {"path": "/users", "mode": "overwrite"}
-    write = {"type": "load", "method": "toDeltaLake", "name": "users", "config": config}
-    location.write({"name": "users", "mode": "batch", "steps": [extract, write]})
+    write = load("toDeltaLake", path="/users", mode="overwrite")
+    location.write(batch("users", extract_file("users", f"file://{path}"), write))
     location.run("users")
     config = {"path": "/users", "streaming": False, "registerAs": "users"}
     return {"type": "extract", "method": "fromDeltaLake", "config": config}
@@ -225,7 +223,7 @@ def test_what_no_row_alone_tells(location: Location, topic: Topic) -> None:
             users,
             from_kafka(topic, schema=SCHEMA, maxOffsetsPerTrigger=50, includeMetadata=True),
             transform("withColumns", columns={"made": "timestamp_seconds(id)"}, registerAs="dated"),
-            {"type": "validate", "method": "expectations", "name": "told", "config": config},
+            validate("expectations", "told", **config),
             to_delta(),
         )
     )

@@ -29,7 +29,7 @@ from pipeline_assets.steps.validate import (
     ValidateUnique,
 )
 from pipeline_assets.validation import raise_for_failures
-from pipeline_assets_tests.config_documents import extract_file
+from pipeline_assets_tests.config_documents import batch, extract_file
 from pipeline_assets_tests.steps.frames import frame_of, rows_of
 from pipeline_assets_tests.test_plan import planned
 
@@ -81,15 +81,8 @@ def test_what_the_error_says(
 ) -> None:
     rows = [(number, "a" if number else "b", dt.datetime(2024, 1, 1), None) for number in (None, 1, 2, 3)]
     frame = frame_of(context.spark, "id INT, kind STRING, at TIMESTAMP, nothing TIMESTAMP", rows)
-    plan = planned(
-        tmp_path,
-        {
-            "name": "p",
-            "mode": "batch",
-            "steps": [extract_file("rows", "/rows.csv"), {"type": "validate", "method": method, "config": config}],
-        },
-    )
-    step = plan.steps[1]
+    check = {"type": "validate", "method": method, "config": config}
+    step = planned(tmp_path, batch("p", extract_file("rows", "/rows.csv"), check)).steps[1]
     with pytest.raises(DataValidationError) as failure:
         raise_for_failures(step, cast(ValidateMethod, step.method).validate_frame(frame, {}, context))
     said = str(failure.value).splitlines()[0].removeprefix("the data do not meet what is expected: ")
