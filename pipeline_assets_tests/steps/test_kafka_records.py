@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pyspark.errors import PySparkException
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.kafka_records import (
@@ -102,6 +103,18 @@ def test_each_record_is_parsed_once(spark: SparkSession, capsys: pytest.CaptureF
     ):
         frame.where("kind = 'a' AND id > 3 AND kafka_partition = 0").select("id").explain()
         assert capsys.readouterr().out.count("from_json(") == 1
+
+
+@pytest.mark.parametrize("columns", [1, 200], ids=["narrow", "wide"])
+def test_a_later_filter_hides_no_broken_record(columns: int, any_spark: SparkSession) -> None:
+    """Spark compiles a filter of up to 100 columns, and evaluates its conditions in another order."""
+    ddl = ", ".join(["id INT", *(f"c{at} INT" for at in range(1, columns))])
+    parser = RecordParser("json", schema_of_ddl(any_spark, ddl))
+    frame = parser.strict(messages(any_spark, [b'{"id": 1}', b'{"id": "x"}']), "kafka_test")
+    any_spark.conf.set("spark.sql.codegen.wholeStage", "true")
+    any_spark.conf.set("spark.sql.codegen.factoryMode", "FALLBACK")
+    with pytest.raises(PySparkException, match="partition 0, offset 1: the record's value is no JSON object"):
+        frame.where("id > 5").collect()
 
 
 def test_a_frame_meets_itself(any_spark: SparkSession) -> None:
