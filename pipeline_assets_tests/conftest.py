@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["devstack.pytest_plugin"]
 
-# Few and small: the tests' data are.
-SPARK_CONF = {"spark.sql.shuffle.partitions": "4"}
+# Few and small: the tests' data are. To compile code for them takes longer than to interpret it; runs that tests start
+# as users do compile theirs. Without the rule, Spark's optimizer would compute what is asked of a few rows, not its tasks.
+SPARK_CONF = {
+    "spark.sql.shuffle.partitions": "4",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.sql.optimizer.excludedRules": "org.apache.spark.sql.catalyst.optimizer.ConvertToLocalRelation",
+}
 # For every driver that a test starts: most live for seconds, in which the second compiler takes more than it gives.
 # With one compiler Java has 48 MB for compiled code, not 240: a server of many tests fills them, and ends.
 os.environ.setdefault(

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import pyarrow
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType, _parse_datatype_string
+
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
@@ -12,8 +16,14 @@ Rows = list[tuple[Any, ...]]
 
 
 def frame_of(spark: SparkSession, schema: str, rows: Iterable[tuple[Any, ...]]) -> DataFrame:
-    """Return a DataFrame with the columns of a DDL string."""
-    return spark.createDataFrame(list(rows), schema)
+    """Return a DataFrame with the columns of a DDL string; Arrow, since a list asks a Python worker at each action."""
+    columns = _parse_datatype_string(schema)
+    arrow = to_arrow_schema(columns, timezone="UTC")
+    values = list(zip(*rows, strict=True)) or [()] * len(arrow)
+    table = pyarrow.Table.from_arrays(
+        [pyarrow.array(column, field.type) for column, field in zip(values, arrow, strict=True)], schema=arrow
+    )
+    return spark.createDataFrame(table, columns)
 
 
 def rows_of(frame: DataFrame) -> Rows:
