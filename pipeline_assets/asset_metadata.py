@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
@@ -123,7 +123,7 @@ def column_origins(
         if isinstance(method, LoadMethod):
             return method.written(stubs[step.input_names[0]], run.context)
         if isinstance(method, ValidateMethod):
-            return method.good_rows(stubs[step.input_names[0]], run.context)
+            return method.good_rows(_compared(step, stubs), run.context)
         assert isinstance(method, TransformMethod)  # noqa: S101  (a step with a DataFrame is one of these)
         return method.transform(stubs, run.context)
 
@@ -142,7 +142,12 @@ def quarantine_origins(
     """Return the same as ``column_origins`` for the rows that ``step`` puts into quarantine."""
     method = step.method
     assert isinstance(method, ValidateMethod)  # noqa: S101  (the callers look)
-    return _origins(run, step, lambda stubs: method.bad_rows(stubs[step.input_names[0]], run.context), inputs, upstream)
+    return _origins(run, step, lambda stubs: method.bad_rows(_compared(step, stubs), run.context), inputs, upstream)
+
+
+def _compared(step: PlannedStep, stubs: Mapping[str, "DataFrame"]) -> "DataFrame":
+    checked, *references = step.input_names
+    return cast(ValidateMethod, step.method).compared(stubs[checked], {name: stubs[name] for name in references})
 
 
 def _origins(

@@ -305,13 +305,12 @@ class _PipelineFactory:
         """Return the asset of the rows that meet what a step expects, with that of the others."""
         plan, key = self.plan, asset_key(self.plan, step)
         aside = quarantine_key(key)
-        ins = self._ins(step)
-        ((name, _),) = ins.items()
+        names = {index: _input_name(index) for index in step.inputs}
         upstream = {index: self._key(index) for index in step.inputs}
 
         @dg.multi_asset(
             name=plan.op_name(step),
-            ins=ins,
+            ins=self._ins(step),
             deps=self._deps(step),
             outs={
                 "good": dg.AssetOut(
@@ -334,8 +333,8 @@ class _PipelineFactory:
         def quarantine(context: dg.AssetExecutionContext, **frames: Any) -> Iterator[dg.MaterializeResult[Any]]:
             with _step_op(context, plan, step) as run:
                 here = run.plan.steps[step.index]
-                found = run.quarantine(here, frames[name])
-                inputs = {step.inputs[0]: frames[name]}
+                inputs = {index: frames[name] for index, name in names.items()}
+                found = run.quarantine(here, inputs)
                 about_bad = {
                     **quarantine_metadata(run, found.path, found.written),
                     **columns_metadata(found.bad, quarantine_origins(run, here, inputs, upstream)),

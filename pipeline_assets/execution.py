@@ -35,6 +35,7 @@ from pipeline_assets.steps.delta_table import DeltaWrite, is_missing_table, with
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
+from pipeline_assets.steps.validate import RUN_ID_COLUMN
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -78,9 +79,11 @@ class PipelineRun:
         self.context = context
         self._selected = frozenset(range(len(plan.steps)) if selected is None else selected)
         self._waiting = frozenset(waiting)
+        self._in_one_process = in_one_process
         self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
         self._done: set[int] = set()
         self._frames: dict[int, DataFrame] = {}
+        self._compared: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
         self._work: dict[int, JobMetrics] = {}
         self._stages: dict[int, tuple[StageTime, ...]] = {}
@@ -105,6 +108,11 @@ class PipelineRun:
             # A step that takes it may have come first: that of another extract of the same.
             return self._frames[step.index]
         given = inputs or {}
+        if step.quarantine is not None and step.index in self._selected and not self._in_one_process:
+            # Another process of the run has put rows aside by now, and what they were compared with may have changed.
+            put_aside = self.context.spark.read.format("delta").load(self.quarantine_path(step))
+            of_this_run = put_aside.where(put_aside[RUN_ID_COLUMN] == self.context.run_id)
+            self.given_compared(step, self.recalled(step, of_this_run))
         frame = self._planned(
             step, lambda source: given[source.index] if source.index in given else self.dataframe(source)
         )
@@ -236,40 +244,60 @@ class PipelineRun:
         return results
 
     def _evaluated(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> tuple[ExpectationResult, ...]:
-        method = cast(ValidateMethod, step.method)
-        frame, references = _compared(step, frames)
-        with self.errors_of(step, [frame]), self._working(step):
-            return method.validate_frame(frame, references, self.context)
+        with self.errors_of(step, [frames[step.inputs[0]]]), self._working(step):
+            return cast(ValidateMethod, step.method).validate_frame(self._rows_compared(step, frames), self.context)
 
-    def quarantine(self, step: PlannedStep, frame: DataFrame) -> Quarantined:
+    def _rows_compared(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
+        if step.index in self._compared:
+            return self._compared[step.index]
+        return cast(ValidateMethod, step.method).compared(*_compared(step, frames))
+
+    def compared(self, step: PlannedStep) -> DataFrame:
+        """Return the rows that a validate step checks, with what it has to know of the DataFrames beside."""
+        return self._rows_compared(step, self.inputs(step))
+
+    def recalled(self, step: PlannedStep, bad: DataFrame) -> DataFrame:
+        """Return the rows that a validate step checks, told by what it has put into quarantine before: ``bad``."""
+        with self.errors_of(step):
+            return cast(ValidateMethod, step.method).recalled(*_compared(step, self.inputs(step)), bad)
+
+    def given_compared(self, step: PlannedStep, compared: DataFrame) -> None:
+        """Take what the rows that ``step`` puts into quarantine, and those that it lets pass, are told by."""
+        self._compared[step.index] = compared
+
+    def quarantine(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> Quarantined:
         """Evaluate a validate step, write the rows that do not meet it to its table, and hand the others on.
 
-        ``frame`` is computed once: it is kept for the rest of the run, unless it is kept or written already. The table
-        holds the rows of the last run, or of the last run of each partition.
+        ``frames``: what the step takes, by step index. The rows are computed, and compared with others, once: they are
+        kept for the rest of the run, unless that is done already. The table holds the rows of the last run, or of the
+        last run of each partition.
         """
         self._check_before_data_moves()
         method = cast(ValidateMethod, step.method)
-        source = self.plan.steps[step.inputs[0]]
+        source, frame = self.plan.steps[step.inputs[0]], frames[step.inputs[0]]
         with self.errors_of(step, [frame]):
             level = frame.storageLevel
-            if source.role is not Role.TABLE and not (level.useMemory or level.useDisk or level.useOffHeap):
+            is_kept = source.role is Role.TABLE or level.useMemory or level.useDisk or level.useOffHeap
+            compared = self._rows_compared(step, frames)
+            if method.reference_names() or not is_kept:
                 adaptive = source.index in self.optimizations.adaptive
-                frame = self.context.cache.cache(step.dataframe, frame, adaptive=adaptive)
-            results = self._evaluated(step, {source.index: frame})
+                compared = self.context.cache.cache(step.dataframe, compared, adaptive=adaptive)
+            self.given_compared(step, compared)
+            results = self._evaluated(step, frames)
             found = any(result.failed for result in results)
-            bad = method.bad_rows(frame, self.context)
+            bad = method.bad_rows(compared, self.context)
             with self._working(step):
                 written = self._write_quarantine(step, bad if found else bad.limit(0))
-            good = method.good_rows(frame, self.context)
+            good = method.good_rows(compared, self.context)
             _ = good.schema
         self._frames[step.index] = good
         if step.role is not Role.TABLE:
             self._let_go_after(step)
         return Quarantined(good, bad, results, self.quarantine_path(step), written)
 
-    def quarantined(self, step: PlannedStep, frame: DataFrame) -> DataFrame:
-        """Return the rows of ``frame`` that ``step`` puts into quarantine, lazily."""
-        return cast(ValidateMethod, step.method).bad_rows(frame, self.context)
+    def quarantined(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
+        """Return the rows that ``step`` puts into quarantine, lazily. ``frames``: what it takes, by step index."""
+        return cast(ValidateMethod, step.method).bad_rows(self._rows_compared(step, frames), self.context)
 
     def quarantine_path(self, step: PlannedStep) -> str:
         """Return where the rows are that ``step`` puts into quarantine, as Spark can reach it."""
@@ -368,7 +396,7 @@ class PipelineRun:
                         dataclasses.replace(self.context, optimize=config.optimize, rewritten=rewritten)
                     )
             elif isinstance(method, ValidateMethod):
-                frame = method.good_rows(_compared(step, frames)[0], self.context)
+                frame = method.good_rows(self._rows_compared(step, frames), self.context)
             else:
                 frame = cast(TransformMethod, method).transform(_by_name(step, frames), self.context)
             # Connect analyses a plan when its schema is asked for; classic Spark has done so by now.

@@ -129,7 +129,18 @@ def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], loa
             )
     before = _reach(source, lambda step: inputs[step]) | {source}
     for guard in (index for index in found.guards if cast(ValidateMethod, pipeline.methods[index]).quarantines):
-        for step in sorted(_reach(guard, lambda step: inputs[step]) - before):
+        others = cast(ValidateMethod, pipeline.methods[guard]).reference_names()
+        if others and len(loads := _loads_after(pipeline, inputs, guard)) > 1:
+            yield ConfigIssue(
+                pipeline.file,
+                pointer("steps", guard),
+                f"it puts rows into quarantine by what {others[0]!r} has, and {len(loads)} loads come after it, which "
+                "would look at it at different times: have one load after it, and go on from that table in another "
+                "streaming pipeline",
+            )
+        # What rows are compared with is asked once.
+        checked = _reach(guard, lambda step: inputs[step][:1] if step in found.guards else inputs[step])
+        for step in sorted(checked - before):
             method = pipeline.methods[step]
             texts = sql_texts(method) if isinstance(method, DataFrameMethod) else ()
             changing = next((part for _, text, _ in texts if (part := changing_part(text))), None)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["devstack.pytest_plugin"]
 
 # Few and small: the tests' data are. To compile code for them takes longer than to interpret it; runs that tests start
-# as users do compile theirs. Without the rule, Spark's optimizer would compute what is asked of a few rows, not its tasks.
+# as users do compile theirs. With the rule, Spark's optimizer would compute what is asked of a few rows, not its tasks.
 SPARK_CONF = {
     "spark.sql.shuffle.partitions": "4",
     "spark.sql.codegen.wholeStage": "false",

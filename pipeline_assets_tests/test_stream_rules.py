@@ -34,8 +34,8 @@ def from_delta(name: str, **config: Any) -> dict[str, Any]:
     }
 
 
-def compared(name: str, *, with_: str) -> dict[str, Any]:
-    config = {"inputDataFrame": name, "columns": ["id"], "references": with_}
+def compared(name: str, *, with_: str, **more: Any) -> dict[str, Any]:
+    config = {"inputDataFrame": name, "columns": ["id"], "references": with_, **more}
     return {"type": "validate", "method": "referential", "config": config}
 
 
@@ -108,6 +108,17 @@ def test_event_stream_as_written(tmp_path: Path) -> None:
             (EVENTS, CHECK, transform("withColumns", columns={"late": "at < now()"}), QUARANTINE, load()),
             "/steps/2",
             "so step 3 could put a row into quarantine and let it pass: move it before step 1",
+        ),
+        (
+            (
+                from_delta("users", streaming=False),
+                EVENTS,
+                compared("events", with_="users", onFailure="quarantine"),
+                load(),
+                load(path="/other", checkpointLocation="/checkpoints/other"),
+            ),
+            "/steps/2",
+            "by what 'users' has, and 2 loads come after it",
         ),
         (
             (
@@ -187,6 +198,13 @@ def test_a_pattern_is_read_once(tmp_path: Path) -> None:
             transform("filterRows", condition="active", registerAs="active"),
             EVENTS,
             compared("events", with_="active"),
+            load(),
+        ),
+        (
+            from_delta("users", streaming=False),
+            transform("filterRows", condition="until > now()", registerAs="current"),
+            EVENTS,
+            compared("events", with_="current", onFailure="quarantine"),
             load(),
         ),
         (EVENTS, transform("withColumns", columns={"late": "at < now()"}), QUARANTINE, load()),

@@ -368,17 +368,30 @@ class ValidateMethod(StepMethod):
     def check_schema(self, frame: DataFrame, references: Mapping[str, DataFrame], context: StepContext) -> None:
         """Raise ConfigurationError when an expectation does not fit the DataFrames' schemas. Moves no data."""
 
-    def validate_frame(
-        self, frame: DataFrame, references: Mapping[str, DataFrame], context: StepContext
-    ) -> tuple[ExpectationResult, ...]:
-        """Evaluate every expectation, in one pass over the data. ``references`` are by ``reference_names``."""
+    def compared(self, frame: DataFrame, references: Mapping[str, DataFrame]) -> DataFrame:
+        """Return ``frame``, lazily, with what the other methods have to know of ``references``.
+
+        These are by ``reference_names``. Whoever calls more than one of the others keeps the rows of this between: a
+        reference may change.
+        """
+        return frame
+
+    def recalled(self, frame: DataFrame, references: Mapping[str, DataFrame], bad: DataFrame) -> DataFrame:
+        """Return what ``compared`` does, where ``bad`` are the ``bad_rows`` that were found in these rows before.
+
+        The same are found again, whatever the references have come to be.
+        """
+        return self.compared(frame, references)
+
+    def validate_frame(self, compared: DataFrame, context: StepContext) -> tuple[ExpectationResult, ...]:
+        """Evaluate every expectation, in one pass over the data."""
         raise NotImplementedError
 
-    def good_rows(self, frame: DataFrame, context: StepContext) -> DataFrame:
+    def good_rows(self, compared: DataFrame, context: StepContext) -> DataFrame:
         """Return the rows that meet what the step expects, lazily; with onFailure ``quarantine`` only."""
         raise NotImplementedError
 
-    def bad_rows(self, frame: DataFrame, context: StepContext) -> DataFrame:
+    def bad_rows(self, compared: DataFrame, context: StepContext) -> DataFrame:
         """Return the others, with why and in which run they were found; with onFailure ``quarantine`` only."""
         raise NotImplementedError
 

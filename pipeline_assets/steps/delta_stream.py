@@ -13,7 +13,7 @@ from pipeline_assets.steps.delta_log import find_transaction
 from pipeline_assets.steps.delta_table import table_columns
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
     from pipeline_assets.steps.checkpoint import Checkpoint
     from pipeline_assets.steps.file_systems import Folder
@@ -41,6 +41,16 @@ def rows_appended(table: Folder | None, app_id: str, version: int) -> int:
     """Return how many rows ``append_once`` has appended to ``table``; 0 where its log can't be seen from here."""
     commit = find_transaction(table, app_id, version) if table is not None else None
     return int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
+
+
+def rows_of_append(spark: SparkSession, path: str, table: Folder, app_id: str, version: int) -> DataFrame | None:
+    """Return the rows that ``append_once`` has appended to the table at ``path``; None when it has not done so."""
+    commit = find_transaction(table, app_id, version)
+    if commit is None:
+        return None
+    rows = spark.read.format("delta").option("versionAsOf", commit.version).load(path)
+    files = [file.path.rpartition("/")[2] for file in commit.added]
+    return rows.where(rows.metadataColumn("_metadata")["file_name"].isin(files))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Expectations, evaluated together: all that one aggregation can tell is told by one, over one pass of the data.
 
-A referential expectation joins the distinct keys of the other DataFrame into that pass. Only rows that are not unique
-are shown by a query of their own, and only when there are some.
+A referential expectation joins the distinct keys of the other DataFrame into the rows before: ``compared``, or
+``recalled``, make what the other functions take. Only rows that are not unique are shown by a query of their own, and
+only when there are some.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from pipeline_assets.spark.failures import is_spark_error, spark_failure
 from pipeline_assets.steps.base import ExpectationResult, Samples, Severity
 from pipeline_assets.steps.columns import require_paths, top_level
 from pipeline_assets.steps.expectations import Expectation, RowExpectation
-from pipeline_assets.steps.table_expectations import AggregateExpectation, Judgement, Schema
+from pipeline_assets.steps.table_expectations import AggregateExpectation, Judgement, Referential, Schema
 from pipeline_assets.steps.transform import quote
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import DataType
 
+REASONS_COLUMN = "quarantine_reasons"
 # Columns that are added for the pass; a DataFrame has none that are called so.
 _MARK = "__expectation"
 _RECORD = f"{_MARK}_record"
@@ -60,39 +62,55 @@ def check_all(stated: Sequence[Stated], frame: DataFrame, references: References
     require_paths(sampling.masked, "input", frame)
 
 
-def evaluate(
-    stated: Sequence[Stated],
-    frame: DataFrame,
-    references: References,
-    sampling: Sampling,
-    *,
-    is_micro_batch: bool = False,
-) -> tuple[ExpectationResult, ...]:
-    """Evaluate ``stated`` on ``frame``. Each result has up to ``sampling.size`` of the records that fail.
+def compared(stated: Sequence[Stated], frame: DataFrame, references: References) -> DataFrame:
+    """Return ``frame`` with a column for each of ``stated`` that looks into another DataFrame."""
+    for item in stated:
+        if isinstance(item.expectation, Referential):
+            frame = item.expectation.met(frame, references, _met(item))
+    return frame
 
-    ``is_micro_batch``: ``frame`` is one of a stream. Without rows, as when all were left out before, it meets all that
+
+def recalled(stated: Sequence[Stated], frame: DataFrame, bad: DataFrame) -> DataFrame:
+    """Return what ``compared`` did when it came to ``bad``: rows of ``frame`` with their ``failed_names``."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    for item in stated:
+        if isinstance(item.expectation, Referential):
+            for_this = bad.where(F.array_contains(REASONS_COLUMN, _reason(item)))
+            frame = item.expectation.met_before(frame, for_this, _met(item))
+    return frame
+
+
+def without_marks(stated: Sequence[Stated], compared: DataFrame) -> DataFrame:
+    """Return the DataFrame that ``compared`` was made of."""
+    return compared.drop(*(_met(item) for item in stated if isinstance(item.expectation, Referential)))
+
+
+def evaluate(
+    stated: Sequence[Stated], compared: DataFrame, sampling: Sampling, *, is_micro_batch: bool = False
+) -> tuple[ExpectationResult, ...]:
+    """Evaluate ``stated``. Each result has up to ``sampling.size`` of the records that fail.
+
+    ``is_micro_batch``: the rows are of a stream. Without rows, as when all were left out before, it meets all that
     is about rows: it would be tried again for ever, however many come later.
     """
     measured: dict[str, Any] = {}
     if not all(isinstance(item.expectation, Schema) for item in stated):
-        prepared, aggregates = _aggregates(stated, frame, references, sampling)
+        prepared, aggregates = _aggregates(stated, compared, sampling)
         (row,) = prepared.agg(*(column.alias(name) for name, column in aggregates.items())).collect()
         measured = dict(zip(aggregates, row, strict=True))
+    frame = without_marks(stated, compared)
     return tuple(
         _result(item, position, measured, frame, sampling, is_micro_batch=is_micro_batch)
         for position, item in enumerate(stated)
     )
 
 
-def failed_names(stated: Sequence[Stated], frame: DataFrame) -> Column:
-    """Return, for each row, what it does not meet of ``stated`` (all row-wise): an array of texts."""
+def failed_names(stated: Sequence[Stated], compared: DataFrame) -> Column:
+    """Return, for each row, what it does not meet of ``stated``, all about single rows: an array of texts."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    reasons = [
-        F.when(_fails(item.expectation.holds(frame)), F.lit(_reason(item)))
-        for item in stated
-        if isinstance(item.expectation, RowExpectation)
-    ]
+    reasons = [F.when(fails, F.lit(_reason(item))) for item in stated if (fails := _fails(item, compared)) is not None]
     return F.array_compact(F.array(*reasons))
 
 
@@ -102,24 +120,22 @@ def _reason(item: Stated) -> str:
 
 
 def _aggregates(
-    stated: Sequence[Stated], frame: DataFrame, references: References, sampling: Sampling
+    stated: Sequence[Stated], compared: DataFrame, sampling: Sampling
 ) -> tuple[DataFrame, dict[str, Column]]:
     """Return the DataFrame to aggregate, and the aggregates by name."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    prepared = frame
+    frame = without_marks(stated, compared)
     failed: dict[str, Column] = {}
     aggregates = {_TOTAL: F.expr("count(1)")}
     for position, item in enumerate(stated):
-        expectation = item.expectation
-        if isinstance(expectation, RowExpectation):
-            prepared, holds = expectation.prepared(prepared, references, f"{_MARK}_joined_{position}")
-            failed[_flag(position)] = _fails(holds)
+        if (fails := _fails(item, compared)) is not None:
+            failed[_flag(position)] = fails
             aggregates[_flag(position)] = F.count_if(F.col(_flag(position)))
-        elif isinstance(expectation, AggregateExpectation):
-            for name, column in expectation.measures(frame).items():
+        elif isinstance(item.expectation, AggregateExpectation):
+            for name, column in item.expectation.measures(frame).items():
                 aggregates[f"{position}_{name}"] = column
-    prepared = prepared.withColumns(failed) if failed else prepared
+    prepared = compared.withColumns(failed) if failed else compared
     if failed and sampling.size:
         any_failed = reduce(lambda left, right: left | right, (F.col(name) for name in failed))
         # Records are made into texts only where there is one to show.
@@ -135,10 +151,20 @@ def _flag(position: int) -> str:
     return f"{_MARK}_failed_{position}"
 
 
-def _fails(holds: Column) -> Column:
+def _met(item: Stated) -> str:
+    # Of any name a column's name that needs no quotes.
+    return f"{_MARK}_met_{item.name.encode().hex()}"
+
+
+def _fails(item: Stated, compared: DataFrame) -> Column | None:
+    """Return whether a row fails; None where no single row tells."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    return ~F.coalesce(holds, F.expr("false"))
+    if isinstance(item.expectation, Referential):
+        return ~F.col(_met(item))
+    if isinstance(item.expectation, RowExpectation):
+        return ~F.coalesce(item.expectation.holds(compared), F.expr("false"))
+    return None
 
 
 def _result(
@@ -152,7 +178,7 @@ def _result(
 ) -> ExpectationResult:
     expectation, total = item.expectation, measured.get(_TOTAL, 0)
     samples: Samples | None = None
-    if isinstance(expectation, RowExpectation):
+    if isinstance(expectation, RowExpectation | Referential):
         failed = measured[_flag(position)]
         judged = Judgement(failed == 0, failed)
         samples = _samples(measured.get(f"{_flag(position)}_samples"), sampling)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 
 
 class Expectation(BaseModel):
-    """Base of all kinds. ``is_row_wise``: whether a row alone tells if it meets the expectation."""
+    """Base of all kinds."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, defer_build=True
     )
-
-    is_row_wise: ClassVar[bool] = False
 
     severity: Severity | None = None
     """How a failure counts: `error` (when left out, with onFailure `fail`), or `warn`: it is told, and nothing more."""
@@ -45,13 +43,7 @@ class Expectation(BaseModel):
 
 
 class RowExpectation(Expectation):
-    """What a row meets or does not meet. A condition that is null is not met."""
-
-    is_row_wise = True
-
-    def prepared(self, frame: DataFrame, references: Mapping[str, DataFrame], mark: str) -> tuple[DataFrame, Column]:
-        """Return ``frame`` with what the condition needs, and the condition. ``mark`` is a free column's name."""
-        return frame, self.holds(frame)
+    """What a row alone meets or does not meet. A condition that is null is not met."""
 
     def holds(self, frame: DataFrame) -> Column:
         """Return the condition."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import reduce
@@ -15,7 +15,7 @@ from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.spark.failures import is_spark_error
 from pipeline_assets.steps.base import Samples
 from pipeline_assets.steps.columns import column_of, require_paths, type_of
-from pipeline_assets.steps.expectations import Expectation, RowExpectation
+from pipeline_assets.steps.expectations import Expectation
 from pipeline_assets.steps.join import check_comparable
 from pipeline_assets.steps.sql_texts import SqlType
 from pipeline_assets.steps.transform import ColumnName, quote
@@ -168,10 +168,8 @@ class Freshness(AggregateExpectation):
         return Judgement(not stale, total if stale else 0, facts=facts, found=found)
 
 
-class Referential(RowExpectation):
+class Referential(Expectation):
     """Expects rows to have their counterpart in another DataFrame, as a foreign key does. A null needs none."""
-
-    is_row_wise = False
 
     columns: tuple[ColumnName, ...] = Field(min_length=1)
     """Columns whose values the other DataFrame has to have."""
@@ -206,18 +204,31 @@ class Referential(RowExpectation):
             ours = (mine, "input", type_of(mine, frame))
             check_comparable(ours, (theirs, self.references, type_of(theirs, other)))
 
-    def prepared(self, frame: DataFrame, references: Mapping[str, DataFrame], mark: str) -> tuple[DataFrame, Column]:
-        """Join what there is in the other DataFrame, each key once, so that no row of ``frame`` becomes two."""
+    def met(self, frame: DataFrame, references: Mapping[str, DataFrame], mark: str) -> DataFrame:
+        """Return ``frame`` with a column ``mark``: whether the row meets it."""
         from pyspark.sql import functions as F  # noqa: N812
 
-        other = references[self.references]
-        names = [f"{mark}_{position}" for position in range(len(self.columns))]
-        theirs = [column_of(name, other).alias(alias) for name, alias in zip(self._theirs, names, strict=True)]
-        known = other.select(*theirs).distinct().withColumn(mark, F.lit(True))
         mine = [column_of(name, frame) for name in self.columns]
-        pairs = (key == F.col(quote(alias)) for key, alias in zip(mine, names, strict=True))
-        joined = frame.join(known, reduce(lambda left, right: left & right, pairs), "left").drop(*names)
-        return joined, F.col(quote(mark)).isNotNull() | ~_all_set(mine)
+        found = self._looked_up(frame, references[self.references], self._theirs, mark)
+        return found.withColumn(mark, F.col(mark).isNotNull() | ~_all_set(mine))
+
+    def met_before(self, frame: DataFrame, bad: DataFrame, mark: str) -> DataFrame:
+        """Return ``frame`` with a column ``mark``: whether the row meets it, where ``bad`` has all that do not."""
+        from pyspark.sql import functions as F  # noqa: N812
+
+        found = self._looked_up(frame, bad, self.columns, mark)
+        return found.withColumn(mark, F.col(mark).isNull())
+
+    def _looked_up(self, frame: DataFrame, other: DataFrame, theirs: Sequence[str], mark: str) -> DataFrame:
+        """Join the keys that there are in ``other``, each once, so that no row of ``frame`` becomes two."""
+        from pyspark.sql import functions as F  # noqa: N812
+
+        names = [f"{mark}_{position}" for position in range(len(self.columns))]
+        keys = [column_of(name, other).alias(alias) for name, alias in zip(theirs, names, strict=True)]
+        known = other.select(*keys).distinct().withColumn(mark, F.lit(True))
+        mine = [column_of(name, frame) for name in self.columns]
+        pairs = (key == F.col(alias) for key, alias in zip(mine, names, strict=True))
+        return frame.join(known, reduce(lambda left, right: left & right, pairs), "left").drop(*names)
 
 
 class Schema(Expectation):

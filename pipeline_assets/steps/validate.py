@@ -9,8 +9,26 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import ExpectationResult, Severity, StepContext, StreamTraits, ValidateMethod
-from pipeline_assets.steps.evaluation import Sampling, Stated, check_all, evaluate, failed_names
-from pipeline_assets.steps.expectations import Expectation, Expression, InRange, InSet, Matches, NotNull
+from pipeline_assets.steps.evaluation import (
+    REASONS_COLUMN,
+    Sampling,
+    Stated,
+    check_all,
+    compared,
+    evaluate,
+    failed_names,
+    recalled,
+    without_marks,
+)
+from pipeline_assets.steps.expectations import (
+    Expectation,
+    Expression,
+    InRange,
+    InSet,
+    Matches,
+    NotNull,
+    RowExpectation,
+)
 from pipeline_assets.steps.sql_names import changing_part
 from pipeline_assets.steps.sql_texts import SqlExpression, sql_texts
 from pipeline_assets.steps.table_expectations import Freshness, Referential, RowCount, Schema, Unique
@@ -19,7 +37,6 @@ from pipeline_assets.steps.transform import quote
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-REASONS_COLUMN = "quarantine_reasons"
 RUN_ID_COLUMN = "quarantine_run_id"
 TIME_COLUMN = "quarantined_at"
 
@@ -66,22 +83,30 @@ class ExpectationStep(ValidateMethod):
                     f"the DataFrame has a column {taken[0]!r}, which rows in quarantine get: rename it before"
                 )
 
-    def validate_frame(
-        self, frame: DataFrame, references: Mapping[str, DataFrame], context: StepContext
-    ) -> tuple[ExpectationResult, ...]:
-        return evaluate(self.stated(), frame, references, self._sampling, is_micro_batch=context.is_micro_batch)
+    def compared(self, frame: DataFrame, references: Mapping[str, DataFrame]) -> DataFrame:
+        return compared(self.stated(), frame, references)
 
-    def good_rows(self, frame: DataFrame, context: StepContext) -> DataFrame:
+    def recalled(self, frame: DataFrame, references: Mapping[str, DataFrame], bad: DataFrame) -> DataFrame:
+        kept_to = self._kept_to()
+        others = [item for item in self.stated() if item not in kept_to]
+        return compared(others, recalled(kept_to, frame, bad), references)
+
+    def validate_frame(self, compared: DataFrame, context: StepContext) -> tuple[ExpectationResult, ...]:
+        return evaluate(self.stated(), compared, self._sampling, is_micro_batch=context.is_micro_batch)
+
+    def good_rows(self, compared: DataFrame, context: StepContext) -> DataFrame:
         from pyspark.sql import functions as F  # noqa: N812
 
-        return frame.where(F.size(failed_names(self._kept_to(), frame)) == 0)
+        good = compared.where(F.size(failed_names(self._kept_to(), compared)) == 0)
+        return without_marks(self.stated(), good)
 
-    def bad_rows(self, frame: DataFrame, context: StepContext) -> DataFrame:
+    def bad_rows(self, compared: DataFrame, context: StepContext) -> DataFrame:
         from pyspark.sql import functions as F  # noqa: N812
 
-        reasons = failed_names(self._kept_to(), frame)
+        reasons = failed_names(self._kept_to(), compared)
         told = {REASONS_COLUMN: reasons, RUN_ID_COLUMN: F.lit(context.run_id), TIME_COLUMN: F.current_timestamp()}
-        return frame.withColumns(told).where(F.size(quote(REASONS_COLUMN)) > 0)
+        bad = compared.withColumns(told).where(F.size(quote(REASONS_COLUMN)) > 0)
+        return without_marks(self.stated(), bad)
 
     def _kept_to(self) -> list[Stated]:
         """Return what rows are put into quarantine for."""
@@ -96,7 +121,8 @@ class ExpectationStep(ValidateMethod):
 
     @model_validator(mode="after")
     def _only_rows_in_quarantine(self) -> Self:
-        others = [item for item in self.stated() if not item.expectation.is_row_wise]
+        about_rows = RowExpectation | Referential
+        others = [item for item in self.stated() if not isinstance(item.expectation, about_rows)]
         if self.quarantines and others:
             which = f" {others[0].name!r}" if others[0].name else ""
             raise ValueError(

@@ -3,7 +3,8 @@
 The query's own plan ends at the DataFrame that the first of these steps checks. Each micro-batch of it is kept, checked
 in one pass, and goes on by the later steps as a batch: rows for quarantine into their table, the others into the
 target, each by one Delta commit that carries the query's id and the batch's number, so that a batch that is repeated
-after a crash is not written twice.
+after a crash is not written twice. What it was compared with may have changed by then: which rows were put aside is
+read from the first of these commits, and that none was, from the checkpoint.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import dataclasses
 import queue
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from pipeline_assets.errors import DataValidationError, PipelineError
+from pipeline_assets.errors import ConfigurationError, DataValidationError, PipelineError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.base import ExpectationResult, StreamingLoad, ValidateMethod
-from pipeline_assets.steps.delta_stream import append_once, rows_appended
+from pipeline_assets.steps.checkpoint import Checkpoint
+from pipeline_assets.steps.delta_stream import append_once, rows_appended, rows_of_append
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.stream_rules import Guarded
 from pipeline_assets.validation import raise_for_failures
@@ -53,6 +56,7 @@ class MicroBatches:
         self._source = run.plan.steps[guarded.source]
         self._guards = [run.plan.steps[index] for index in guarded.guards]
         self._told = told
+        self._may_be_repeated = True
         self._news: queue.SimpleQueue[BatchChecks] = queue.SimpleQueue()
 
     def news(self) -> Iterator[BatchChecks]:
@@ -69,18 +73,39 @@ class MicroBatches:
         context = dataclasses.replace(self._run.context, spark=frame.sparkSession, is_micro_batch=True)
         batch = PipelineRun(self._run.plan, context, selected=())
         batch.given(self._source, frame)
-        if self._guards:
-            frame.persist()
         try:
             self.failure = None
-            self._write(batch, batch_id)
+            with ExitStack() as kept:
+                if self._guards:
+                    _keep(frame, kept)
+                for guard in filter(_puts_aside_by_others, self._guards):
+                    with batch.errors_of(guard):
+                        compared = self._compared(batch, guard, batch_id)
+                        _keep(compared, kept)
+                    batch.given_compared(guard, compared)
+                self._may_be_repeated = True
+                self._write(batch, batch_id)
         except PipelineError as error:
             # Through Spark it would come back as a text.
             self.failure = error
             raise
-        finally:
-            if self._guards:
-                frame.unpersist()
+        self._may_be_repeated = False  # the next one is new, until this query ends
+
+    def _compared(self, batch: PipelineRun, guard: PlannedStep, batch_id: int) -> DataFrame:
+        """Return the rows that ``guard`` checks, with what they are told by: the same at each try of the batch."""
+        path = batch.quarantine_path(guard)
+        folder = folder_seen_from_here(path, "default", batch.context.connections)
+        if folder is None:
+            raise ConfigurationError(
+                f"quarantinePath {path}: where rows are compared with another DataFrame, their table is on S3 or on a "
+                "mounted file system"
+            )
+        bad = None
+        if self._may_be_repeated:
+            bad = rows_of_append(batch.context.spark, path, folder, self._aside_app_id(guard), batch_id)
+            if bad is None and self._checkpoint.read_document(_none_aside(guard)) == {"batchId": batch_id}:
+                bad = batch.quarantined(guard, batch.inputs(guard)).limit(0)
+        return batch.compared(guard) if bad is None else batch.recalled(guard, bad)
 
     def _write(self, batch: PipelineRun, batch_id: int) -> None:
         found = {guard.index: batch.check(guard) for guard in self._guards if self._checks(guard)}
@@ -104,15 +129,21 @@ class MicroBatches:
             method.write_batch(rows, batch.context, batch_id, self._app_id)
         self._tell(told)
 
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        return self._run.checkpoint(self._load)
+
     # Both stay the same while the query runs, and are in files, which may be far away.
     @cached_property
     def _query_id(self) -> str:
-        return self._run.checkpoint(self._load).query_id() or ""
+        return self._checkpoint.query_id() or ""
 
     @cached_property
     def _app_id(self) -> str | None:
-        checkpoint = self._run.checkpoint(self._load)
-        return cast(StreamingLoad, self._load.method).transaction_app_id(self._query_id, checkpoint)
+        return cast(StreamingLoad, self._load.method).transaction_app_id(self._query_id, self._checkpoint)
+
+    def _aside_app_id(self, guard: PlannedStep) -> str:
+        return f"{self._query_id}:{guard.name}"
 
     def _checks(self, guard: PlannedStep) -> bool:
         return guard.index in self._told or cast(ValidateMethod, guard.method).reaction == "fail"
@@ -124,12 +155,32 @@ class MicroBatches:
 
     def _put_aside(self, batch: PipelineRun, check: BatchChecks) -> BatchChecks:
         method = cast(ValidateMethod, check.step.method)
-        if not method.quarantines or not any(result.failed for result in check.results):
+        if not method.quarantines:
             return check
-        app_id = f"{self._query_id}:{check.step.name}"
-        path = batch.quarantine_path(check.step)
+        if not any(result.failed for result in check.results):
+            if _puts_aside_by_others(check.step):
+                # To be remembered: the next try might find one.
+                self._checkpoint.write_document(_none_aside(check.step), {"batchId": check.batch_id})
+            return check
+        app_id, path = self._aside_app_id(check.step), batch.quarantine_path(check.step)
         with batch.errors_of(check.step):
-            source = batch.dataframe(batch.plan.steps[check.step.inputs[0]])
-            append_once(method.bad_rows(source, batch.context), path, app_id, check.batch_id)
+            bad = batch.quarantined(check.step, batch.inputs(check.step))
+            append_once(bad, path, app_id, check.batch_id)
         folder = folder_seen_from_here(path, "default", batch.context.connections)
         return dataclasses.replace(check, quarantined=rows_appended(folder, app_id, check.batch_id))
+
+
+def _puts_aside_by_others(guard: PlannedStep) -> bool:
+    """Whether rows go into quarantine by what there is in other DataFrames."""
+    method = cast(ValidateMethod, guard.method)
+    return method.quarantines and bool(method.reference_names())
+
+
+def _none_aside(guard: PlannedStep) -> str:
+    """Return the name under which the checkpoint has the last micro-batch of which no row was put aside."""
+    return f"none_aside_{guard.name}"
+
+
+def _keep(frame: DataFrame, kept: ExitStack) -> None:
+    frame.persist()
+    kept.callback(frame.unpersist)

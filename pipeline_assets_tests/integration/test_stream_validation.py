@@ -10,6 +10,7 @@ import signal
 import threading
 import uuid
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,38 @@ def test_each_micro_batch_meets_the_table_as_it_is_then(location: Location, topi
     location.write(document("availableNow"))
     location.run("stream")
     assert ids(root(location, "out")) == loaded + Counter(event["id"] for event in of_user(2))
+
+
+@on_both
+@pytest.mark.parametrize("known", [range(4), range(7)], ids=["some", "all"])
+def test_the_same_rows_are_put_aside_when_the_table_has_changed(known: range, location: Location, topic: Topic) -> None:
+    """A micro-batch that is repeated after a failure of its load meets another table of users."""
+
+    def document(*more: dict[str, Any]) -> dict[str, Any]:
+        config = {"inputDataFrame": "events", "columns": ["user_id"], "references": "users"}
+        check = validate("referential", "good", **config, onFailure="quarantine")
+        return stream(users, from_kafka(topic, schema=SCHEMA), check, *more, to_delta())
+
+    def of_users(some: list[Event], numbers: Iterable[int]) -> Counter[int]:
+        return Counter(event["id"] for event in some if event["user_id"] in {f"u{number}" for number in numbers})
+
+    users = known_users(location, *known)
+    location.write(document(transform("filterRows", condition="raise_error('no disk') IS NULL")))
+    sent, aside = events(0, 100), location.table("stream", "good_quarantine")
+    topic.send(sent)
+    assert "no disk" in failure_text(location.run("stream", fail=True))
+    assert ids(aside) == of_users(sent, set(range(7)) - set(known))
+    known_users(location, 0, 5)
+    location.write(document())
+    check = checks(location.run("stream"))["good"]
+    assert check.metadata["failed_rows"].value == sum(ids(aside).values())
+    assert ids(aside) == of_users(sent, set(range(7)) - set(known))
+    assert ids(root(location, "out")) == of_users(sent, known)
+    more = events(100, 50)
+    topic.send(more)
+    location.run("stream")
+    assert ids(aside) == of_users(sent, set(range(7)) - set(known)) + of_users(more, {1, 2, 3, 4, 6})
+    assert ids(root(location, "out")) == of_users(sent, known) + of_users(more, {0, 5})
 
 
 def test_a_micro_batch_without_rows_stops_nothing(location: Location, topic: Topic) -> None:

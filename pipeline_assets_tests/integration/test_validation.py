@@ -16,13 +16,19 @@ import pytest
 
 import pipeline_assets.steps
 from devstack.demo_data import cdnow_purchases
+from pipeline_assets.config import load_file
+from pipeline_assets.connections import Connections
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.plan import plan_pipeline
+from pipeline_assets.settings import Settings
+from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.steps.base import SingleInputTransform, StepContext
 from pipeline_assets_tests.config_documents import batch, extract_file, transform
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
 from pipeline_assets_tests.integration.location import Location, failure_text
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 LOAD = {"type": "load", "method": "toDeltaLake", "config": {"path": "/out", "mode": "overwrite"}}
 
@@ -260,6 +266,64 @@ def test_referential_to_a_dataframe_of_the_pipeline(location: Location, rows: Pa
     location.run("checked")
     assert len(rows_of(out(location))) == 4
     assert not location.table("checked", "known").exists(), "what is only compared with is no table"
+
+
+def changing_pipeline(location: Location) -> dict[str, Any]:
+    """Return a pipeline of the numbers to 200, some of which are known: others each time when somebody asks."""
+    numbers = location.folder / "numbers.csv"
+    numbers.write_text("id\n" + "".join(f"{number}\n" for number in range(200)))
+    known = "SELECT id FROM numbers WHERE CAST(reflect('java.lang.System', 'nanoTime') AS BIGINT) % 3 > 0"
+    config = {"columns": ["id"], "references": "known", "inputDataFrame": "numbers"}
+    return batch(
+        "changing",
+        extract_file("numbers", f"file://{numbers}", schema="id BIGINT"),
+        transform("sql", query=known, registerAs="known"),
+        validate("referential", "good", **config, onFailure="quarantine"),
+        LOAD,
+        {**LOAD, "config": {**LOAD["config"], "path": "/second"}},
+    )
+
+
+def test_rows_without_their_counterpart_are_put_aside(location: Location) -> None:
+    location.write(changing_pipeline(location))
+    run = location.run("changing")
+    aside = rows_of(location.table("changing", "good_quarantine"))
+    loaded = list(rows_of(out(location))["id"])
+    assert sorted([*aside["id"], *loaded]) == list(range(200))
+    assert sorted(rows_of(location.folder / "root" / "second")["id"]) == sorted(loaded)
+    assert len(aside)
+    assert len(loaded)
+    assert {tuple(reasons) for reasons in aside["quarantine_reasons"]} == {("id is in known (id)",)}
+    check = results(run)["good"]
+    assert (told(check)["failed_rows"], told(check)["total_rows"]) == (len(aside), 200)
+    assert location.metadata("changing", "good")["quarantined_rows"] == len(aside)
+    asset = location.definitions().resolve_asset_graph().get(dg.AssetKey(["changing", "good"]))
+    assert asset.parent_keys == {dg.AssetKey(["changing", "numbers"]), dg.AssetKey(["changing", "known"])}
+
+
+def test_each_process_of_a_run_puts_the_same_rows_aside(location: Location, spark: SparkSession) -> None:
+    location.write(changing_pipeline(location))
+    plan = plan_pipeline(load_file(location.folder / "configs" / "changing.json", {}))
+    good = plan.steps[2]
+
+    def process(run_id: str) -> PipelineRun:
+        context = StepContext(
+            pipeline=plan.name,
+            run_id=run_id,
+            spark=spark.newSession(),
+            settings=Settings(warehouse=str(location.folder / "warehouse")),
+            connections=Connections(),
+            cache=DataFrameCache(),
+        )
+        return PipelineRun(plan, context, in_one_process=False)
+
+    for run_id in ("first", "second"):
+        checking = process(run_id)
+        checking.quarantine(good, checking.inputs(good))
+        checking.context.cache.uncache_all()  # another process would not find it
+        aside = set(rows_of(location.table("changing", "good_quarantine"))["id"])
+        loading = process(run_id)
+        assert {row["id"] for row in loading.dataframe(good).collect()} == set(range(200)) - aside
 
 
 def test_cdnow_put_aside(location: Location) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import pyarrow
+import pyarrow as pa
 from pyspark.sql.pandas.types import to_arrow_schema
-from pyspark.sql.types import StructType, _parse_datatype_string
+from pyspark.sql.types import _parse_datatype_string
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -20,8 +20,8 @@ def frame_of(spark: SparkSession, schema: str, rows: Iterable[tuple[Any, ...]]) 
     columns = _parse_datatype_string(schema)
     arrow = to_arrow_schema(columns, timezone="UTC")
     values = list(zip(*rows, strict=True)) or [()] * len(arrow)
-    table = pyarrow.Table.from_arrays(
-        [pyarrow.array(column, field.type) for column, field in zip(values, arrow, strict=True)], schema=arrow
+    table = pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(values, arrow, strict=True)], schema=arrow
     )
     return spark.createDataFrame(table, columns)
 

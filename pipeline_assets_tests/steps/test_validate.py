@@ -30,11 +30,11 @@ from pipeline_assets.steps.validate import (
 )
 from pipeline_assets.validation import raise_for_failures
 from pipeline_assets_tests.config_documents import batch, extract_file
-from pipeline_assets_tests.steps.frames import frame_of, rows_of
+from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order, rows_of
 from pipeline_assets_tests.test_plan import planned
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 NAN, INF = float("nan"), float("inf")
 ROWS = [(1, 5), (2, -1), (3, None), (None, 7)]
@@ -44,7 +44,7 @@ SCHEMA = "id INT, amount INT"
 def only(step: ValidateMethod, frame: DataFrame, context: StepContext, **references: DataFrame) -> ExpectationResult:
     """Return the result of a step with one expectation, after the look at the schema that comes before."""
     step.check_schema(frame, references, context)
-    (result,) = step.validate_frame(frame, references, context)
+    (result,) = step.validate_frame(step.compared(frame, references), context)
     return result
 
 
@@ -84,7 +84,7 @@ def test_what_the_error_says(
     check = {"type": "validate", "method": method, "config": config}
     step = planned(tmp_path, batch("p", extract_file("rows", "/rows.csv"), check)).steps[1]
     with pytest.raises(DataValidationError) as failure:
-        raise_for_failures(step, cast(ValidateMethod, step.method).validate_frame(frame, {}, context))
+        raise_for_failures(step, cast(ValidateMethod, step.method).validate_frame(frame, context))
     said = str(failure.value).splitlines()[0].removeprefix("the data do not meet what is expected: ")
     assert re.sub(r"\d+ days, [\d:]+", "DAYS", said) == text
 
@@ -105,7 +105,7 @@ def test_several_expectations_of_both_forms(context: StepContext) -> None:
         }
     )
     method.check_schema(frame, {}, context)
-    results = {result.name: result for result in method.validate_frame(frame, {}, context)}
+    results = {result.name: result for result in method.validate_frame(frame, context)}
     assert {name: (found.passed, found.failed, found.total) for name, found in results.items()} == {
         "has id": (False, 1, 4),
         "positive": (False, 2, 4),
@@ -140,7 +140,7 @@ def test_no_rows(context: StepContext) -> None:
     step = Expectations.model_validate({"expectations": ALL_KINDS, "minRows": 0})
     others = {"other": frame}
     step.check_schema(frame, others, context)
-    results = step.validate_frame(frame, others, context)
+    results = step.validate_frame(step.compared(frame, others), context)
     assert len(results) == len(ALL_KINDS) + 1
     assert [(found.passed, found.failed, found.total, found.percent) for found in results] == [(True, 0, 0, 0.0)] * 9
     assert failed(ValidateRowCount(min=1), frame, context) == (False, 1)
@@ -397,11 +397,9 @@ def test_invalid_config(config: dict[str, Any], message: str) -> None:
         Expectations.model_validate(config)
 
 
-@pytest.mark.parametrize("step", [ValidateUnique, ValidateReferential])
-def test_quarantine_is_for_single_rows(step: type[ValidateMethod]) -> None:
-    config = {"columns": ["a"], "onFailure": "quarantine"}
+def test_quarantine_is_for_single_rows() -> None:
     with pytest.raises(ValueError, match="is not about single rows: give it a validate step of its own"):
-        step.model_validate(config | ({"references": "b"} if step is ValidateReferential else {}))
+        ValidateUnique.model_validate({"columns": ["a"], "onFailure": "quarantine"})
 
 
 @pytest.mark.parametrize(
@@ -449,6 +447,55 @@ def test_good_and_bad_rows(context: StepContext) -> None:
         step.check_schema(frame.selectExpr("*", "1 AS Quarantine_Reasons"), {}, context)
 
 
+KNOWN: dict[str, Any] = {
+    "expectations": {
+        "positive": "amount > 0",
+        "a.known": {"expect": "referential", "columns": ["id"], "references": "customers"},
+        "both": {"expect": "referential", "columns": ["id", "amount"], "references": "paid", "severity": "warn"},
+    },
+    "onFailure": "quarantine",
+}
+ORDERS: Rows = [(1, 5), (2, 5), (2, 6), (2, -1), (3, 7), (None, 8)]
+
+
+def test_rows_without_their_counterpart_are_put_aside(any_spark: SparkSession, context: StepContext) -> None:
+    frame = frame_of(any_spark, SCHEMA, ORDERS)
+    step = Expectations.model_validate(KNOWN)
+    references = {
+        "customers": frame_of(any_spark, "id INT", [(1,), (1,), (3,), (None,)]),
+        "paid": frame_of(any_spark, SCHEMA, [(1, 5)]),
+    }
+    step.check_schema(frame, references, context)
+    compared = step.compared(frame, references)
+    assert {(one.name, one.failed, one.total) for one in step.validate_frame(compared, context)} == {
+        ("positive", 1, 6),
+        ("a.known", 3, 6),
+        ("both", 4, 6),
+    }
+    assert step.good_rows(compared, context).columns == ["id", "amount"]
+    assert rows_of(step.good_rows(compared, context)) == in_order([(1, 5), (3, 7), (None, 8)])
+    unknown = "a.known: id is in customers (id)"
+    expected = [(2, 5, [unknown]), (2, 6, [unknown]), (2, -1, ["positive: amount > 0", unknown])]
+    bad = step.bad_rows(compared, context)
+    assert bad.columns == ["id", "amount", "quarantine_reasons", "quarantine_run_id", "quarantined_at"]
+    assert rows_of(bad.select("id", "amount", "quarantine_reasons")) == in_order(expected)
+
+
+def test_the_same_rows_are_put_aside_again(any_spark: SparkSession, context: StepContext) -> None:
+    """Customer 2 has come, and 3 has gone, since rows were put aside."""
+    frame = frame_of(any_spark, SCHEMA, ORDERS)
+    step = Expectations.model_validate(KNOWN)
+    before, after = (frame_of(any_spark, "id INT", rows) for rows in ([(1,), (3,)], [(1,), (2,)]))
+    paid = frame_of(any_spark, SCHEMA, ORDERS[1:])
+    first = step.compared(frame, {"customers": before, "paid": paid})
+    bad = step.bad_rows(first, context)
+    second = step.recalled(frame, {"customers": after, "paid": paid}, bad)
+    assert rows_of(step.good_rows(second, context)) == in_order([(1, 5), (3, 7), (None, 8)])
+    shown = ("id", "amount", "quarantine_reasons")
+    assert rows_of(step.bad_rows(second, context).select(*shown)) == rows_of(bad.select(*shown))
+    assert [one.failed for one in step.validate_frame(second, context)] == [1, 3, 1]
+
+
 class TestRealData:
     """The same questions put to DuckDB."""
 
@@ -474,7 +521,7 @@ class TestRealData:
                 "minRows": 1,
             }
         )
-        results = {result.name: result for result in step.validate_frame(frame, {}, context)}
+        results = {result.name: result for result in step.validate_frame(frame, context)}
         (expected,) = duckdb.sql(
             """SELECT count(*) FILTER (user_id IS NULL) AS a,
                       count(*) FILTER (NOT coalesce(regexp_full_match(user_id, 'N[0-9]{3}[A-Z]{2}'), false)) AS b,
@@ -515,7 +562,7 @@ class TestRealData:
             }
         )
         step.check_schema(frame, {"customers": known}, context)
-        results = step.validate_frame(frame, {"customers": known}, context)
+        results = step.validate_frame(step.compared(frame, {"customers": known}), context)
         day = pd.to_datetime(purchases["order_date"])
         assert [result.failed for result in results] == [
             int((~purchases["customer_id"].isin(customers["id"])).sum()),
@@ -561,7 +608,8 @@ class TestPasses:
         step.check_schema(frame, {"other": other}, context)
         assert rows.value == 0, "the look at the schema moves no data"
         before = self.executions(context)
-        results = {result.name: result for result in step.validate_frame(frame, {"other": other}, context)}
+        compared = step.compared(frame, {"other": other})
+        results = {result.name: result for result in step.validate_frame(compared, context)}
         assert rows.value == 200
         assert self.executions(context) - before == 1
         assert (results["known"].failed, results["like"].failed) == (100, 200)
@@ -574,9 +622,11 @@ class TestPasses:
         config = self.config(duplicates=True)
         other = {"other": context.spark.range(100).selectExpr("id AS v")}
         before = self.executions(context)
-        Expectations.model_validate({**config, "sampleSize": 0}).validate_frame(frame, other, context)
+        step = Expectations.model_validate(config)
+        compared = step.compared(frame, other)
+        step.model_copy(update={"sample_size": 0}).validate_frame(compared, context)
         assert self.executions(context) - before == 1
-        results = Expectations.model_validate(config).validate_frame(frame, other, context)
+        results = step.validate_frame(compared, context)
         assert self.executions(context) - before == 3
         assert {result.name: result.failed for result in results}["by one"] == 199
 
