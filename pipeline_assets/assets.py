@@ -408,7 +408,7 @@ class _PipelineFactory:
     def _producer_key(self, link: Link) -> dg.AssetKey:
         upstream = self.plans[link.upstream]
         key = asset_key(upstream, upstream.steps[link.producer])
-        return quarantine_key(key) if link.is_quarantine else key
+        return dg.AssetKey([*key.path[:-1], link.asset])
 
     def _source_deps(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
         linked = self.links.get((self.plan.name, step.index), {})

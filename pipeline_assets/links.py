@@ -11,14 +11,11 @@ from pipeline_assets.steps.base import Dataset
 
 @dataclass(frozen=True)
 class Link:
-    """A dataset that one pipeline writes and another reads: step ``producer`` of ``upstream``.
-
-    ``is_quarantine``: whether it is what the step puts into quarantine.
-    """
+    """A dataset that one pipeline writes and another reads: ``asset`` of step ``producer`` of ``upstream``."""
 
     upstream: str
     producer: int
-    is_quarantine: bool = False
+    asset: str
 
 
 def link_pipelines(
@@ -56,8 +53,8 @@ def link_pipelines(
 
 
 def _written_by(plan: PipelinePlan, step: PlannedStep) -> Iterator[tuple[Dataset, Link]]:
-    for written in plan.written_by(step):
-        yield written, Link(plan.name, step.index, is_quarantine=written == plan.quarantined_by(step))
+    for asset, written in plan.written_by(step):
+        yield written, Link(plan.name, step.index, asset)
 
 
 def _reaches(pipeline: str, target: str, upstream_of: Mapping[str, set[str]]) -> bool:

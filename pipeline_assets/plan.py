@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import cast
@@ -77,6 +77,12 @@ class PlannedStep:
         """The name of the asset with the rows that it puts into quarantine; None when it does not."""
         return f"{self.name}_quarantine" if _quarantines(self.method) else None
 
+    @property
+    def dead_letters(self) -> str | None:
+        """The name of the asset with the records of a stream that it can't read; None when it reads none such."""
+        may_break = isinstance(self.method, FromKafka) and self.is_stream and self.method.can_break
+        return f"{self.name}_dead_letters" if may_break else None
+
 
 @dataclass(frozen=True)
 class PipelinePlan:
@@ -128,20 +134,30 @@ class PipelinePlan:
         return any(self._writes(other, step.method.sources()) for other in self.steps)
 
     def _writes(self, step: PlannedStep, sources: Sequence[Dataset]) -> bool:
-        return any(written.overlaps(source) for written in self.written_by(step) for source in sources)
+        return any(written.overlaps(source) for _, written in self.written_by(step) for source in sources)
 
-    def written_by(self, step: PlannedStep) -> tuple[Dataset, ...]:
-        """Return the data outside the pipeline that ``step`` writes, its own table in the warehouse included."""
-        own = (warehouse_dataset(self.name, step.name),) if step.role is Role.TABLE else ()
-        aside = self.quarantined_by(step)
-        return (*step.method.sinks(), *own, *((aside,) if aside else ()))
+    def written_by(self, step: PlannedStep) -> Iterator[tuple[str, Dataset]]:
+        """Yield the data outside the pipeline that ``step`` writes, its tables in the warehouse included.
 
-    def quarantined_by(self, step: PlannedStep) -> Dataset | None:
-        """Return the table with the rows that ``step`` puts into quarantine, if it does."""
-        if step.quarantine is None:
-            return None
-        path = cast(ValidateMethod, step.method).quarantine_path
-        return delta_dataset(path) if path else warehouse_dataset(self.name, step.quarantine)
+        Each is named by the asset of the pipeline that it is.
+        """
+        for sink in step.method.sinks():
+            yield step.name, sink
+        if step.role is Role.TABLE:
+            yield step.name, warehouse_dataset(self.name, step.name)
+        if step.quarantine is not None:
+            yield step.quarantine, self._own_table(step.quarantine, cast(ValidateMethod, step.method).quarantine_path)
+        if step.dead_letters is not None:
+            yield step.dead_letters, self._own_table(step.dead_letters, cast(FromKafka, step.method).dead_letter_path)
+
+    def _own_table(self, asset: str, path: str | None) -> Dataset:
+        return delta_dataset(path) if path else warehouse_dataset(self.name, asset)
+
+    @property
+    def tables(self) -> list[str]:
+        """The assets that the pipeline keeps as tables of the warehouse."""
+        written = (found for step in self.steps for found in self.written_by(step))
+        return [asset for asset, dataset in written if dataset == warehouse_dataset(self.name, asset)]
 
     def for_partition(self, key: str) -> PipelinePlan:
         """Return the plan of one partition: the same graph, with the key in the methods' config."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 from pipeline_assets.config import BrokenConfig, ConfigFolder
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 from pipeline_assets.json_documents import pointer
-from pipeline_assets.plan import PipelinePlan, PlannedStep, plan_pipeline, with_graph_issues
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, plan_pipeline, with_graph_issues
 from pipeline_assets.steps.base import StreamingLoad
+from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.paths import place_of
 from pipeline_assets.steps.s3_paths import is_s3
 
@@ -35,12 +36,22 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
             plans.append(plan)
         except ConfigurationError as error:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.asset_prefix, error))
-    apart, sharing = _without_shared_checkpoints(plans)
-    return PlannedFolder(tuple(apart), (*broken, *sharing))
+    issues = [*_shared_checkpoints(plans), *_unknown_tables(plans)]
+    wrong = {issue.file for issue in issues}
+    found = [
+        BrokenConfig(
+            plan.pipeline.file,
+            plan.pipeline.config.asset_prefix,
+            ConfigurationError.from_issues([issue for issue in issues if issue.file == plan.pipeline.file]),
+        )
+        for plan in plans
+        if plan.pipeline.file in wrong
+    ]
+    return PlannedFolder(tuple(plan for plan in plans if plan.pipeline.file not in wrong), (*broken, *found))
 
 
-def _without_shared_checkpoints(plans: Sequence[PipelinePlan]) -> tuple[list[PipelinePlan], list[BrokenConfig]]:
-    """Take out pipelines that have a checkpoint in common: each would read only what the other has not."""
+def _shared_checkpoints(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
+    """Yield where pipelines have a checkpoint in common: each would read only what the other has not."""
     users: dict[tuple[str, str], list[tuple[PipelinePlan, PlannedStep]]] = {}
     for plan in plans:
         for load in plan.stream_loads():
@@ -48,7 +59,6 @@ def _without_shared_checkpoints(plans: Sequence[PipelinePlan]) -> tuple[list[Pip
             place = place_of(method.checkpoint_location or "")
             # The same bucket and key may be on two services.
             users.setdefault((place, method.checkpoint_connection if is_s3(place) else ""), []).append((plan, load))
-    issues: dict[str, list[ConfigIssue]] = {}
     for group in users.values():
         for plan, load in group if len(group) > 1 else ():
             others = ", ".join(f"step {at.index} of {other.pipeline.file}" for other, at in group if other is not plan)
@@ -57,13 +67,28 @@ def _without_shared_checkpoints(plans: Sequence[PipelinePlan]) -> tuple[list[Pip
                 "give each load a checkpointLocation of its own"
             )
             key = pointer("steps", load.index, "config", "checkpointLocation")
-            issues.setdefault(plan.name, []).append(ConfigIssue(plan.pipeline.file, key, message))
-    broken = [
-        BrokenConfig(plan.pipeline.file, plan.pipeline.config.asset_prefix, ConfigurationError.from_issues(found))
-        for plan in plans
-        if (found := issues.get(plan.name))
-    ]
-    return [plan for plan in plans if plan.name not in issues], broken
+            yield ConfigIssue(plan.pipeline.file, key, message)
+
+
+def _unknown_tables(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
+    """Yield where a step reads a table that a pipeline of the folder does not keep."""
+    by_name = {plan.name: plan for plan in plans}
+    for plan in plans:
+        for step in plan.steps:
+            table = step.method.table if isinstance(step.method, FromDeltaLake) else None
+            pipeline, _, asset = (table or "").replace("-", "_").partition(".")
+            kept = by_name[pipeline].tables if pipeline in by_name else None
+            if kept is not None and asset not in kept:
+                is_view = any(asset == other.name and other.role is Role.VIEW for other in by_name[pipeline].steps)
+                advice = (
+                    ', but a view of that name: give its step "materialized": "table"'
+                    if is_view
+                    else f"{did_you_mean(asset, kept)} (tables: {', '.join(kept) or 'none'})"
+                )
+                key = pointer("steps", step.index, "config", "table")
+                yield ConfigIssue(
+                    plan.pipeline.file, key, f"pipeline {pipeline!r} keeps no table {asset!r} in the warehouse{advice}"
+                )
 
 
 def _take_graph_names(plan: PipelinePlan, taken: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ from pipeline_assets.asset_metadata import (
     quarantine_origins,
 )
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
+from pipeline_assets.plan import PipelinePlan, Role
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import told_to_dagster
 from pipeline_assets.steps.extract_kafka import FromKafka
@@ -51,7 +51,7 @@ def streaming_asset(
 
     ``specs`` are those of its steps, ``keys`` their keys by step index, ``sources`` the assets that each reads.
     """
-    letters = {step.name: dead_letters_key(keys[step.index]) for step in plan.steps if may_break(step)}
+    letters = {step.name: dead_letters_key(keys[step.index]) for step in plan.steps if step.dead_letters is not None}
     names = {step.name: keys[step.index] for step in plan.steps}
 
     @dg.multi_asset(
@@ -135,11 +135,6 @@ def tagged_process(tags: Mapping[str, str]) -> Process | None:
     return Process(host, int(pid), tags.get(MACHINE_TAG), int(started) if started.isdigit() else None)
 
 
-def may_break(step: PlannedStep) -> bool:
-    """Whether ``step`` reads records that may not parse."""
-    return isinstance(step.method, FromKafka) and step.is_stream and step.method.can_break
-
-
 def dead_letters_key(extract: dg.AssetKey) -> dg.AssetKey:
     """Return the key of the dead-letter table of an extract."""
     return dg.AssetKey([*extract.path[:-1], f"{extract.path[-1]}_dead_letters"])
@@ -148,11 +143,12 @@ def dead_letters_key(extract: dg.AssetKey) -> dg.AssetKey:
 def _dead_letter_specs(
     plan: PipelinePlan, keys: Mapping[int, dg.AssetKey], settings: Settings
 ) -> Iterator[dg.AssetSpec]:
-    for step in filter(may_break, plan.steps):
-        key, own = keys[step.index], cast(FromKafka, step.method).dead_letter_path
-        description = f"Records that {step.name} could not parse, with topic, partition, offset and the reason."
-        told = set_aside_properties(plan, f"{step.name}_dead_letters", own, description, settings)
-        yield dg.AssetSpec(dead_letters_key(key), deps=[key], **told)
+    for step in plan.steps:
+        if step.dead_letters is not None:
+            key, own = keys[step.index], cast(FromKafka, step.method).dead_letter_path
+            description = f"Records that {step.name} could not parse, with topic, partition, offset and the reason."
+            told = set_aside_properties(plan, step.dead_letters, own, description, settings)
+            yield dg.AssetSpec(dead_letters_key(key), deps=[key], **told)
 
 
 def _quarantine_specs(
@@ -238,7 +234,7 @@ class _Report:
                 written = self._run.written(step, inputs[step.inputs[0]])
                 origins = column_origins(self._run, step, written, inputs, self._keys)
                 self._columns[self._keys[step.index]] = columns_metadata(written, origins)
-            if may_break(step):
+            if step.dead_letters is not None:
                 letters = cast(FromKafka, step.method).dead_letter_sources()
                 self._columns[self._letters[step.name]] = letters_metadata(letters, self._sources[step.index])
             if step.quarantine is not None:

@@ -520,10 +520,50 @@ def test_a_pipeline_that_reads_what_another_puts_into_quarantine(tmp_path: Path)
     for document in (writer, reader):
         write_config(tmp_path, document)
     links = link_pipelines(plan_folder(load_folder(tmp_path, {})).plans)
-    assert [[link.is_quarantine for link in found] for at in (0, 1) for found in links["reader", at].values()] == [
-        [True],
-        [False],
+    found = [[(link.producer, link.asset) for link in found] for at in (0, 1) for found in links["reader", at].values()]
+    assert found == [[(1, "good_quarantine")], [(1, "good")]]
+
+
+def from_table(name: str) -> dict[str, Any]:
+    return {"type": "extract", "method": "fromDeltaLake", "config": {"table": name}}
+
+
+def test_a_pipeline_that_reads_the_dead_letters_of_a_stream(tmp_path: Path) -> None:
+    write_config(tmp_path, EVENT_STREAM)
+    write_config(tmp_path, batch("reader", from_table("event-stream.from_kafka_dead_letters")))
+    ((found,),) = (
+        found.values() for found in [link_pipelines(plan_folder(load_folder(tmp_path, {})).plans)["reader", 0]]
+    )
+    assert [(link.upstream, link.producer, link.asset) for link in found] == [
+        ("event_stream", 0, "from_kafka_dead_letters")
     ]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("writer.god", "'writer' keeps no table 'god' in the warehouse, did you mean 'good'? (tables: good, good_quar"),
+        ("writer.rows", "'writer' keeps no table 'rows' in the warehouse, but a view of that name: give its step"),
+        ("loader.to_delta_lake", "'loader' keeps no table 'to_delta_lake' in the warehouse (tables: none)"),
+    ],
+)
+def test_a_table_that_no_pipeline_keeps(table: str, said: str, tmp_path: Path) -> None:
+    write_config(tmp_path, batch("writer", extract_file("rows", "/a.csv"), quarantine()))
+    write_config(tmp_path, batch("loader", extract_file("rows", "/a.csv"), {**DELTA, "config": {"path": "/t"}}))
+    write_config(tmp_path, batch("reader", extract_file("more", "/b.csv"), from_table(table)))
+    # Of these nobody here can tell.
+    write_config(tmp_path, batch("other", from_table("elsewhere.rows")))
+    folder = plan_folder(load_folder(tmp_path, {}))
+    assert {plan.name for plan in folder.plans} == {"writer", "loader", "other"}
+    ((broken,),) = (found.error.issues for found in folder.broken)
+    assert (broken.file, broken.pointer) == ("reader.json", "/steps/1/config/table")
+    assert said in broken.message
+
+
+def test_tables_of_a_pipeline_that_is_broken_may_be_there(tmp_path: Path) -> None:
+    write_config(tmp_path, batch("writer", extract_file("rows", "/a.csv"), quarantine(columns=[])))
+    write_config(tmp_path, batch("reader", from_table("writer.any")))
+    assert [plan.name for plan in plan_folder(load_folder(tmp_path, {})).plans] == ["reader"]
 
 
 def expectations(found: dict[str, Any]) -> dict[str, Any]:

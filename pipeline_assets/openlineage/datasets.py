@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 from pipeline_assets.connections import Connections
 from pipeline_assets.errors import ConfigurationError
@@ -16,8 +15,7 @@ from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.redaction import redact
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import ColumnSources, Dataset, ExtractMethod
-from pipeline_assets.steps.extract_kafka import FromKafka
-from pipeline_assets.steps.paths import delta_dataset, warehouse_dataset
+from pipeline_assets.steps.paths import warehouse_dataset
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of
 from pipeline_assets.uris import is_local, path_in, root_of
 
@@ -75,12 +73,12 @@ class PipelineDatasets:
 
     def assets_of(self, step: PlannedStep) -> tuple[str, ...]:
         """Return the assets that ``step`` materializes: its own, quarantine, dead letters."""
-        return tuple(asset for asset in (step.name, step.quarantine, _letters(step)) if asset is not None)
+        return tuple(asset for asset in (step.name, step.quarantine, step.dead_letters) if asset is not None)
 
     def extract_of(self, asset: str) -> PlannedStep | None:
         """Return the extract whose table, or whose dead letters, the asset is; None for any other asset."""
         extracts = (step for step in self.plan.steps if isinstance(step.method, ExtractMethod))
-        return next((step for step in extracts if asset in (step.name, _letters(step))), None)
+        return next((step for step in extracts if asset in (step.name, step.dead_letters)), None)
 
     def checked_by(self, step: PlannedStep) -> DatasetName | None:
         """Return the dataset that a validate step checks: a table, or a view that is one source's rows as they are."""
@@ -104,16 +102,7 @@ class PipelineDatasets:
 
     def _outputs(self) -> Iterator[tuple[str, DatasetName]]:
         for step in self.plan.steps:
-            letters, aside = _letters(step), self.plan.quarantined_by(step)
-            found = [(step.name, sink) for sink in step.method.sinks()]
-            if step.role is Role.TABLE:
-                found.append((step.name, warehouse_dataset(self.plan.name, step.name)))
-            if step.quarantine is not None and aside is not None:
-                found.append((step.quarantine, aside))
-            if letters is not None:
-                own = cast(FromKafka, step.method).dead_letter_path
-                found.append((letters, delta_dataset(own) if own else warehouse_dataset(self.plan.name, letters)))
-            for asset, dataset in found:
+            for asset, dataset in self.plan.written_by(step):
                 name = self._name(dataset)
                 if name is not None:
                     yield asset, name
@@ -140,9 +129,3 @@ class PipelineDatasets:
         if len(dataset.parts) == 3 and dataset == warehouse_dataset(*dataset.parts[1:]):
             return self._settings.table_path(*dataset.parts[1:])
         return self._settings.resolve(dataset.uri)
-
-
-def _letters(step: PlannedStep) -> str | None:
-    """Return the name of the asset with the records that ``step`` can't read, where it is a stream."""
-    broken = isinstance(step.method, FromKafka) and step.is_stream and step.method.can_break
-    return f"{step.name}_dead_letters" if broken else None

@@ -373,12 +373,12 @@ def _step(plan: PipelinePlan, step: PlannedStep, op: OpReport, told: _Told) -> S
         role=step.role.value,
         inputs=tuple(plan.steps[index].name for index in step.inputs),
         sources=tuple(Place(source.kind, source.uri) for source in step.method.sources()),
-        sinks=tuple(Place(sink.kind, sink.uri) for sink in plan.written_by(step)),
+        sinks=tuple(Place(sink.kind, sink.uri) for _, sink in plan.written_by(step)),
         is_todays=made.metadata.get("code_version") in (None, step.code_version),
     )
     tells_itself = op.status == "succeeded" and step.role.value != "check"
     report = _filled(report, made, {} if tells_itself else told.work.get(op.key, {}))
-    letters = told.made.get(f"{step.name}_dead_letters")
+    letters = told.made.get(step.dead_letters or "")
     if letters is not None:
         return replace(report, set_aside=letters.metadata.get("dead_letters_of_run"), set_aside_as="dead letters")
     aside = told.made.get(step.quarantine or "")
