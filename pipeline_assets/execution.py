@@ -31,7 +31,7 @@ from pipeline_assets.steps.base import (
 )
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.delta_preview import Preview, rows_by_arrow, rows_by_driver
-from pipeline_assets.steps.delta_table import DeltaWrite, is_missing_table, with_partition, write_delta
+from pipeline_assets.steps.delta_table import DeltaWrite, find_write, is_missing_table, with_partition, write_delta
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
@@ -79,7 +79,6 @@ class PipelineRun:
         self.context = context
         self._selected = frozenset(range(len(plan.steps)) if selected is None else selected)
         self._waiting = frozenset(waiting)
-        self._in_one_process = in_one_process
         self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
         self._done: set[int] = set()
         self._frames: dict[int, DataFrame] = {}
@@ -108,11 +107,8 @@ class PipelineRun:
             # A step that takes it may have come first: that of another extract of the same.
             return self._frames[step.index]
         given = inputs or {}
-        if step.quarantine is not None and step.index in self._selected and not self._in_one_process:
-            # Another process of the run has put rows aside by now, and what they were compared with may have changed.
-            put_aside = self.context.spark.read.format("delta").load(self.quarantine_path(step))
-            of_this_run = put_aside.where(put_aside[RUN_ID_COLUMN] == self.context.run_id)
-            self.given_compared(step, self.recalled(step, of_this_run))
+        if step.quarantine is not None and step.index in self._selected and not step.is_stream:
+            self._recall(step)
         frame = self._planned(
             step, lambda source: given[source.index] if source.index in given else self.dataframe(source)
         )
@@ -232,7 +228,7 @@ class PipelineRun:
 
         Moves no data.
         """
-        frame, references = _compared(step, frames)
+        frame, references = _compared_by(step, frames)
         with self.errors_of(step, [frame]):
             cast(ValidateMethod, step.method).check_schema(frame, references, self.context)
 
@@ -250,7 +246,7 @@ class PipelineRun:
     def _rows_compared(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
         if step.index in self._compared:
             return self._compared[step.index]
-        return cast(ValidateMethod, step.method).compared(*_compared(step, frames))
+        return cast(ValidateMethod, step.method).compared(*_compared_by(step, frames))
 
     def compared(self, step: PlannedStep) -> DataFrame:
         """Return the rows that a validate step checks, with what it has to know of the DataFrames beside."""
@@ -259,7 +255,7 @@ class PipelineRun:
     def recalled(self, step: PlannedStep, bad: DataFrame) -> DataFrame:
         """Return the rows that a validate step checks, told by what it has put into quarantine before: ``bad``."""
         with self.errors_of(step):
-            return cast(ValidateMethod, step.method).recalled(*_compared(step, self.inputs(step)), bad)
+            return cast(ValidateMethod, step.method).recalled(*_compared_by(step, self.inputs(step)), bad)
 
     def given_compared(self, step: PlannedStep, compared: DataFrame) -> None:
         """Take what the rows that ``step`` puts into quarantine, and those that it lets pass, are told by."""
@@ -270,7 +266,8 @@ class PipelineRun:
 
         ``frames``: what the step takes, by step index. The rows are computed, and compared with others, once: they are
         kept for the rest of the run, unless that is done already. The table holds the rows of the last run, or of the
-        last run of each partition.
+        last run of each partition. What rows were compared with may change: from then on that table tells which are
+        the others.
         """
         self._check_before_data_moves()
         method = cast(ValidateMethod, step.method)
@@ -279,8 +276,9 @@ class PipelineRun:
             level = frame.storageLevel
             is_kept = source.role is Role.TABLE or level.useMemory or level.useDisk or level.useOffHeap
             compared = self._rows_compared(step, frames)
-            if method.reference_names() or not is_kept:
-                adaptive = source.index in self.optimizations.adaptive
+            if method.deciding_references() or not is_kept:
+                laid_out = step if method.deciding_references() else source
+                adaptive = laid_out.index in self.optimizations.adaptive
                 compared = self.context.cache.cache(step.dataframe, compared, adaptive=adaptive)
             self.given_compared(step, compared)
             results = self._evaluated(step, frames)
@@ -288,6 +286,10 @@ class PipelineRun:
             bad = method.bad_rows(compared, self.context)
             with self._working(step):
                 written = self._write_quarantine(step, bad if found else bad.limit(0))
+            if method.deciding_references():
+                references = _compared_by(step, frames)[1]
+                compared = method.recalled(compared, references, self._rows_put_aside(step, written))
+                self.given_compared(step, compared)
             good = method.good_rows(compared, self.context)
             _ = good.schema
         self._frames[step.index] = good
@@ -322,7 +324,31 @@ class PipelineRun:
             merge_schema=part is not None,
             partition=part,
             folder=folder_seen_from_here(path, "default", self.context.connections),
+            transaction=self._transaction_aside(step),
         )
+
+    def _transaction_aside(self, step: PlannedStep) -> str | None:
+        """Return what the write of ``step`` is found by later, where another look at the rows may tell otherwise."""
+        if not cast(ValidateMethod, step.method).deciding_references():
+            return None
+        return f"pipeline-assets:{self.context.run_id}:{self.plan.name}/{step.quarantine}"
+
+    def _recall(self, step: PlannedStep) -> None:
+        """Have ``step`` let pass what it did when this run put rows aside, in another process or try."""
+        transaction = self._transaction_aside(step)
+        if transaction is None:
+            return
+        with self.errors_of(step):
+            path = self.quarantine_path(step)
+            folder = folder_seen_from_here(path, "default", self.context.connections)
+            written = find_write(self.context.spark, path, transaction, folder)
+            if written is not None:
+                self.given_compared(step, self.recalled(step, self._rows_put_aside(step, written)))
+
+    def _rows_put_aside(self, step: PlannedStep, written: DeltaWrite) -> DataFrame:
+        reader = self.context.spark.read.format("delta").option("versionAsOf", written.version)
+        rows = reader.load(self.quarantine_path(step))
+        return rows.where(rows[RUN_ID_COLUMN] == self.context.run_id)
 
     def _let_go_after(self, step: PlannedStep) -> None:
         """Let go of what was kept here for ``step`` and others, once all of them are done."""
@@ -533,7 +559,7 @@ def _shown_config(step: PlannedStep) -> dict[str, Any]:
     return shown
 
 
-def _compared(step: PlannedStep, frames: Mapping[int, DataFrame]) -> tuple[DataFrame, dict[str, DataFrame]]:
+def _compared_by(step: PlannedStep, frames: Mapping[int, DataFrame]) -> tuple[DataFrame, dict[str, DataFrame]]:
     """Return the DataFrame that a validate step checks, and those that it compares it with, by name."""
     others = zip(step.input_names[1:], step.inputs[1:], strict=True)
     return frames[step.inputs[0]], {name: frames[index] for name, index in others}

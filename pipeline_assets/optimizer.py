@@ -274,7 +274,7 @@ def _own_cost(method: StepMethod) -> float:
         case Sql():
             return _SHUFFLED if moves_rows(method.query) else _NARROW
         case ValidateMethod():
-            return _NARROW
+            return _SHUFFLED if method.deciding_references() else _NARROW
         case FilesExtract():
             return _COLUMNAR if _is_columnar(method) else _PARSED
         case FromDeltaLake():

@@ -129,7 +129,7 @@ def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], loa
             )
     before = _reach(source, lambda step: inputs[step]) | {source}
     for guard in (index for index in found.guards if cast(ValidateMethod, pipeline.methods[index]).quarantines):
-        others = cast(ValidateMethod, pipeline.methods[guard]).reference_names()
+        others = cast(ValidateMethod, pipeline.methods[guard]).deciding_references()
         if others and len(loads := _loads_after(pipeline, inputs, guard)) > 1:
             yield ConfigIssue(
                 pipeline.file,

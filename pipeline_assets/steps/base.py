@@ -358,6 +358,14 @@ class ValidateMethod(StepMethod):
         """Return the DataFrames that the one to check is compared with."""
         return ()
 
+    def deciding_references(self) -> tuple[str, ...]:
+        """Return those of ``reference_names`` by which rows are put into quarantine."""
+        return ()
+
+    def reasons(self) -> frozenset[str]:
+        """Return what may stand with a row in quarantine as a reason."""
+        return frozenset()
+
     def expectation_names(self) -> dict[str, str]:
         """Return the expectations that ``validate_frame`` yields, by name, with what each says.
 
@@ -371,15 +379,14 @@ class ValidateMethod(StepMethod):
     def compared(self, frame: DataFrame, references: Mapping[str, DataFrame]) -> DataFrame:
         """Return ``frame``, lazily, with what the other methods have to know of ``references``.
 
-        These are by ``reference_names``. Whoever calls more than one of the others keeps the rows of this between: a
-        reference may change.
+        These are by ``reference_names``. Each query of it asks them anew, and they may have changed.
         """
         return frame
 
     def recalled(self, frame: DataFrame, references: Mapping[str, DataFrame], bad: DataFrame) -> DataFrame:
         """Return what ``compared`` does, where ``bad`` are the ``bad_rows`` that were found in these rows before.
 
-        The same are found again, whatever the references have come to be.
+        The same are found again, whatever the references have come to be. ``frame`` may be what ``compared`` returned.
         """
         return self.compared(frame, references)
 

@@ -42,18 +42,21 @@ def find_commit(table: Folder, mark: str) -> Commit | None:
     return _find(table, lambda actions: _info(actions).get("userMetadata") == mark)
 
 
-def find_transaction(table: Folder, app_id: str, number: int) -> Commit | None:
-    """Return the commit by which ``app_id`` made its transaction ``number``; None when it is not there."""
+def find_transaction(table: Folder, app_id: str, number: int, after: int | None = None) -> Commit | None:
+    """Return the commit by which ``app_id`` made its transaction ``number``; None when it is not there.
+
+    ``after``: the version that the commit comes after, however many there are; when left out, the newest are looked at.
+    """
 
     def made(actions: Sequence[dict[str, Any]]) -> bool:
         found = (action["txn"] for action in actions if "txn" in action)
         return any(txn["appId"] == app_id and txn["version"] == number for txn in found)
 
-    return _find(table, made)
+    return _find(table, made, after)
 
 
-def _find(table: Folder, wanted: Callable[[Sequence[dict[str, Any]]], bool]) -> Commit | None:
-    for version, name in _newest(table):
+def _find(table: Folder, wanted: Callable[[Sequence[dict[str, Any]]], bool], after: int | None = None) -> Commit | None:
+    for version, name in _newest(table, after):
         actions = [json.loads(line) for line in table.below("_delta_log").read(name).splitlines() if line]
         if wanted(actions):
             added = tuple(_added_file(action["add"]) for action in actions if "add" in action)
@@ -74,8 +77,8 @@ def newest_version(table: Folder) -> int | None:
     return next((version for version, _ in _newest(table)), None)
 
 
-def _newest(table: Folder) -> Iterator[tuple[int, str]]:
+def _newest(table: Folder, after: int | None = None) -> Iterator[tuple[int, str]]:
     commits = sorted(
         (int(match[1]), name) for name in table.below("_delta_log").files_in() if (match := _COMMIT.fullmatch(name))
     )
-    return reversed(commits[-_NEWEST:])
+    return reversed(commits[-_NEWEST:] if after is None else [found for found in commits if found[0] > after])

@@ -43,9 +43,14 @@ def rows_appended(table: Folder | None, app_id: str, version: int) -> int:
     return int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
 
 
-def rows_of_append(spark: SparkSession, path: str, table: Folder, app_id: str, version: int) -> DataFrame | None:
-    """Return the rows that ``append_once`` has appended to the table at ``path``; None when it has not done so."""
-    commit = find_transaction(table, app_id, version)
+def rows_of_append(
+    spark: SparkSession, path: str, table: Folder, app_id: str, version: int, after: int
+) -> DataFrame | None:
+    """Return the rows that ``append_once`` has appended to the table at ``path``; None when it has not done so.
+
+    ``after``: the table's version before.
+    """
+    commit = find_transaction(table, app_id, version, after)
     if commit is None:
         return None
     rows = spark.read.format("delta").option("versionAsOf", commit.version).load(path)

@@ -230,6 +230,14 @@ def _written(spark: SparkSession, path: str, mark: str, folder: Folder | None) -
     return found if isinstance(found, DeltaWrite) else DeltaWrite(rows=0, version=found, files=0)
 
 
+def find_write(spark: SparkSession, path: str, transaction: str, folder: Folder | None) -> DeltaWrite | None:
+    """Return what ``write_delta`` has written to the table at ``path`` under ``transaction``; None when nothing yet."""
+    if table_columns(spark, path) is None:
+        return None
+    found = _find_write(spark, path, transaction, folder)
+    return found if isinstance(found, DeltaWrite) else None
+
+
 def _find_write(spark: SparkSession, path: str, mark: str, folder: Folder | None) -> DeltaWrite | int:
     """Return what the commit with ``mark`` wrote, or the table's version when there is no such commit."""
     try:

@@ -76,7 +76,7 @@ def recalled(stated: Sequence[Stated], frame: DataFrame, bad: DataFrame) -> Data
 
     for item in stated:
         if isinstance(item.expectation, Referential):
-            for_this = bad.where(F.array_contains(REASONS_COLUMN, _reason(item)))
+            for_this = bad.where(F.array_contains(REASONS_COLUMN, reason(item)))
             frame = item.expectation.met_before(frame, for_this, _met(item))
     return frame
 
@@ -110,11 +110,12 @@ def failed_names(stated: Sequence[Stated], compared: DataFrame) -> Column:
     """Return, for each row, what it does not meet of ``stated``, all about single rows: an array of texts."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    reasons = [F.when(fails, F.lit(_reason(item))) for item in stated if (fails := _fails(item, compared)) is not None]
+    reasons = [F.when(fails, F.lit(reason(item))) for item in stated if (fails := _fails(item, compared)) is not None]
     return F.array_compact(F.array(*reasons))
 
 
-def _reason(item: Stated) -> str:
+def reason(item: Stated) -> str:
+    """Return what stands with a row that does not meet ``item``."""
     says = item.expectation.says()
     return says if item.name in ("", says) else f"{item.name}: {says}"
 

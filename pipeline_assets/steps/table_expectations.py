@@ -1,4 +1,4 @@
-"""What a DataFrame must meet as a whole, or beside another one: no single row tells."""
+"""What a DataFrame must meet as a whole, or beside another one: no row tells by itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline_assets.steps.transform import ColumnName, quote
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
-    from pyspark.sql.types import StructType
+    from pyspark.sql.types import DataType, StructType
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,11 @@ class Referential(Expectation):
         from pyspark.sql import functions as F  # noqa: N812
 
         names = [f"{mark}_{position}" for position in range(len(self.columns))]
-        keys = [column_of(name, other).alias(alias) for name, alias in zip(theirs, names, strict=True)]
+        keys = [
+            # Two of a finer type may be one as the join compares them.
+            column_of(key, other).cast(_wider(type_of(name, frame), type_of(key, other), frame)).alias(alias)
+            for name, key, alias in zip(self.columns, theirs, names, strict=True)
+        ]
         known = other.select(*keys).distinct().withColumn(mark, F.lit(True))
         mine = [column_of(name, frame) for name in self.columns]
         pairs = (key == F.col(alias) for key, alias in zip(mine, names, strict=True))
@@ -280,6 +284,16 @@ class Schema(Expectation):
         if not isinstance(parsed, StructType) or len(parsed.fields) != len(self.columns):
             raise ConfigurationError(f"'columns' has a type that is none of Spark SQL: {ddl}")
         return parsed
+
+
+def _wider(one: DataType, other: DataType, frame: DataFrame) -> DataType:
+    """Return the type that Spark compares values of both types by."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    if one == other:
+        return one
+    null = F.lit(None)
+    return frame.sparkSession.range(1).select(F.coalesce(null.cast(one), null.cast(other))).schema.fields[0].dataType
 
 
 def _all_set(columns: list[Column]) -> Column:

@@ -17,6 +17,7 @@ from pipeline_assets.steps.evaluation import (
     compared,
     evaluate,
     failed_names,
+    reason,
     recalled,
     without_marks,
 )
@@ -55,6 +56,13 @@ class ExpectationStep(ValidateMethod):
         found = (item.expectation.reference() for item in self.stated())
         return tuple(dict.fromkeys(name for name in found if name is not None))
 
+    def deciding_references(self) -> tuple[str, ...]:
+        found = (item.expectation.reference() for item in self._kept_to()) if self.quarantines else ()
+        return tuple(dict.fromkeys(name for name in found if name is not None))
+
+    def reasons(self) -> frozenset[str]:
+        return frozenset(map(reason, self._kept_to()))
+
     def stream_problem(self, stream: StreamTraits) -> str | None:
         checked, *references = stream.inputs
         if not checked:
@@ -87,7 +95,7 @@ class ExpectationStep(ValidateMethod):
         return compared(self.stated(), frame, references)
 
     def recalled(self, frame: DataFrame, references: Mapping[str, DataFrame], bad: DataFrame) -> DataFrame:
-        kept_to = self._kept_to()
+        kept_to, frame = self._kept_to(), without_marks(self.stated(), frame)
         others = [item for item in self.stated() if item not in kept_to]
         return compared(others, recalled(kept_to, frame, bad), references)
 

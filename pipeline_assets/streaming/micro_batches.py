@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -21,8 +21,10 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.base import ExpectationResult, StreamingLoad, ValidateMethod
 from pipeline_assets.steps.checkpoint import Checkpoint
+from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.delta_stream import append_once, rows_appended, rows_of_append
-from pipeline_assets.steps.file_systems import folder_seen_from_here
+from pipeline_assets.steps.evaluation import REASONS_COLUMN
+from pipeline_assets.steps.file_systems import Folder, folder_seen_from_here
 from pipeline_assets.stream_rules import Guarded
 from pipeline_assets.validation import raise_for_failures
 
@@ -56,6 +58,7 @@ class MicroBatches:
         self._source = run.plan.steps[guarded.source]
         self._guards = [run.plan.steps[index] for index in guarded.guards]
         self._told = told
+        self._recalled: set[int] = set()
         self._may_be_repeated = True
         self._news: queue.SimpleQueue[BatchChecks] = queue.SimpleQueue()
 
@@ -73,25 +76,20 @@ class MicroBatches:
         context = dataclasses.replace(self._run.context, spark=frame.sparkSession, is_micro_batch=True)
         batch = PipelineRun(self._run.plan, context, selected=())
         batch.given(self._source, frame)
-        try:
-            self.failure = None
-            with ExitStack() as kept:
-                if self._guards:
-                    _keep(frame, kept)
-                for guard in filter(_puts_aside_by_others, self._guards):
-                    with batch.errors_of(guard):
-                        compared = self._compared(batch, guard, batch_id)
-                        _keep(compared, kept)
-                    batch.given_compared(guard, compared)
-                self._may_be_repeated = True
-                self._write(batch, batch_id)
-        except PipelineError as error:
-            # Through Spark it would come back as a text.
-            self.failure = error
-            raise
-        self._may_be_repeated = False  # the next one is new, until this query ends
+        with ExitStack() as kept, self._failures_kept():
+            if self._guards:
+                _keep(frame, kept)
+            self._recalled.clear()
+            for guard in filter(_decides_by_others, self._guards):
+                with batch.errors_of(guard):
+                    compared = self._told_once(batch, guard, batch_id)
+                    _keep(compared, kept)
+                batch.given_compared(guard, compared)
+            self._may_be_repeated = True
+            self._write(batch, batch_id)
+            self._may_be_repeated = False  # the next one is new, until this query ends
 
-    def _compared(self, batch: PipelineRun, guard: PlannedStep, batch_id: int) -> DataFrame:
+    def _told_once(self, batch: PipelineRun, guard: PlannedStep, batch_id: int) -> DataFrame:
         """Return the rows that ``guard`` checks, with what they are told by: the same at each try of the batch."""
         path = batch.quarantine_path(guard)
         folder = folder_seen_from_here(path, "default", batch.context.connections)
@@ -100,12 +98,20 @@ class MicroBatches:
                 f"quarantinePath {path}: where rows are compared with another DataFrame, their table is on S3 or on a "
                 "mounted file system"
             )
-        bad = None
-        if self._may_be_repeated:
-            bad = rows_of_append(batch.context.spark, path, folder, self._aside_app_id(guard), batch_id)
-            if bad is None and self._checkpoint.read_document(_none_aside(guard)) == {"batchId": batch_id}:
-                bad = batch.quarantined(guard, batch.inputs(guard)).limit(0)
-        return batch.compared(guard) if bad is None else batch.recalled(guard, bad)
+        note = self._checkpoint.read_document(_aside_note(guard)) if self._may_be_repeated else None
+        if note is None or note["batchId"] != batch_id:
+            return batch.compared(guard)
+        if note["tableVersion"] is None:
+            bad = batch.quarantined(guard, batch.inputs(guard)).limit(0)
+        else:
+            app_id, after = self._aside_app_id(guard), note["tableVersion"]
+            found = rows_of_append(batch.context.spark, path, folder, app_id, batch_id, after)
+            if found is None:
+                return batch.compared(guard)
+            _require_reasons(found, guard)
+            bad = found
+        self._recalled.add(guard.index)
+        return batch.recalled(guard, bad)
 
     def _write(self, batch: PipelineRun, batch_id: int) -> None:
         found = {guard.index: batch.check(guard) for guard in self._guards if self._checks(guard)}
@@ -153,32 +159,66 @@ class MicroBatches:
             if check.step.index in self._told:
                 self._news.put(check)
 
+    def _note_aside(self, check: BatchChecks, table: Folder | None) -> None:
+        """Note, before rows go into ``table``, that those of this micro-batch are found after the version that it has.
+
+        ``table`` is None when there are none: the next try might find some.
+        """
+        version = None
+        if table is not None:
+            newest = newest_version(table)
+            version = -1 if newest is None else newest
+        note = {"batchId": check.batch_id, "tableVersion": version}
+        self._checkpoint.write_document(_aside_note(check.step), note)
+
+    @contextmanager
+    def _failures_kept(self) -> Iterator[None]:
+        try:
+            self.failure = None
+            yield
+        except PipelineError as error:
+            # Through Spark it would come back as a text.
+            self.failure = error
+            raise
+
     def _put_aside(self, batch: PipelineRun, check: BatchChecks) -> BatchChecks:
         method = cast(ValidateMethod, check.step.method)
         if not method.quarantines:
             return check
-        if not any(result.failed for result in check.results):
-            if _puts_aside_by_others(check.step):
-                # To be remembered: the next try might find one.
-                self._checkpoint.write_document(_none_aside(check.step), {"batchId": check.batch_id})
-            return check
+        found = any(result.failed for result in check.results)
         app_id, path = self._aside_app_id(check.step), batch.quarantine_path(check.step)
+        folder = folder_seen_from_here(path, "default", batch.context.connections)
+        if _decides_by_others(check.step) and check.step.index not in self._recalled:
+            self._note_aside(check, folder if found else None)
+        if not found:
+            return check
         with batch.errors_of(check.step):
             bad = batch.quarantined(check.step, batch.inputs(check.step))
             append_once(bad, path, app_id, check.batch_id)
-        folder = folder_seen_from_here(path, "default", batch.context.connections)
         return dataclasses.replace(check, quarantined=rows_appended(folder, app_id, check.batch_id))
 
 
-def _puts_aside_by_others(guard: PlannedStep) -> bool:
+def _decides_by_others(guard: PlannedStep) -> bool:
     """Whether rows go into quarantine by what there is in other DataFrames."""
-    method = cast(ValidateMethod, guard.method)
-    return method.quarantines and bool(method.reference_names())
+    return bool(cast(ValidateMethod, guard.method).deciding_references())
 
 
-def _none_aside(guard: PlannedStep) -> str:
-    """Return the name under which the checkpoint has the last micro-batch of which no row was put aside."""
-    return f"none_aside_{guard.name}"
+def _aside_note(guard: PlannedStep) -> str:
+    """Return the name under which the checkpoint says where to find what the last micro-batch was told by."""
+    return f"aside_{guard.name}"
+
+
+def _require_reasons(bad: DataFrame, guard: PlannedStep) -> None:
+    """Raise ConfigurationError when rows were put aside for what the step does not expect any more."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    told = {row[0] for row in bad.select(F.explode(REASONS_COLUMN)).distinct().collect()}
+    unknown = sorted(told - cast(ValidateMethod, guard.method).reasons())
+    if unknown:
+        raise ConfigurationError(
+            f"the last run has put rows of this micro-batch into quarantine for {unknown[0]!r}, which the step does "
+            "not expect any more, and could not load the others: have the step as it was until they are loaded"
+        )
 
 
 def _keep(frame: DataFrame, kept: ExitStack) -> None:

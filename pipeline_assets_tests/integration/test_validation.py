@@ -19,7 +19,7 @@ from devstack.demo_data import cdnow_purchases
 from pipeline_assets.config import load_file
 from pipeline_assets.connections import Connections
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.plan import plan_pipeline
+from pipeline_assets.plan import PipelinePlan, PlannedStep, plan_pipeline
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.steps.base import SingleInputTransform, StepContext
@@ -301,29 +301,62 @@ def test_rows_without_their_counterpart_are_put_aside(location: Location) -> Non
     assert asset.parent_keys == {dg.AssetKey(["changing", "numbers"]), dg.AssetKey(["changing", "known"])}
 
 
+def changing_plan(location: Location) -> tuple[PipelinePlan, PlannedStep]:
+    plan = plan_pipeline(load_file(location.configs / "changing.json", {}))
+    return plan, plan.steps[2]
+
+
+def process_of(plan: PipelinePlan, run_id: str, location: Location, spark: SparkSession) -> PipelineRun:
+    """Return a run of ``plan`` as one of its processes has it."""
+    context = StepContext(
+        pipeline=plan.name,
+        run_id=run_id,
+        spark=spark.newSession(),
+        settings=Settings(warehouse=str(location.warehouse)),
+        connections=Connections(),
+        cache=DataFrameCache(),
+    )
+    return PipelineRun(plan, context, in_one_process=False)
+
+
 def test_each_process_of_a_run_puts_the_same_rows_aside(location: Location, spark: SparkSession) -> None:
     location.write(changing_pipeline(location))
-    plan = plan_pipeline(load_file(location.folder / "configs" / "changing.json", {}))
-    good = plan.steps[2]
+    plan, good = changing_plan(location)
 
     def process(run_id: str) -> PipelineRun:
-        context = StepContext(
-            pipeline=plan.name,
-            run_id=run_id,
-            spark=spark.newSession(),
-            settings=Settings(warehouse=str(location.folder / "warehouse")),
-            connections=Connections(),
-            cache=DataFrameCache(),
-        )
-        return PipelineRun(plan, context, in_one_process=False)
+        return process_of(plan, run_id, location, spark)
+
+    def ids(frame: DataFrame) -> set[int]:
+        return {row["id"] for row in frame.collect()}
 
     for run_id in ("first", "second"):
         checking = process(run_id)
         checking.quarantine(good, checking.inputs(good))
         checking.context.cache.uncache_all()  # another process would not find it
         aside = set(rows_of(location.table("changing", "good_quarantine"))["id"])
-        loading = process(run_id)
-        assert {row["id"] for row in loading.dataframe(good).collect()} == set(range(200)) - aside
+        assert ids(checking.dataframe(good)) == set(range(200)) - aside
+        assert ids(process(run_id).dataframe(good)) == set(range(200)) - aside
+        again = process(run_id)
+        assert ids(again.quarantine(good, again.inputs(good)).good) == set(range(200)) - aside
+        again.context.cache.uncache_all()
+        assert set(rows_of(location.table("changing", "good_quarantine"))["id"]) == aside
+    other = process("third")
+    assert ids(other.dataframe(good)) != set(range(200)) - aside, "what the last run found is not asked"
+
+
+def test_that_no_row_was_put_aside_is_remembered(location: Location, spark: SparkSession) -> None:
+    document = changing_pipeline(location)
+    known = location.folder / "known.csv"
+    document["steps"][1] = extract_file("known", f"file://{known}", schema="id BIGINT")
+    location.write(document)
+    known.write_text("id\n" + "".join(f"{number}\n" for number in range(200)))
+    plan, good = changing_plan(location)
+    checking = process_of(plan, "run", location, spark)
+    assert checking.quarantine(good, checking.inputs(good)).written.rows == 0
+    checking.context.cache.uncache_all()
+    known.write_text("id\n1\n")
+    spark.catalog.clearCache()
+    assert process_of(plan, "run", location, spark).dataframe(good).count() == 200
 
 
 def test_cdnow_put_aside(location: Location) -> None:

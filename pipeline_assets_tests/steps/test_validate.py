@@ -481,6 +481,15 @@ def test_rows_without_their_counterpart_are_put_aside(any_spark: SparkSession, c
     assert rows_of(bad.select("id", "amount", "quarantine_reasons")) == in_order(expected)
 
 
+def test_keys_of_a_finer_type_double_no_row(context: StepContext) -> None:
+    """Compared as DOUBLE, both of the known numbers are that of the row."""
+    frame = frame_of(context.spark, "id DOUBLE", [(2.0**53,)])
+    known = frame_of(context.spark, "id BIGINT", [(2**53,), (2**53 + 1,)])
+    step = ValidateReferential.model_validate({"columns": ["id"], "references": "known", "onFailure": "quarantine"})
+    step.check_schema(frame, {"known": known}, context)
+    assert rows_of(step.good_rows(step.compared(frame, {"known": known}), context)) == [(2.0**53,)]
+
+
 def test_the_same_rows_are_put_aside_again(any_spark: SparkSession, context: StepContext) -> None:
     """Customer 2 has come, and 3 has gone, since rows were put aside."""
     frame = frame_of(any_spark, SCHEMA, ORDERS)
