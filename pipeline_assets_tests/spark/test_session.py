@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def views(spark: SparkSession) -> set[str]:
-    return {table.name for table in spark.catalog.listTables() if table.isTemporary}
+    return {row.viewName for row in spark.sql("SHOW VIEWS").collect() if row.isTemporary}
 
 
 def test_a_session_does_without_pandas_and_still_takes_numpy_values() -> None:
