@@ -454,11 +454,22 @@ class _PipelineFactory:
             missing = dg.AutomationCondition.any_deps_missing()
             found = dg.AutomationCondition.eager().replace(missing, missing.ignore(dg.AssetSelection.assets(*views)))
         elif self.config.automation == "on_cron" and schedule is not None:
-            found = dg.AutomationCondition.on_cron(schedule.cron, schedule.timezone)
+            found = dg.AutomationCondition.on_cron(schedule.cron, schedule.timezone).ignore(
+                dg.AssetSelection.assets(*self._put_aside_by_streams())
+            )
         else:
             return None
         # Nothing looks at what no pipeline writes: to Dagster it is missing, and never updated.
         return found.ignore(dg.AssetSelection.assets(*(spec.key for spec in self.external_assets())))
+
+    def _put_aside_by_streams(self) -> Iterator[dg.AssetKey]:
+        """Yield what the pipeline reads of records that streams put aside: nobody waits for there to be some."""
+        found = (self.links.get((self.plan.name, step.index), {}) for step in self.plan.steps)
+        for links in (links for by_source in found for links in by_source.values()):
+            for link in links:
+                producer = self.plans[link.upstream].steps[link.producer]
+                if link.asset == producer.dead_letters or (producer.is_stream and link.asset == producer.quarantine):
+                    yield self._producer_key(link)
 
 
 def partitions_definition(partitions: Partitions | None) -> dg.PartitionsDefinition[str] | None:

@@ -184,7 +184,8 @@ class PipelineRun:
                 merge_schema=self.context.partition is not None,
                 partition=self.context.partition,
                 folder=folder_seen_from_here(path, "default", self.context.connections),
-                transaction=self._transaction(step),
+                # Each try puts rows aside anew, and the others have to be of the same look.
+                transaction=self._transaction(step) if step.quarantine is None else None,
             )
         self._let_go_after_write(step)
         # Whoever takes the DataFrame next reads what has been written, in just this version.
@@ -272,6 +273,7 @@ class PipelineRun:
         self._check_before_data_moves()
         method = cast(ValidateMethod, step.method)
         source, frame = self.plan.steps[step.inputs[0]], frames[step.inputs[0]]
+        self._compared.pop(step.index, None)  # of another try: this one writes both tables anew
         with self.errors_of(step, [frame]):
             level = frame.storageLevel
             is_kept = source.role is Role.TABLE or level.useMemory or level.useDisk or level.useOffHeap
@@ -324,31 +326,34 @@ class PipelineRun:
             merge_schema=part is not None,
             partition=part,
             folder=folder_seen_from_here(path, "default", self.context.connections),
-            transaction=self._transaction_aside(step),
+            mark=self._mark_aside(step),
         )
 
-    def _transaction_aside(self, step: PlannedStep) -> str | None:
+    def _mark_aside(self, step: PlannedStep) -> str | None:
         """Return what the write of ``step`` is found by later, where another look at the rows may tell otherwise."""
         if not cast(ValidateMethod, step.method).deciding_references():
             return None
-        return f"pipeline-assets:{self.context.run_id}:{self.plan.name}/{step.quarantine}"
+        key = self.context.partition.key if self.context.partition else ""
+        return f"pipeline-assets:{self.context.run_id}:{self.plan.name}/{step.quarantine}:{key}"
 
     def _recall(self, step: PlannedStep) -> None:
-        """Have ``step`` let pass what it did when this run put rows aside, in another process or try."""
-        transaction = self._transaction_aside(step)
-        if transaction is None:
+        """Have ``step`` let pass what it did when this run put rows aside, in another process or JVM."""
+        mark = self._mark_aside(step)
+        if mark is None:
             return
         with self.errors_of(step):
             path = self.quarantine_path(step)
             folder = folder_seen_from_here(path, "default", self.context.connections)
-            written = find_write(self.context.spark, path, transaction, folder)
+            written = find_write(self.context.spark, path, mark, folder)
             if written is not None:
                 self.given_compared(step, self.recalled(step, self._rows_put_aside(step, written)))
 
     def _rows_put_aside(self, step: PlannedStep, written: DeltaWrite) -> DataFrame:
         reader = self.context.spark.read.format("delta").option("versionAsOf", written.version)
         rows = reader.load(self.quarantine_path(step))
-        return rows.where(rows[RUN_ID_COLUMN] == self.context.run_id)
+        rows = rows.where(rows[RUN_ID_COLUMN] == self.context.run_id)
+        partition = self.context.partition
+        return rows.where(rows[PARTITION_KEY_COLUMN] == partition.key) if partition else rows
 
     def _let_go_after(self, step: PlannedStep) -> None:
         """Let go of what was kept here for ``step`` and others, once all of them are done."""

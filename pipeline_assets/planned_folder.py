@@ -10,7 +10,7 @@ from pipeline_assets.config import BrokenConfig, ConfigFolder
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, plan_pipeline, with_graph_issues
-from pipeline_assets.steps.base import StreamingLoad
+from pipeline_assets.steps.base import DataFrameMethod, StreamingLoad
 from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.paths import place_of
 from pipeline_assets.steps.s3_paths import is_s3
@@ -79,16 +79,18 @@ def _unknown_tables(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
             pipeline, _, asset = (table or "").replace("-", "_").partition(".")
             kept = by_name[pipeline].tables if pipeline in by_name else None
             if kept is not None and asset not in kept:
-                is_view = any(asset == other.name and other.role is Role.VIEW for other in by_name[pipeline].steps)
-                advice = (
-                    ', but a view of that name: give its step "materialized": "table"'
-                    if is_view
-                    else f"{did_you_mean(asset, kept)} (tables: {', '.join(kept) or 'none'})"
-                )
+                message = f"pipeline {pipeline!r} keeps no table {asset!r} in the warehouse"
                 key = pointer("steps", step.index, "config", "table")
-                yield ConfigIssue(
-                    plan.pipeline.file, key, f"pipeline {pipeline!r} keeps no table {asset!r} in the warehouse{advice}"
-                )
+                yield ConfigIssue(plan.pipeline.file, key, f"{message}{_table_advice(by_name[pipeline], asset)}")
+
+
+def _table_advice(plan: PipelinePlan, asset: str) -> str:
+    view = next((step for step in plan.steps if step.name == asset and step.role is Role.VIEW), None)
+    if view is None:
+        return f"{did_you_mean(asset, plan.tables)} (tables: {', '.join(plan.tables) or 'none'})"
+    if isinstance(view.method, DataFrameMethod) and plan.pipeline.config.mode == "batch":
+        return ', but a view of that name: give its step "materialized": "table"'
+    return ", but a view of that name: load that by toDeltaLake, and read it by 'path' here"
 
 
 def _take_graph_names(plan: PipelinePlan, taken: dict[str, str]) -> None:

@@ -314,6 +314,19 @@ def test_eager_follows_other_pipelines_beside_what_nobody_looks_at(tmp_path: Pat
         assert automation.requested(2024, 5, 1, 2) == {"p/theirs", "p/union"}
 
 
+def test_on_cron_does_not_wait_for_dead_letters(tmp_path: Path) -> None:
+    table = {"table": "event_stream.from_kafka_dead_letters", "registerAs": "broken"}
+    broken = {"type": "extract", "method": "fromDeltaLake", "config": table}
+    late = transform("filterRows", condition="offset > 9", registerAs="late")
+    defs = definitions(tmp_path, EVENT_STREAM, batch("p", broken, late, automation="on_cron", schedule="0 2 * * *"))
+    letters = dg.AssetKey(["event_stream", "from_kafka_dead_letters"])
+    assert letters in node(defs, "p", "broken").parent_keys
+    with dg.DagsterInstance.ephemeral(str(tmp_path / "instance")) as instance:
+        automation = Automation(defs, instance, "p")
+        assert automation.requested(2024, 5, 1, 1, 59) == set()
+        assert automation.requested(2024, 5, 1, 2, 1) == {"p/broken", "p/late"}
+
+
 def test_a_schedule_runs_each_partition_once(tmp_path: Path) -> None:
     """Also when it ticks more often than partitions end, and after the last of all has ended."""
     partitions = {"type": "daily", "start": "2024-01-01", "end": "2024-03-01"}

@@ -544,6 +544,8 @@ def test_a_pipeline_that_reads_the_dead_letters_of_a_stream(tmp_path: Path) -> N
     [
         ("writer.god", "'writer' keeps no table 'god' in the warehouse, did you mean 'good'? (tables: good, good_quar"),
         ("writer.rows", "'writer' keeps no table 'rows' in the warehouse, but a view of that name: give its step"),
+        ("stream.events", "but a view of that name: load that by toDeltaLake, and read it by 'path' here"),
+        ("sorter.good", "but a view of that name: load that by toDeltaLake, and read it by 'path' here"),
         ("loader.to_delta_lake", "'loader' keeps no table 'to_delta_lake' in the warehouse (tables: none)"),
     ],
 )
@@ -551,10 +553,15 @@ def test_a_table_that_no_pipeline_keeps(table: str, said: str, tmp_path: Path) -
     write_config(tmp_path, batch("writer", extract_file("rows", "/a.csv"), quarantine()))
     write_config(tmp_path, batch("loader", extract_file("rows", "/a.csv"), {**DELTA, "config": {"path": "/t"}}))
     write_config(tmp_path, batch("reader", extract_file("more", "/b.csv"), from_table(table)))
+    to_table = {**DELTA, "config": {"path": "/t"}}
+    write_config(tmp_path, batch("sorter", extract_file("rows", "/a.csv"), quarantine(), to_table))
+    named = copy.deepcopy(EVENT_STREAM) | {"name": "stream"}
+    named["steps"][0]["config"]["registerAs"] = "events"
+    write_config(tmp_path, named)
     # Of these nobody here can tell.
     write_config(tmp_path, batch("other", from_table("elsewhere.rows")))
     folder = plan_folder(load_folder(tmp_path, {}))
-    assert {plan.name for plan in folder.plans} == {"writer", "loader", "other"}
+    assert {plan.name for plan in folder.plans} == {"writer", "loader", "other", "sorter", "stream"}
     ((broken,),) = (found.error.issues for found in folder.broken)
     assert (broken.file, broken.pointer) == ("reader.json", "/steps/1/config/table")
     assert said in broken.message

@@ -79,12 +79,14 @@ def write_delta(
     partition: PartitionSlice | None = None,
     folder: Folder | None = None,
     transaction: str | None = None,
+    mark: str | None = None,
 ) -> DeltaWrite:
     """Write ``frame`` to the Delta table at ``path``, creating it when it is missing.
 
     With ``partition``, append and overwrite replace the rows of that partition and no others. The counts
     are those of the commit, which is found by a mark of its own, so that other writers don't confuse them.
     ``transaction``: what the write is known by, however often it is tried; once committed, it is not made again.
+    ``mark``: by what ``find_write`` finds it later, the newest one of several.
     """
     spark = frame.sparkSession
     there = table_columns(spark, path)
@@ -95,7 +97,7 @@ def write_delta(
             partition_by = tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
         if there is not None:
             _check_slice_column(there, partition, path, merge_schema=merge_schema or overwrite_schema)
-    mark = transaction or f"pipeline-assets:{uuid.uuid4()}"
+    mark = transaction or mark or f"pipeline-assets:{uuid.uuid4()}"
     with _delta_errors(path, partition):
         if transaction is not None and there is not None and mode in ("merge", "errorIfExists"):
             # Delta takes the options below for no MERGE, and looks at them after this has looked for rows.
@@ -230,11 +232,14 @@ def _written(spark: SparkSession, path: str, mark: str, folder: Folder | None) -
     return found if isinstance(found, DeltaWrite) else DeltaWrite(rows=0, version=found, files=0)
 
 
-def find_write(spark: SparkSession, path: str, transaction: str, folder: Folder | None) -> DeltaWrite | None:
-    """Return what ``write_delta`` has written to the table at ``path`` under ``transaction``; None when nothing yet."""
+def find_write(spark: SparkSession, path: str, mark: str, folder: Folder | None) -> DeltaWrite | None:
+    """Return what ``write_delta`` has last written to the table at ``path`` under ``mark``; None when nothing yet."""
     if table_columns(spark, path) is None:
         return None
-    found = _find_write(spark, path, transaction, folder)
+    found = _find_write(spark, path, mark, folder)
+    if not isinstance(found, DeltaWrite):
+        # It may be older than the commits that were looked at.
+        found = _find_write_by_spark(spark, path, mark)
     return found if isinstance(found, DeltaWrite) else None
 
 
@@ -253,7 +258,8 @@ def _find_write(spark: SparkSession, path: str, mark: str, folder: Folder | None
 
 def _find_write_by_spark(spark: SparkSession, path: str, mark: str) -> DeltaWrite | int:
     history = spark.sql("DESCRIBE HISTORY delta.`" + path.replace("`", "``") + "`")
-    chosen = history.select("version", "operationMetrics").where(history["userMetadata"] == mark).limit(1).collect()
+    marked = history.where(history["userMetadata"] == mark).orderBy(history["version"].desc())
+    chosen = marked.select("version", "operationMetrics").limit(1).collect()
     if not chosen:
         (newest,) = history.selectExpr("max(version)").collect()
         return int(newest[0])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -23,7 +23,6 @@ from pipeline_assets.steps.base import ExpectationResult, StreamingLoad, Validat
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.delta_stream import append_once, rows_appended, rows_of_append
-from pipeline_assets.steps.evaluation import REASONS_COLUMN
 from pipeline_assets.steps.file_systems import Folder, folder_seen_from_here
 from pipeline_assets.stream_rules import Guarded
 from pipeline_assets.validation import raise_for_failures
@@ -108,7 +107,7 @@ class MicroBatches:
             found = rows_of_append(batch.context.spark, path, folder, app_id, batch_id, after)
             if found is None:
                 return batch.compared(guard)
-            _require_reasons(found, guard)
+            _require_reasons(note["reasons"], guard)
             bad = found
         self._recalled.add(guard.index)
         return batch.recalled(guard, bad)
@@ -168,7 +167,8 @@ class MicroBatches:
         if table is not None:
             newest = newest_version(table)
             version = -1 if newest is None else newest
-        note = {"batchId": check.batch_id, "tableVersion": version}
+        reasons = sorted(cast(ValidateMethod, check.step.method).reasons())
+        note = {"batchId": check.batch_id, "tableVersion": version, "reasons": reasons}
         self._checkpoint.write_document(_aside_note(check.step), note)
 
     @contextmanager
@@ -185,14 +185,17 @@ class MicroBatches:
         method = cast(ValidateMethod, check.step.method)
         if not method.quarantines:
             return check
-        found = any(result.failed for result in check.results)
-        app_id, path = self._aside_app_id(check.step), batch.quarantine_path(check.step)
-        folder = folder_seen_from_here(path, "default", batch.context.connections)
-        if _decides_by_others(check.step) and check.step.index not in self._recalled:
-            self._note_aside(check, folder if found else None)
-        if not found:
+        found, noted = any(result.failed for result in check.results), _decides_by_others(check.step)
+        if not found and not noted:
             return check
+        app_id = self._aside_app_id(check.step)
         with batch.errors_of(check.step):
+            path = batch.quarantine_path(check.step)
+            folder = folder_seen_from_here(path, "default", batch.context.connections)
+            if noted and check.step.index not in self._recalled:
+                self._note_aside(check, folder if found else None)
+            if not found:
+                return check
             bad = batch.quarantined(check.step, batch.inputs(check.step))
             append_once(bad, path, app_id, check.batch_id)
         return dataclasses.replace(check, quarantined=rows_appended(folder, app_id, check.batch_id))
@@ -208,16 +211,14 @@ def _aside_note(guard: PlannedStep) -> str:
     return f"aside_{guard.name}"
 
 
-def _require_reasons(bad: DataFrame, guard: PlannedStep) -> None:
-    """Raise ConfigurationError when rows were put aside for what the step does not expect any more."""
-    from pyspark.sql import functions as F  # noqa: N812
-
-    told = {row[0] for row in bad.select(F.explode(REASONS_COLUMN)).distinct().collect()}
-    unknown = sorted(told - cast(ValidateMethod, guard.method).reasons())
-    if unknown:
+def _require_reasons(reasons: Sequence[str], guard: PlannedStep) -> None:
+    """Raise ConfigurationError when rows were put aside for other ``reasons`` than the step has now."""
+    now = cast(ValidateMethod, guard.method).reasons()
+    changed = sorted(now.symmetric_difference(reasons))
+    if changed:
         raise ConfigurationError(
-            f"the last run has put rows of this micro-batch into quarantine for {unknown[0]!r}, which the step does "
-            "not expect any more, and could not load the others: have the step as it was until they are loaded"
+            "the last run has put rows of this micro-batch into quarantine, and could not load the others; the step "
+            f"has been changed since ({changed[0]!r}): have it as it was until they are loaded"
         )
 
 
