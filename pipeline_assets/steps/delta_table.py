@@ -86,7 +86,7 @@ def write_delta(
     With ``partition``, append and overwrite replace the rows of that partition and no others. The counts
     are those of the commit, which is found by a mark of its own, so that other writers don't confuse them.
     ``transaction``: what the write is known by, however often it is tried; once committed, it is not made again.
-    ``mark``: by what ``find_write`` finds it later, the newest one of several.
+    ``mark``: by what ``find_write`` finds it later, the newest one of several, one of no rows too.
     """
     spark = frame.sparkSession
     there = table_columns(spark, path)
@@ -97,7 +97,10 @@ def write_delta(
             partition_by = tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
         if there is not None:
             _check_slice_column(there, partition, path, merge_schema=merge_schema or overwrite_schema)
-    mark = transaction or mark or f"pipeline-assets:{uuid.uuid4()}"
+    if mark is not None and transaction is None:
+        # Without one, Delta makes no commit where no row is there and none comes.
+        transaction = f"{mark}:{uuid.uuid4()}"
+    mark = mark or transaction or f"pipeline-assets:{uuid.uuid4()}"
     with _delta_errors(path, partition):
         if transaction is not None and there is not None and mode in ("merge", "errorIfExists"):
             # Delta takes the options below for no MERGE, and looks at them after this has looked for rows.
