@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -182,6 +182,24 @@ def test_quarantine_by_partition(location: Location) -> None:
     assert sorted(rows_of(location.table("sorted", "good"))["id"]) == [1, 2, 3]
 
 
+def test_rows_without_their_counterpart_by_partition(location: Location) -> None:
+    document = changing_pipeline(location)
+    document["partitions"] = {"type": "static", "values": ["a", "b"]}
+    for part in "ab":
+        put_numbers(location.folder / f"{part}.csv", range(100) if part == "a" else range(50, 200))
+    document["steps"][0] = extract_file("numbers", f"file://{location.folder}/${{partition}}.csv", schema="id BIGINT")
+    document["steps"] = document["steps"][:3]
+    location.write(document)
+    for part in "aba":
+        location.run("changing", partition=part)
+    good, aside = (rows_of(location.table("changing", name)) for name in ("good", "good_quarantine"))
+    for part, numbers in (("a", range(100)), ("b", range(50, 200))):
+        found = [*good[good["partition_key"] == part]["id"], *aside[aside["partition_key"] == part]["id"]]
+        assert sorted(found) == list(numbers)
+    assert len(good)
+    assert len(aside)
+
+
 def test_checks_of_one_partition(location: Location) -> None:
     document = batch(
         "parted",
@@ -268,10 +286,14 @@ def test_referential_to_a_dataframe_of_the_pipeline(location: Location, rows: Pa
     assert not location.table("checked", "known").exists(), "what is only compared with is no table"
 
 
+def put_numbers(path: Path, numbers: Iterable[int]) -> None:
+    path.write_text("id\n" + "".join(f"{number}\n" for number in numbers))
+
+
 def changing_pipeline(location: Location) -> dict[str, Any]:
     """Return a pipeline of the numbers to 200, some of which are known: others each time when somebody asks."""
     numbers = location.folder / "numbers.csv"
-    numbers.write_text("id\n" + "".join(f"{number}\n" for number in range(200)))
+    put_numbers(numbers, range(200))
     known = "SELECT id FROM numbers WHERE CAST(reflect('java.lang.System', 'nanoTime') AS BIGINT) % 3 > 0"
     config = {"columns": ["id"], "references": "known", "inputDataFrame": "numbers"}
     return batch(
@@ -355,11 +377,11 @@ def test_that_no_row_was_put_aside_is_remembered(location: Location, spark: Spar
     plan, good = changing_plan(location)
     # Delta has nothing to do for the second: no row is there, and none comes.
     for run_id in ("first", "second"):
-        known.write_text("id\n" + "".join(f"{number}\n" for number in range(200)))
+        put_numbers(known, range(200))
         checking = process_of(plan, run_id, location, spark)
         assert checking.quarantine(good, checking.inputs(good)).written.rows == 0
         checking.context.cache.uncache_all()
-        known.write_text("id\n1\n")
+        put_numbers(known, [1])
         assert process_of(plan, run_id, location, spark).dataframe(good).count() == 200
 
 
