@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import dagster as dg
 
 from pipeline_assets.errors import PipelineError
-from pipeline_assets.execution import PipelineRun
+from pipeline_assets.execution import PipelineRun, checked_and_references
 from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.redaction import redact, redact_data
@@ -146,8 +146,7 @@ def quarantine_origins(
 
 
 def _compared(step: PlannedStep, stubs: Mapping[str, "DataFrame"]) -> "DataFrame":
-    checked, *references = step.input_names
-    return cast(ValidateMethod, step.method).compared(stubs[checked], {name: stubs[name] for name in references})
+    return cast(ValidateMethod, step.method).compared(*checked_and_references(step, stubs))
 
 
 def _origins(

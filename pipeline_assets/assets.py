@@ -406,9 +406,7 @@ class _PipelineFactory:
         }
 
     def _producer_key(self, link: Link) -> dg.AssetKey:
-        upstream = self.plans[link.upstream]
-        key = asset_key(upstream, upstream.steps[link.producer])
-        return dg.AssetKey([*key.path[:-1], link.asset])
+        return dg.AssetKey([link.upstream, link.asset])
 
     def _source_deps(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
         linked = self.links.get((self.plan.name, step.index), {})
@@ -464,9 +462,9 @@ class _PipelineFactory:
 
     def _put_aside_by_streams(self) -> Iterator[dg.AssetKey]:
         """Yield what the pipeline reads of records that streams put aside: nobody waits for there to be some."""
-        found = (self.links.get((self.plan.name, step.index), {}) for step in self.plan.steps)
-        for links in (links for by_source in found for links in by_source.values()):
-            for link in links:
+        for step in self.plan.steps:
+            linked = self.links.get((self.plan.name, step.index), {})
+            for link in (link for links in linked.values() for link in links):
                 producer = self.plans[link.upstream].steps[link.producer]
                 if link.asset == producer.dead_letters or (producer.is_stream and link.asset == producer.quarantine):
                     yield self._producer_key(link)

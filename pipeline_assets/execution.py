@@ -255,8 +255,7 @@ class PipelineRun:
 
     def recalled(self, step: PlannedStep, bad: DataFrame) -> DataFrame:
         """Return the rows that a validate step checks, told by what it has put into quarantine before: ``bad``."""
-        with self.errors_of(step):
-            return cast(ValidateMethod, step.method).recalled(*_compared_by(step, self.inputs(step)), bad)
+        return cast(ValidateMethod, step.method).recalled(*_compared_by(step, self.inputs(step)), bad)
 
     def given_compared(self, step: PlannedStep, compared: DataFrame) -> None:
         """Take what the rows that ``step`` puts into quarantine, and those that it lets pass, are told by."""
@@ -273,13 +272,14 @@ class PipelineRun:
         self._check_before_data_moves()
         method = cast(ValidateMethod, step.method)
         source, frame = self.plan.steps[step.inputs[0]], frames[step.inputs[0]]
+        by_others = bool(method.deciding_references())
         self._compared.pop(step.index, None)  # of another try: this one writes both tables anew
         with self.errors_of(step, [frame]):
             level = frame.storageLevel
             is_kept = source.role is Role.TABLE or level.useMemory or level.useDisk or level.useOffHeap
             compared = self._rows_compared(step, frames)
-            if method.deciding_references() or not is_kept:
-                laid_out = step if method.deciding_references() else source
+            if by_others or not is_kept:
+                laid_out = step if by_others else source
                 adaptive = laid_out.index in self.optimizations.adaptive
                 compared = self.context.cache.cache(step.dataframe, compared, adaptive=adaptive)
             self.given_compared(step, compared)
@@ -288,8 +288,8 @@ class PipelineRun:
             bad = method.bad_rows(compared, self.context)
             with self._working(step):
                 written = self._write_quarantine(step, bad if found else bad.limit(0))
-            if method.deciding_references():
-                references = _compared_by(step, frames)[1]
+            if by_others:
+                _, references = _compared_by(step, frames)
                 compared = method.recalled(compared, references, self._rows_put_aside(step, written))
                 self.given_compared(step, compared)
             good = method.good_rows(compared, self.context)
@@ -565,11 +565,17 @@ def _shown_config(step: PlannedStep) -> dict[str, Any]:
 
 
 def _compared_by(step: PlannedStep, frames: Mapping[int, DataFrame]) -> tuple[DataFrame, dict[str, DataFrame]]:
-    """Return the DataFrame that a validate step checks, and those that it compares it with, by name."""
-    others = zip(step.input_names[1:], step.inputs[1:], strict=True)
-    return frames[step.inputs[0]], {name: frames[index] for name, index in others}
+    return checked_and_references(step, _by_name(step, frames))
 
 
 def _by_name(step: PlannedStep, frames: Mapping[int, DataFrame]) -> dict[str, DataFrame]:
     """Return the inputs of ``step`` by the names that its config gives them, in its order."""
     return {name: frames[index] for name, index in zip(step.input_names, step.inputs, strict=True)}
+
+
+def checked_and_references(
+    step: PlannedStep, frames: Mapping[str, DataFrame]
+) -> tuple[DataFrame, dict[str, DataFrame]]:
+    """Return the DataFrame that a validate step checks, and those that it compares it with, of ``frames`` by name."""
+    checked, *references = step.input_names
+    return frames[checked], {name: frames[name] for name in references}

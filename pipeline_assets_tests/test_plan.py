@@ -531,9 +531,7 @@ def from_table(name: str) -> dict[str, Any]:
 def test_a_pipeline_that_reads_the_dead_letters_of_a_stream(tmp_path: Path) -> None:
     write_config(tmp_path, EVENT_STREAM)
     write_config(tmp_path, batch("reader", from_table("event-stream.from_kafka_dead_letters")))
-    ((found,),) = (
-        found.values() for found in [link_pipelines(plan_folder(load_folder(tmp_path, {})).plans)["reader", 0]]
-    )
+    (found,) = link_pipelines(plan_folder(load_folder(tmp_path, {})).plans)["reader", 0].values()
     assert [(link.upstream, link.producer, link.asset) for link in found] == [
         ("event_stream", 0, "from_kafka_dead_letters")
     ]

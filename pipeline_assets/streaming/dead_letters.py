@@ -48,7 +48,7 @@ class DeadLetters:
         self._context = run.source_context(extract)
         self._checkpoint: Checkpoint = run.checkpoint(load)
         own = self._method.dead_letter_path
-        self.table = own or run.context.settings.table_path(run.plan.name, f"{extract.name}_dead_letters")
+        self.table = own or run.context.settings.table_path(run.plan.name, extract.dead_letters or "")
         if own or is_s3(self.table):
             (self.table,) = open_for_spark([self.table], "default", run.context)
         self._document = _named(extract)
@@ -155,8 +155,7 @@ def dead_letters_of(run: PipelineRun) -> Iterator[tuple[PlannedStep, DeadLetters
     That is the load whose checkpoint says up to where they are written, wherever it stands by now; else the first.
     """
     for extract in run.plan.steps:
-        method = extract.method
-        if isinstance(method, FromKafka) and extract.is_stream and method.can_break:
+        if extract.dead_letters is not None:
             loads = [load for load in run.plan.stream_loads() if extract in run.plan.upstream_of(load)]
             counting = (load for load in loads if run.checkpoint(load).read_document(_named(extract)) is not None)
             load = next(counting, loads[0])
