@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
+from pipeline_assets.checked_rows import checked_and_references
 from pipeline_assets.errors import PipelineError
-from pipeline_assets.execution import PipelineRun, checked_and_references
+from pipeline_assets.execution import PipelineRun
 from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.redaction import redact, redact_data

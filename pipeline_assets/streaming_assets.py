@@ -238,7 +238,7 @@ class _Report:
                 letters = cast(FromKafka, step.method).dead_letter_sources()
                 self._columns[self._letters[step.name]] = letters_metadata(letters, self._sources[step.index])
             if step.quarantine is not None:
-                bad = self._run.quarantined(step, inputs)
+                bad = self._run.checked_rows.bad(step, inputs)
                 origins = quarantine_origins(self._run, step, inputs, self._keys)
                 self._columns[quarantine_key(self._keys[step.index])] = columns_metadata(bad, origins)
 

@@ -28,10 +28,10 @@ LAYERS = (
     "redaction", "errors", "compute_log_tail", "redacted_output", "cancellation", "transience", "uris", "settings",
     "json_documents", "parsed_files", "credentials", "metrics", "connections", "partitions", "spark", "steps", "config",
     "retries", "config_schema", "stream_rules", "plan", "planned_folder", "optimizer", "links", "openlineage",
-    "sql_check", "validation", "run_log", "execution", "asset_metadata", "step_op", "streaming", "report",
-    "validation_assets", "stream_checks", "streaming_assets", "pipeline_job", "assets", "vault_resource", "sensors",
-    "resources", "executors", "code_location", "definitions", "audit_commands", "metrics_commands", "report_commands",
-    "spark_server_commands", "cli",
+    "sql_check", "validation", "run_log", "run_scope", "checked_rows", "execution", "asset_metadata", "step_op",
+    "streaming", "report", "validation_assets", "stream_checks", "streaming_assets", "pipeline_job", "assets",
+    "vault_resource", "sensors", "resources", "executors", "code_location", "definitions", "audit_commands",
+    "metrics_commands", "report_commands", "spark_server_commands", "cli",
 )  # fmt: skip
 
 

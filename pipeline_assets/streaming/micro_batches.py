@@ -83,34 +83,35 @@ class MicroBatches:
                 with batch.errors_of(guard):
                     compared = self._told_once(batch, guard, batch_id)
                     _keep(compared, kept)
-                batch.given_compared(guard, compared)
+                batch.checked_rows.remember(guard, compared)
             self._may_be_repeated = True
             self._write(batch, batch_id)
             self._may_be_repeated = False  # the next one is new, until this query ends
 
     def _told_once(self, batch: PipelineRun, guard: PlannedStep, batch_id: int) -> DataFrame:
         """Return the rows that ``guard`` checks, with what they are told by: the same at each try of the batch."""
-        path = batch.quarantine_path(guard)
+        path = batch.checked_rows.quarantine_path(guard)
         folder = folder_seen_from_here(path, "default", batch.context.connections)
         if folder is None:
             raise ConfigurationError(
                 f"quarantinePath {path}: where rows are compared with another DataFrame, their table is on S3 or on a "
                 "mounted file system"
             )
+        rows, frames = batch.checked_rows, batch.inputs(guard)
         note = self._checkpoint.read_document(_aside_note(guard)) if self._may_be_repeated else None
         if note is None or note["batchId"] != batch_id:
-            return batch.compared(guard)
+            return rows.compared(guard, frames)
         if note["tableVersion"] is None:
-            bad = batch.quarantined(guard, batch.inputs(guard)).limit(0)
+            bad = rows.bad(guard, frames).limit(0)
         else:
             app_id, after = self._aside_app_id(guard), note["tableVersion"]
             found = rows_of_append(batch.context.spark, path, folder, app_id, batch_id, after)
             if found is None:
-                return batch.compared(guard)
+                return rows.compared(guard, frames)
             _require_reasons(note["reasons"], guard)
             bad = found
         self._recalled.add(guard.index)
-        return batch.recalled(guard, bad)
+        return rows.recalled(guard, frames, bad)
 
     def _write(self, batch: PipelineRun, batch_id: int) -> None:
         found = {guard.index: batch.check(guard) for guard in self._guards if self._checks(guard)}
@@ -190,13 +191,13 @@ class MicroBatches:
             return check
         app_id = self._aside_app_id(check.step)
         with batch.errors_of(check.step):
-            path = batch.quarantine_path(check.step)
+            path = batch.checked_rows.quarantine_path(check.step)
             folder = folder_seen_from_here(path, "default", batch.context.connections)
             if noted and check.step.index not in self._recalled:
                 self._note_aside(check, folder if found else None)
             if not found:
                 return check
-            bad = batch.quarantined(check.step, batch.inputs(check.step))
+            bad = batch.checked_rows.bad(check.step, batch.inputs(check.step))
             append_once(bad, path, app_id, check.batch_id)
         return dataclasses.replace(check, quarantined=rows_appended(folder, app_id, check.batch_id))
 

@@ -137,7 +137,7 @@ class StreamingPipeline:
                 check_stream_support(frame, method.output_mode or "append")
         for step in plan.steps:
             if isinstance(step.method, ValidateMethod):
-                self.run.check_fit(step, self.run.inputs(step))
+                self.run.checked_rows.check_fit(step, self.run.inputs(step))
         self._dead_letters: dict[int, list[DeadLetters]] = {}
         for load, dead_letters in dead_letters_of(self.run):
             found = dead_letters.make_up()
