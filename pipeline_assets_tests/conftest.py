@@ -27,6 +27,8 @@ SPARK_CONF = {
     "spark.sql.codegen.wholeStage": "false",
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.sql.optimizer.excludedRules": "org.apache.spark.sql.catalyst.optimizer.ConvertToLocalRelation",
+    "spark.kafka.producer.cache.timeout": "1s",
+    "spark.kafka.producer.cache.evictorThreadRunInterval": "1s",
 }
 # For every driver that a test starts: most live for seconds, in which the second compiler takes more than it gives.
 # With one compiler Java has 48 MB for compiled code, not 240: a server of many tests fills them, and ends.
@@ -34,6 +36,9 @@ os.environ.setdefault(
     "SPARK_SUBMIT_OPTS",
     "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC -XX:-UsePerfData",
 )
+
+# It runs before each of them.
+os.environ.setdefault("SPARK_LAUNCHER_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData")
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ from devstack.spark_servers import SparkConnectServer
 from pipeline_assets.spark.jars import PACKAGES
 from pipeline_assets_tests.config_documents import write_config
 from pipeline_assets_tests.integration.conftest import CONNECTIONS
-from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of
+from pipeline_assets_tests.integration.delta_tables import count_rows, rows_of
 from pipeline_assets_tests.integration.run_processes import wait_until
 from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
@@ -370,14 +370,10 @@ def test_the_deployment(containers: Containers, kafka: KafkaServer, postgres: Po
     write_config(containers.folder / "configs", {**document, "sensor": {"status": "running", "interval": 1}})
     topic.send(events(0, 1000))
     table = containers.folder / "root" / "out"
-
-    def ids() -> list[int]:
-        return sorted(map(int, rows_of(table)["id"])) if delta_files(table) else []
-
     code = containers.start("code")
     containers.start("webserver")
     containers.start("daemon")
-    wait_until(lambda: len(ids()) >= 300)
+    wait_until(lambda: count_rows(table) >= 300)
     containers.start("metrics")
     page = f"http://{LOOPBACK}:{containers.ports['9464']}/metrics"
     wait_until(lambda: b"pipeline_assets_stream_lag_records{" in urllib.request.urlopen(page).read())
@@ -386,7 +382,8 @@ def test_the_deployment(containers: Containers, kafka: KafkaServer, postgres: Po
     # What tini -g does with the image's STOPSIGNAL.
     os.killpg(code.pid, getattr(signal, instructions("STOPSIGNAL")[0]))
     wait_until(lambda: not code.session(), 90)
-    assert ids() == list(range(len(ids())))
+    found = sorted(map(int, rows_of(table)["id"]))
+    assert found == list(range(len(found)))
     assert not (containers.folder / "root/checkpoints/out/pipeline_assets/lease.json").exists()
     with psycopg.connect(**connection_of(postgres, "dagster_deployment")) as connection:
         # Those that the sensor asks for after it find no code location.

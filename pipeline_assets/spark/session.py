@@ -52,6 +52,9 @@ _QUIET = {
     "spark.ui.showConsoleProgress": "false",
     # S3A is on the class path: it would not see what `spark.jars.packages` brings for it, as a provider of credentials.
     "spark.hadoop.fs.s3a.classloader.isolation": "false",
+    # One whose user may not write asks its broker again without a pause, for as long as it is kept (KAFKA-13668).
+    "spark.kafka.producer.cache.timeout": "1m",
+    "spark.kafka.producer.cache.evictorThreadRunInterval": "10s",
 }
 # JDBC reads and writes timestamps in the zone of the JVM that it runs in, whatever the session says. As defaults these
 # stand before a user's extraJavaOptions, and take the place of none.

@@ -152,7 +152,7 @@ def test_a_topic_that_the_user_may_not_read(
 
 
 def test_a_topic_that_the_user_may_not_write(
-    location: Location, topic: Topic, log_in: Callable[..., None], allow: Allow
+    location: Location, topic: Topic, log_in: Callable[..., None], allow: Allow, spark: Any
 ) -> None:
     log_in()
     allow("READ")
@@ -162,6 +162,9 @@ def test_a_topic_that_the_user_may_not_write(
     text = failure_text(location.run("produced", fail=True))
     # One who may write nowhere is not told of the topic: that they produce at all is refused.
     assert f"produced: step 1 (load toKafka): {DENIED}: Cluster authorization failed" in text
+    # As long as there is a producer, it goes on to ask the broker whether it may, thousands of times a second.
+    threads = spark._jvm.java.lang.Thread.getAllStackTraces
+    wait_until(lambda: not [thread for thread in threads() if "kafka-producer-network" in thread.getName()])
 
 
 def test_a_password_that_is_wrong(location: Location, topic: Topic, log_in: Callable[..., None]) -> None:

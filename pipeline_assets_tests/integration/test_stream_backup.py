@@ -13,7 +13,7 @@ import pytest
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of
 from pipeline_assets_tests.integration.location import Location
 from pipeline_assets_tests.integration.run_processes import JobProcess
-from pipeline_assets_tests.integration.test_stream_faults import continuous, finish
+from pipeline_assets_tests.integration.test_stream_faults import continuous, finish, written
 from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
 
@@ -38,7 +38,7 @@ def test_restored_into_another_place(
     environment = {**location.environment, "DAGSTER_HOME": str(home), "SPARK_MASTER": "local[2]"}
     run = JobProcess("stream", environment, tmp_path / "run.log")
     try:
-        run.wait_until(lambda: len(ids_at(root(location, "out"))) >= 200)
+        run.wait_until(lambda: written(location) >= 200)
         for statement in ("OPTIMIZE", "VACUUM"):  # maintenance does not mind that the stream runs
             spark.sql(f"{statement} delta.`{root(location, 'out')}`")
         run.signal(signal.SIGTERM)
