@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from devstack.spark_servers import SparkConnectServer
 from pipeline_assets.cli import main
 from pipeline_assets.config import load_file
 from pipeline_assets.plan import plan_pipeline
@@ -135,11 +136,18 @@ def test_what_a_run_made_leads_to_its_report(
     assert (reports / url.rpartition("/")[2]).exists()
 
 
-def test_processes_of_one_run_write_one_report(location: Location, reports: Path, tmp_path: Path) -> None:
+def test_processes_of_one_run_write_one_report(
+    location: Location, reports: Path, tmp_path: Path, spark_connect_server: SparkConnectServer
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
     location.write(batch("counted", rows(location), COUNTS))
-    environment = {**location.environment, "DAGSTER_HOME": str(home), "PIPELINE_ASSETS_EXECUTOR": "multiprocess"}
+    environment = {
+        **location.environment,
+        "DAGSTER_HOME": str(home),
+        "PIPELINE_ASSETS_EXECUTOR": "multiprocess",
+        "SPARK_REMOTE": spark_connect_server.remote,
+    }
     job = JobProcess("counted", environment, tmp_path / "log")
     try:
         assert job.end() == 0, job.output
