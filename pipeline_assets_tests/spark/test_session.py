@@ -268,6 +268,8 @@ def test_a_cluster_runs_the_queries(
             "spark.driver.extraJavaOptions": "-Dmine=1",
             "spark.executor.extraJavaOptions": "-Dmine=2",
             "spark.executorEnv.TZ": "Europe/Berlin",
+            "spark.databricks.delta.snapshotPartitions": "2",  # of 50 tasks, for two small workers
+            "spark.sql.shuffle.partitions": "2",
         }
         zone = "reflect('java.time.ZoneId', 'systemDefault') AS zone"
         mine = "reflect('java.lang.System', 'getProperty', 'mine') AS mine"
