@@ -20,7 +20,6 @@ from pipeline_assets.steps.base import (
     LoadMethod,
     LoadResult,
     StepContext,
-    StreamingLoad,
     StreamSource,
     TransformMethod,
     ValidateMethod,
@@ -31,6 +30,7 @@ from pipeline_assets.steps.delta_table import DeltaWrite, is_missing_table, with
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
+from pipeline_assets.steps.streaming_load import StreamingLoad
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -10,10 +10,11 @@ from pipeline_assets.config import BrokenConfig, ConfigFolder
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, plan_pipeline, with_graph_issues
-from pipeline_assets.steps.base import DataFrameMethod, StreamingLoad
+from pipeline_assets.steps.base import DataFrameMethod
 from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.paths import place_of
 from pipeline_assets.steps.s3_paths import is_s3
+from pipeline_assets.steps.streaming_load import StreamingLoad
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pipeline_assets.credentials.secrets import Consumer, Secrets
 from pipeline_assets.errors import CredentialUnavailableError, PipelineExecutionError
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.settings import Settings
-from pipeline_assets.steps.base import StreamingLoad
+from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.streaming.backlog import read_backlog
 from pipeline_assets.streaming.checkpoint_lease import Holder, Process
 from pipeline_assets.streaming.restart_policy import Life, RunStatus, RunView, State, decide, read_state

@@ -16,7 +16,6 @@ from pipeline_assets.steps.base import (
     ExtractMethod,
     LoadMethod,
     OutputMode,
-    StreamingLoad,
     StreamTraits,
     TransformMethod,
     ValidateMethod,
@@ -25,6 +24,7 @@ from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.paths import place_of
 from pipeline_assets.steps.sql_names import changing_part
 from pipeline_assets.steps.sql_texts import sql_texts
+from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.steps.transform import WithWatermark
 
 Inputs = Sequence[tuple[int, ...]]

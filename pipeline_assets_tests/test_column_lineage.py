@@ -22,11 +22,11 @@ from pipeline_assets.steps.base import (
     ExtractMethod,
     StepContext,
     StepMethod,
-    StreamingLoad,
     StreamTraits,
     ValidateMethod,
 )
 from pipeline_assets.steps.extract_kafka import FromKafka
+from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
 from pipeline_assets_tests.test_plan import planned
 

@@ -5,13 +5,12 @@ A method knows Spark, not Dagster. To add one, see CONTRIBUTING.md.
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.cancellation import Cancellation
@@ -22,7 +21,6 @@ from pipeline_assets.spark.storage_levels import StorageLevelName
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.streaming.query import StreamingQuery
 
     from pipeline_assets.spark.caching import DataFrameCache
     from pipeline_assets.steps.checkpoint import Checkpoint
@@ -435,85 +433,4 @@ class LoadMethod(StepMethod):
 
     def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
         """Write ``frame``. A target is at its old or at its new state afterwards, never between."""
-        raise NotImplementedError
-
-
-def _check_trigger(text: str) -> str:
-    """Return ``text``. Raises ValueError when it is no trigger that keeps the promise of exactly once."""
-    if text in ("availableNow", "once"):
-        return text
-    if text.startswith("continuous"):
-        raise ValueError(
-            "continuous processing gives at-least-once only and has no Delta sink: use a time between micro-batches "
-            "such as '1 second', or 'availableNow'"
-        )
-    if not _INTERVAL.fullmatch(text):
-        raise ValueError(f"{text!r} is no trigger: expected a time such as '5 seconds', or 'availableNow'")
-    return text
-
-
-_INTERVAL = re.compile(r"\d+ *(milliseconds?|seconds?|minutes?|hours?)")
-Trigger = Annotated[str, AfterValidator(_check_trigger)]
-
-
-class StreamingLoad(LoadMethod):
-    """Writes a DataFrame, or a stream of them by a streaming query of its own."""
-
-    streaming_only = frozenset({"checkpoint_location", "checkpoint_connection", "output_mode", "trigger"})
-
-    checkpoint_location: Annotated[str, Field(min_length=1)] | None = None
-    """Streaming only, and needed there: folder of the query's checkpoint. It may lie on S3."""
-    checkpoint_connection: str = "default"
-    """S3 connection (from connections.json) for a `checkpointLocation` on S3."""
-    output_mode: OutputMode | None = None
-    """Streaming only: Spark's output mode; append when left out."""
-    trigger: Trigger | None = None
-    """Streaming only: time between micro-batches such as `5 seconds`, or `availableNow` to take what there is and
-    end (`once` is the same). One micro-batch follows the other when left out."""
-
-    def stream_problem(self, stream: StreamTraits) -> str | None:
-        if not any(stream.inputs):
-            return "its input is not a stream: nothing would run here; load it in a batch pipeline"
-        if self.checkpoint_location is None:
-            return "a streaming load needs 'checkpointLocation': a folder of its own, that stays between runs"
-        return None
-
-    @property
-    def takes_what_there_is(self) -> bool:
-        """Whether its query ends by itself, when all that was there at its start has been written."""
-        return self.trigger in ("availableNow", "once")
-
-    @property
-    def takes_batches(self) -> bool:
-        """Whether ``start_stream`` has a function of Python write each micro-batch."""
-        return False
-
-    def checkpoint(self, settings: Settings, connections: Connections) -> Checkpoint:
-        """Return the checkpoint of the load's streaming query."""
-        from pipeline_assets.steps.checkpoint import Checkpoint
-
-        path = settings.resolve(self.checkpoint_location or "")
-        return Checkpoint.at(path, self.checkpoint_connection, connections)
-
-    def transaction_app_id(self, query_id: str, checkpoint: Checkpoint) -> str | None:
-        """Return the application id of the Delta transactions that the query commits; None when there are none."""
-        return None
-
-    def start_stream(self, frame: DataFrame, context: StepContext, query_name: str) -> StreamingQuery:
-        """Start the streaming query that writes ``frame``, and return it without waiting for it."""
-        raise NotImplementedError
-
-    def start_batches(
-        self, frame: DataFrame, context: StepContext, query_name: str, each: Callable[[DataFrame, int], None]
-    ) -> StreamingQuery:
-        """Start a streaming query that gives each micro-batch of ``frame`` to ``each``, with its number."""
-        from pipeline_assets.steps.streaming_write import stream_writer
-
-        return stream_writer(frame, self, context, query_name).foreachBatch(each).start()
-
-    def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, app_id: str | None) -> None:
-        """Write what a micro-batch has come to, the same way as the query of ``start_stream`` does.
-
-        ``app_id``: the ``transaction_app_id`` of that query.
-        """
         raise NotImplementedError

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from pipeline_assets.steps.base import Dataset, LoadResult, StepContext, StreamingLoad, StreamTraits
+from pipeline_assets.steps.base import Dataset, LoadResult, StepContext, StreamTraits
 from pipeline_assets.steps.columns import clustered
 from pipeline_assets.steps.delta_stream import MergeBatch, merge_app_id
 from pipeline_assets.steps.delta_table import DeltaMode, with_partition, write_delta
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import check_any, delta_dataset, open_for_spark
 from pipeline_assets.steps.sql_texts import SqlExpression
-from pipeline_assets.steps.streaming_write import stream_writer
+from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.steps.transform import ColumnName, require_columns
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class ToDeltaLake(StreamingLoad):
 
     def start_stream(self, frame: DataFrame, context: StepContext, query_name: str) -> StreamingQuery:
         (path,) = open_for_spark([self.path], self.connection, context)
-        writer = stream_writer(frame, self, context, query_name)
+        writer = self.writer(frame, context, query_name)
         if self.merge_keys:
             app_id = merge_app_id(self.checkpoint(context.settings, context.connections))
             return writer.foreachBatch(self._merge(path, app_id)).start()

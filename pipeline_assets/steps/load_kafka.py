@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.steps.base import Dataset, LoadResult, StepContext, StreamingLoad
+from pipeline_assets.steps.base import Dataset, LoadResult, StepContext
 from pipeline_assets.steps.kafka_offsets import read_offsets
 from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
 from pipeline_assets.steps.paths import OptionValue, check_options, option_texts
 from pipeline_assets.steps.row_count import RowCount
-from pipeline_assets.steps.streaming_write import stream_writer
+from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.steps.transform import ColumnName, quote, require_columns
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class ToKafka(StreamingLoad):
 
     def start_stream(self, frame: DataFrame, context: StepContext, query_name: str) -> StreamingQuery:
         self._check(frame, context)
-        writer = stream_writer(self.written(frame, context), self, context, query_name)
+        writer = self.writer(self.written(frame, context), context, query_name)
         return writer.format("kafka").options(**self._options(context)).start()
 
     def write_batch(self, frame: DataFrame, context: StepContext, batch_id: int, app_id: str | None) -> None:

@@ -13,7 +13,6 @@ from pipeline_assets.connections import Connections
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.settings import Settings
-from pipeline_assets.steps.base import StreamingLoad
 from pipeline_assets.steps.checkpoint import NO_OFFSET, Checkpoint
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.extract import FromDeltaLake
@@ -22,6 +21,7 @@ from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.kafka_offsets import Offsets, lag, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
 from pipeline_assets.steps.s3_paths import normalize
+from pipeline_assets.steps.streaming_load import StreamingLoad
 
 _SHOWN = 8
 

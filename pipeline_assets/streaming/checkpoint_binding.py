@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.plan import PipelinePlan, PlannedStep
-from pipeline_assets.steps.base import ExtractMethod, StreamingLoad, TransformMethod
+from pipeline_assets.steps.base import ExtractMethod, TransformMethod
 from pipeline_assets.steps.checkpoint import OWN_FOLDER, Checkpoint
+from pipeline_assets.steps.streaming_load import StreamingLoad
 
 _DOCUMENT = "binding"
 # Not a part of the binding: an older version would take it for a change, and a person deletes it to take over.

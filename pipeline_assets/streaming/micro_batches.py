@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, cast
 from pipeline_assets.errors import ConfigurationError, DataValidationError, PipelineError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
-from pipeline_assets.steps.base import ExpectationResult, StreamingLoad, ValidateMethod
+from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.delta_stream import append_once, rows_appended, rows_of_append
 from pipeline_assets.steps.file_systems import Folder, folder_seen_from_here
+from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_rules import Guarded
 from pipeline_assets.validation import raise_for_failures
 

@@ -23,11 +23,12 @@ from pipeline_assets.run_log import log_fields
 from pipeline_assets.spark.failures import is_spark_error, spark_failure
 from pipeline_assets.spark.jvm_log import log_as
 from pipeline_assets.spark.stream_support import check_stream_support
-from pipeline_assets.steps.base import StreamingLoad, ValidateMethod
+from pipeline_assets.steps.base import ValidateMethod
 from pipeline_assets.steps.delta_log import Commit, find_transaction
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.load import ToDeltaLake
 from pipeline_assets.steps.paths import open_for_spark
+from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_rules import Guarded, guarded
 from pipeline_assets.streaming.checkpoint_binding import bind
 from pipeline_assets.streaming.checkpoint_lease import CheckpointLease
