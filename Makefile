@@ -23,7 +23,7 @@ down:  ## Stop the demo's servers and remove their data.
 
 test:  ## Run all tests, on the real servers, which the tests start.
 	@./devstack/setup.sh --test
-	@$(PYTHON) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## Lint and type-check.
 	@.venv/bin/ruff check .

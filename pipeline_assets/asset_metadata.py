@@ -133,8 +133,8 @@ def column_origins(
     finally:
         if isinstance(method, Sql):
             # It has registered the empty stand-ins under its inputs' names.
-            for name, index in zip(step.input_names, step.inputs, strict=True):
-                inputs[index].createOrReplaceTempView(name)
+            for name, taken in step.named_inputs(inputs).items():
+                taken.createOrReplaceTempView(name)
 
 
 def quarantine_origins(
@@ -187,10 +187,10 @@ def work_metadata(run: PipelineRun, step: PlannedStep, told: Mapping[str, int | 
     """
     written = (told or {}).get("numOutputBytes")
     target: Metadata = {} if written is None else {"bytes_written": int(written)}
-    work = run.work(step)
+    work = run.scope.work(step)
     if work is None or work.spark_jobs == 0:
         return target
-    return {**asdict(work), **target, STAGE_TIMES: _stage_table(run.stages(step))}
+    return {**asdict(work), **target, STAGE_TIMES: _stage_table(run.scope.stages(step))}
 
 
 def _stage_table(stages: Sequence[StageTime]) -> dg.TableMetadataValue:
@@ -253,7 +253,7 @@ def loaded_metadata(
     The rows are in: what only shows them may not fail the step, which would be tried again and write them twice.
     """
     try:
-        with run.errors_of(step, [frame]):
+        with run.scope.errors_of(step, [frame]):
             written = run.written(step, frame)
             origins = column_origins(run, step, written, {step.inputs[0]: frame}, upstream)
             return dataframe_metadata(written, origins)

@@ -296,7 +296,7 @@ class _PipelineFactory:
             yield from check_results(here, checked, chosen, work_metadata(run, here))
             if cast(ValidateMethod, here.method).reaction == "fail":
                 # What is expected has been told by now; this stops what comes after, and says why.
-                with _step_op(context, plan, step) as run, run.errors_of(here):
+                with _step_op(context, plan, step) as run, run.scope.errors_of(here):
                     raise_for_failures(here, chosen)
 
         return check

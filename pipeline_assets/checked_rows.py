@@ -37,7 +37,7 @@ class Quarantined:
 
 
 class CheckedRows:
-    """The rows of the validate steps of one run. ``frames``: the DataFrames that a step takes, by step index."""
+    """The rows of the validate steps of one run. ``frames`` are the DataFrames that a step takes, by step index."""
 
     def __init__(self, scope: RunScope, optimizations: Optimizations) -> None:
         self._scope = scope
@@ -48,7 +48,7 @@ class CheckedRows:
 
     def check_fit(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> None:
         """Raise ConfigurationError when ``step`` does not fit ``frames``. Moves no data."""
-        frame, references = _checked_and_references(step, frames)
+        frame, references = checked_and_references(step, step.named_inputs(frames))
         with self._scope.errors_of(step, [frame]):
             _method(step).check_schema(frame, references, self._context)
 
@@ -61,14 +61,14 @@ class CheckedRows:
         """Return the rows that ``step`` checks, with what it has to know of the DataFrames beside."""
         if step.index in self._compared:
             return self._compared[step.index]
-        return _method(step).compared(*_checked_and_references(step, frames))
+        return _method(step).compared(*checked_and_references(step, step.named_inputs(frames)))
 
     def recalled(self, step: PlannedStep, frames: Mapping[int, DataFrame], bad: DataFrame) -> DataFrame:
         """Return the rows that ``step`` checks, told by what it has put into quarantine before: ``bad``."""
-        return _method(step).recalled(*_checked_and_references(step, frames), bad)
+        return _method(step).recalled(*checked_and_references(step, step.named_inputs(frames)), bad)
 
-    def remember(self, step: PlannedStep, compared: DataFrame) -> None:
-        """Take what the rows that ``step`` puts into quarantine, and those that it lets pass, are told by."""
+    def decide_by(self, step: PlannedStep, compared: DataFrame) -> None:
+        """From now on, tell good rows of ``step`` from bad by ``compared``."""
         self._compared[step.index] = compared
 
     def good(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
@@ -97,27 +97,27 @@ class CheckedRows:
         """
         method = _method(step)
         frame = frames[step.inputs[0]]
-        by_others = bool(method.deciding_references())
         self._compared.pop(step.index, None)  # of another try: this one writes both tables anew
         with self._scope.errors_of(step, [frame]):
-            self.remember(step, self._kept(step, frame, self.compared(step, frames), by_others=by_others))
+            self.decide_by(step, self._cached(step, frame, self.compared(step, frames)))
             results = self.results(step, frames)
             found = any(result.failed for result in results)
             bad = self.bad(step, frames)
             with self._scope.working(step):
                 written = self._write(step, bad if found else bad.limit(0))
-            if by_others:
-                _, references = _checked_and_references(step, frames)
-                kept = self.compared(step, frames)
-                self.remember(step, method.recalled(kept, references, self._put_aside(step, written)))
+            if method.deciding_references():
+                _, references = checked_and_references(step, step.named_inputs(frames))
+                compared = self.compared(step, frames)
+                self.decide_by(step, method.recalled(compared, references, self._put_aside(step, written)))
             good = self.good(step, frames)
             _ = good.schema
-        return Quarantined(good, bad, results, self.quarantine_path(step), written)
+            path = self.quarantine_path(step)
+        return Quarantined(good, bad, results, path, written)
 
-    def recall(self, step: PlannedStep, frames: Callable[[], Mapping[int, DataFrame]]) -> None:
+    def restore(self, step: PlannedStep, inputs_of: Callable[[], Mapping[int, DataFrame]]) -> None:
         """Have ``step`` let pass what it did when this run put rows aside, in another process or JVM.
 
-        ``frames`` is asked only when it did.
+        ``inputs_of`` returns the DataFrames that the step takes, and is asked only when it did.
         """
         mark = self._mark(step)
         if mark is None:
@@ -127,9 +127,11 @@ class CheckedRows:
             folder = folder_seen_from_here(path, "default", self._context.connections)
             written = find_write(self._context.spark, path, mark, folder)
             if written is not None:
-                self.remember(step, self.recalled(step, frames(), self._put_aside(step, written)))
+                self.decide_by(step, self.recalled(step, inputs_of(), self._put_aside(step, written)))
 
-    def _kept(self, step: PlannedStep, frame: DataFrame, compared: DataFrame, *, by_others: bool) -> DataFrame:
+    def _cached(self, step: PlannedStep, frame: DataFrame, compared: DataFrame) -> DataFrame:
+        """Return ``compared``, kept for the rest of the run unless ``frame``, of which it was made, does for that."""
+        by_others = bool(_method(step).deciding_references())
         source = self._plan.steps[step.inputs[0]]
         level = frame.storageLevel
         is_kept = source.role is Role.TABLE or level.useMemory or level.useDisk or level.useOffHeap
@@ -171,23 +173,12 @@ class CheckedRows:
         return rows.where(rows[PARTITION_KEY_COLUMN] == partition.key) if partition else rows
 
 
-def frames_by_name(step: PlannedStep, frames: Mapping[int, DataFrame]) -> dict[str, DataFrame]:
-    """Return the inputs of ``step`` by the names that its config gives them, in its order."""
-    return {name: frames[index] for name, index in zip(step.input_names, step.inputs, strict=True)}
-
-
 def checked_and_references(
     step: PlannedStep, frames: Mapping[str, DataFrame]
 ) -> tuple[DataFrame, dict[str, DataFrame]]:
     """Return the DataFrame that a validate step checks, and those that it compares it with, of ``frames`` by name."""
     checked, *references = step.input_names
     return frames[checked], {name: frames[name] for name in references}
-
-
-def _checked_and_references(
-    step: PlannedStep, frames: Mapping[int, DataFrame]
-) -> tuple[DataFrame, dict[str, DataFrame]]:
-    return checked_and_references(step, frames_by_name(step, frames))
 
 
 def _method(step: PlannedStep) -> ValidateMethod:

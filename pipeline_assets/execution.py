@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, cast
 
-from pipeline_assets.checked_rows import CheckedRows, Quarantined, frames_by_name
+from pipeline_assets.checked_rows import CheckedRows, Quarantined
 from pipeline_assets.errors import PipelineError, PipelineExecutionError
 from pipeline_assets.optimizer import optimize
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 PREVIEW_ROWS = 10
 
 
-class PipelineRun(RunScope):
+class PipelineRun:
     """One pipeline in one run, in this process.
 
     A DataFrame that this process has not built comes from the Spark session when another process of the run left it
@@ -59,11 +59,13 @@ class PipelineRun(RunScope):
         *,
         in_one_process: bool = True,
     ) -> None:
-        super().__init__(plan, context)
+        self.plan = plan
+        self.context = context
+        self.scope = RunScope(plan, context)
         self._selected = frozenset(range(len(plan.steps)) if selected is None else selected)
         self._waiting = frozenset(waiting)
         self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
-        self.checked_rows = CheckedRows(self, self.optimizations)
+        self.checked_rows = CheckedRows(self.scope, self.optimizations)
         self._done: set[int] = set()
         self._frames: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
@@ -89,17 +91,17 @@ class PipelineRun(RunScope):
             return self._frames[step.index]
         given = inputs or {}
         if step.quarantine is not None and step.index in self._selected and not step.is_stream:
-            self.checked_rows.recall(step, lambda: self.inputs(step))
+            self.checked_rows.restore(step, lambda: self.inputs(step))
         frame = self._planned(
             step, lambda source: given[source.index] if source.index in given else self.dataframe(source)
         )
         adaptive = step.index in self.optimizations.adaptive
         if isinstance(step.method, DataFrameMethod) and step.method.cache:
-            with self.errors_of(step):
+            with self.scope.errors_of(step):
                 level = step.method.cache_storage_level
                 frame = self.context.cache.cache(step.dataframe, frame, level, adaptive=adaptive)
         elif step.index in self.optimizations.kept:
-            with self.errors_of(step):
+            with self.scope.errors_of(step):
                 frame = self.context.cache.cache(step.dataframe, frame, adaptive=adaptive)
         self._frames[step.index] = frame
         return frame
@@ -115,7 +117,7 @@ class PipelineRun(RunScope):
     def register(self, step: PlannedStep, frame: DataFrame) -> None:
         """Hand a view on by name: to this process, and through the session's temp views to others."""
         self._frames[step.index] = frame
-        with self.errors_of(step):
+        with self.scope.errors_of(step):
             frame.createOrReplaceTempView(step.dataframe)
 
     def table_path(self, step: PlannedStep) -> str:
@@ -129,7 +131,7 @@ class PipelineRun(RunScope):
         path = self.table_path(step)
         try:
             if self.context.settings.spark_remote is None:
-                with self.errors_of(step):
+                with self.scope.errors_of(step):
                     return rows_by_driver(self.context.spark, path, written.commit, PREVIEW_ROWS)
             folder = folder_seen_from_here(path, "default", self.context.connections)
             return rows_by_arrow(folder, written.commit, PREVIEW_ROWS) if folder is not None else None
@@ -147,7 +149,7 @@ class PipelineRun(RunScope):
     def write_table(self, step: PlannedStep, frame: DataFrame) -> DeltaWrite:
         """Write ``frame`` as the table of ``step``: whole, or just the run's partition. All or nothing."""
         self._check_before_data_moves()
-        with self.errors_of(step), self.working(step):
+        with self.scope.errors_of(step), self.scope.working(step):
             path = self._reachable_table_path(step)
             written = write_delta(
                 frame,
@@ -175,7 +177,7 @@ class PipelineRun(RunScope):
             by_partition=self.plan.pipeline.keys_with_partition(step.index),
             transaction=self._transaction(step),
         )
-        with self.errors_of(step, [frame]), self.working(step):
+        with self.scope.errors_of(step, [frame]), self.scope.working(step):
             result = cast(LoadMethod, step.method).load(frame, context)
         self._let_go_after_write(step)
         return result
@@ -222,7 +224,7 @@ class PipelineRun(RunScope):
         for index, kept in self.optimizations.kept.items():
             name = self.plan.steps[index].dataframe
             if step.index in kept.readers <= self._done:
-                with self.errors_of(step):
+                with self.scope.errors_of(step):
                     self.context.cache.uncache(name)
 
     def _let_go_after_write(self, step: PlannedStep) -> None:
@@ -237,7 +239,7 @@ class PipelineRun(RunScope):
         # Not by the names that the step has for them: a DataFrame may have two.
         frames = {self.plan.steps[i].dataframe: self.dataframe(self.plan.steps[i]) for i in step.inputs}
         context = dataclasses.replace(self.context, optimize=self.optimizations.adaptive.issuperset(step.inputs))
-        with self.errors_of(step):
+        with self.scope.errors_of(step):
             cast(TransformMethod, step.method).transform(frames, context)
 
     def _check_before_data_moves(self) -> None:
@@ -264,7 +266,7 @@ class PipelineRun(RunScope):
                 plan(step)
             elif step.role is Role.LOAD:
                 frame = plan(self.plan.steps[step.inputs[0]])
-                with self.errors_of(step, [frame]):
+                with self.scope.errors_of(step, [frame]):
                     cast(LoadMethod, step.method).check_schema(frame, self.context)
         # Not before: after a mistake, a step that does not depend on it would go on and write.
         self._checked = True
@@ -277,20 +279,20 @@ class PipelineRun(RunScope):
 
     def _apply(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
         method = step.method
-        with self.errors_of(step, frames.values()):
+        with self.scope.errors_of(step, frames.values()):
             if isinstance(method, ExtractMethod) and step.is_stream:
                 frame = method.extract_stream(self.source_context(step))
             elif isinstance(method, ExtractMethod):
                 config = self.plan.pipeline.config
                 rewritten = config.mode == "batch" and self.plan.writes_source_of(step)
-                with self.working(step):  # what it reads to learn the columns
+                with self.scope.working(step):  # what it reads to learn the columns
                     frame = method.extract(
                         dataclasses.replace(self.context, optimize=config.optimize, rewritten=rewritten)
                     )
             elif isinstance(method, ValidateMethod):
                 frame = self.checked_rows.good(step, frames)
             else:
-                frame = cast(TransformMethod, method).transform(frames_by_name(step, frames), self.context)
+                frame = cast(TransformMethod, method).transform(step.named_inputs(frames), self.context)
             # Connect analyses a plan when its schema is asked for; classic Spark has done so by now.
             _ = frame.schema
         return frame
@@ -312,7 +314,7 @@ class PipelineRun(RunScope):
     def start_stream(self, load: PlannedStep, query_name: str) -> StreamingQuery:
         """Start the streaming query of ``load``."""
         frame = self.dataframe(self.plan.steps[load.inputs[0]])
-        with self.errors_of(load, [frame]):
+        with self.scope.errors_of(load, [frame]):
             return cast(StreamingLoad, load.method).start_stream(frame, self.context, query_name)
 
     def start_batches(
@@ -322,7 +324,7 @@ class PipelineRun(RunScope):
         ``each``.
         """
         frame = self.dataframe(source)
-        with self.errors_of(load, [frame]):
+        with self.scope.errors_of(load, [frame]):
             return cast(StreamingLoad, load.method).start_batches(frame, self.context, query_name, each)
 
     def given(self, step: PlannedStep, frame: DataFrame) -> None:
@@ -346,7 +348,7 @@ class PipelineRun(RunScope):
         reader = self.context.spark.read.format("delta")
         if step.index in self._versions:
             reader = reader.option("versionAsOf", self._versions[step.index])
-        with self.errors_of(step):
+        with self.scope.errors_of(step):
             try:
                 frame = reader.load(path)
                 _ = frame.schema

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import cast
+from typing import TypeVar, cast
 
 from pipeline_assets.config import InvalidPipelineError, Pipeline, sorted_issues
 from pipeline_assets.errors import (
@@ -31,6 +31,8 @@ from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.paths import delta_dataset, warehouse_dataset
 from pipeline_assets.steps.transform import Sql, Uncache, UncacheAll
 from pipeline_assets.stream_rules import stream_flags, stream_issues
+
+T = TypeVar("T")
 
 
 class Role(Enum):
@@ -71,6 +73,10 @@ class PlannedStep:
     def has_dataframe(self) -> bool:
         """Whether other steps can take a DataFrame from it."""
         return self.role in (Role.VIEW, Role.TABLE)
+
+    def named_inputs(self, values: Mapping[int, T]) -> dict[str, T]:
+        """Return what ``values`` has for each input, by the names that the config gives them, in its order."""
+        return {name: values[index] for name, index in zip(self.input_names, self.inputs, strict=True)}
 
     @property
     def quarantine(self) -> str | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RunScope:
-    """One pipeline in one run, in this process: its plan, and where and for whom its steps run."""
+    """Where the steps of one pipeline run: whatever they do, it is known of which step, pipeline and run."""
 
     def __init__(self, plan: PipelinePlan, context: StepContext) -> None:
         self.plan = plan

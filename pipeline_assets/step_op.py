@@ -74,7 +74,7 @@ def step_op(
             selected, waiting = _selected(context, plan), _waiting(context, plan)
             run = spark.pipeline_run(plan, context.run_id, partition_key, selected, waiting)
             spark.run_log.tell_spark(run.context.spark)
-            with run.interruptible():
+            with run.scope.interruptible():
                 yield run
         except PipelineError as error:
             error.located(plan.location(step), run_id=context.run_id)

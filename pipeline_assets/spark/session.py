@@ -52,7 +52,8 @@ _QUIET = {
     "spark.ui.showConsoleProgress": "false",
     # S3A is on the class path: it would not see what `spark.jars.packages` brings for it, as a provider of credentials.
     "spark.hadoop.fs.s3a.classloader.isolation": "false",
-    # One whose user may not write asks its broker again without a pause, for as long as it is kept (KAFKA-13668).
+    # A Kafka producer whose user may not write asks the broker without a pause, for as long as Spark keeps it, which
+    # is ten minutes otherwise (KAFKA-13668).
     "spark.kafka.producer.cache.timeout": "1m",
     "spark.kafka.producer.cache.evictorThreadRunInterval": "10s",
 }

@@ -89,7 +89,7 @@ class DeadLetters:
         return found
 
     def _write(self, query_id: str, batch: int, start: Offsets | None, end: Offsets) -> int:
-        with self._run.errors_of(self.extract):
+        with self._run.scope.errors_of(self.extract):
             frame = self._method.dead_letters(self._context, self._from(start, end), end)
             if frame is None:
                 return 0

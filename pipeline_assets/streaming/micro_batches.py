@@ -81,10 +81,10 @@ class MicroBatches:
                 _keep(frame, kept)
             self._recalled.clear()
             for guard in filter(_decides_by_others, self._guards):
-                with batch.errors_of(guard):
+                with batch.scope.errors_of(guard):
                     compared = self._told_once(batch, guard, batch_id)
                     _keep(compared, kept)
-                batch.checked_rows.remember(guard, compared)
+                batch.checked_rows.decide_by(guard, compared)
             self._may_be_repeated = True
             self._write(batch, batch_id)
             self._may_be_repeated = False  # the next one is new, until this query ends
@@ -98,21 +98,21 @@ class MicroBatches:
                 f"quarantinePath {path}: where rows are compared with another DataFrame, their table is on S3 or on a "
                 "mounted file system"
             )
-        rows, frames = batch.checked_rows, batch.inputs(guard)
+        rows = batch.checked_rows
         note = self._checkpoint.read_document(_aside_note(guard)) if self._may_be_repeated else None
         if note is None or note["batchId"] != batch_id:
-            return rows.compared(guard, frames)
+            return rows.compared(guard, batch.inputs(guard))
         if note["tableVersion"] is None:
-            bad = rows.bad(guard, frames).limit(0)
+            bad = rows.bad(guard, batch.inputs(guard)).limit(0)
         else:
             app_id, after = self._aside_app_id(guard), note["tableVersion"]
             found = rows_of_append(batch.context.spark, path, folder, app_id, batch_id, after)
             if found is None:
-                return rows.compared(guard, frames)
+                return rows.compared(guard, batch.inputs(guard))
             _require_reasons(note["reasons"], guard)
             bad = found
         self._recalled.add(guard.index)
-        return rows.recalled(guard, frames, bad)
+        return rows.recalled(guard, batch.inputs(guard), bad)
 
     def _write(self, batch: PipelineRun, batch_id: int) -> None:
         found = {guard.index: batch.check(guard) for guard in self._guards if self._checks(guard)}
@@ -124,7 +124,7 @@ class MicroBatches:
         try:
             for guard in self._guards:
                 if cast(ValidateMethod, guard.method).reaction == "fail":
-                    with batch.errors_of(guard):
+                    with batch.scope.errors_of(guard):
                         raise_for_failures(guard, found[guard.index])
         except DataValidationError:
             self._tell(checks)
@@ -132,7 +132,7 @@ class MicroBatches:
         told = [self._put_aside(batch, check) for check in checks]
         method = cast(StreamingLoad, self._load.method)
         rows = batch.dataframe(batch.plan.steps[self._load.inputs[0]])
-        with batch.errors_of(self._load, [rows]):
+        with batch.scope.errors_of(self._load, [rows]):
             method.write_batch(rows, batch.context, batch_id, self._app_id)
         self._tell(told)
 
@@ -191,7 +191,7 @@ class MicroBatches:
         if not found and not noted:
             return check
         app_id = self._aside_app_id(check.step)
-        with batch.errors_of(check.step):
+        with batch.scope.errors_of(check.step):
             path = batch.checked_rows.quarantine_path(check.step)
             folder = folder_seen_from_here(path, "default", batch.context.connections)
             if noted and check.step.index not in self._recalled:

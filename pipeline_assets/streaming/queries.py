@@ -111,7 +111,7 @@ class StreamingPipeline:
     def _take_checkpoints(self, held: ExitStack) -> None:
         self._leases = []
         for load in self.run.plan.stream_loads():
-            with self.run.errors_of(load):
+            with self.run.scope.errors_of(load):
                 lease = CheckpointLease(
                     self.run.checkpoint(load), self.run.context.run_id, is_finished=self._is_finished
                 )
@@ -133,7 +133,7 @@ class StreamingPipeline:
         for load in plan.stream_loads():
             method = cast(StreamingLoad, load.method)
             frame = self.run.dataframe(plan.steps[load.inputs[0]])
-            with self.run.errors_of(load, [frame]):
+            with self.run.scope.errors_of(load, [frame]):
                 method.check_schema(frame, self.run.context)
                 check_stream_support(frame, method.output_mode or "append")
         for step in plan.steps:
@@ -176,7 +176,7 @@ class StreamingPipeline:
     def _for_each(self, batches: MicroBatches, load: PlannedStep, held: ExitStack) -> Callable[[DataFrame, int], None]:
         if not self._is_remote:
             return batches
-        with self.run.errors_of(load):
+        with self.run.scope.errors_of(load):
             return held.enter_context(connect_batches(self.run.context.spark, batches))
 
     def _news(self) -> Iterator[BatchProgress | BatchChecks]:

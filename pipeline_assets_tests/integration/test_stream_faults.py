@@ -202,6 +202,7 @@ def test_a_topic_that_is_waited_for(location: Location, kafka: KafkaServer, topi
     run.wait_until(lambda: written(location) >= 30)
     run.signal(signal.SIGTERM)
     run.end()
+    assert ids(location) == Counter(range(30))
     later.delete()
 
 

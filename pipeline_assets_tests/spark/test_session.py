@@ -85,6 +85,8 @@ def test_the_conf_names_delta_and_a_loopback_address(master: str) -> None:
     assert conf["spark.sql.extensions"] == "io.delta.sql.DeltaSparkSessionExtension"
     assert conf["spark.driver.host"] == "127.0.0.1"
     assert conf["spark.ui.enabled"] == "false"
+    assert conf["spark.kafka.producer.cache.timeout"] == "1m"
+    assert conf["spark.kafka.producer.cache.evictorThreadRunInterval"] == "10s"
 
 
 def test_a_given_conf_wins() -> None:
