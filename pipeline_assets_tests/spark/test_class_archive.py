@@ -11,7 +11,7 @@ from pipeline_assets.spark import class_archive
 from pipeline_assets.spark import jars as jars_module
 from pipeline_assets.spark.class_archive import archive_file, archived_classes
 from pipeline_assets.spark.jars import resolve_jars
-from pipeline_assets.spark.java_options import java_defaults
+from pipeline_assets.spark.java_options import has_own_class_path, java_defaults
 from pipeline_assets_tests.spark.fresh_process import in_fresh_process
 
 SESSION = """
@@ -62,11 +62,27 @@ def test_a_driver_does_not_copy_the_jars_to_itself(tmp_path: Path, monkeypatch: 
     assert max(spark_jars) < user < min(ours)
 
 
-@pytest.mark.parametrize("sets", ["", "\n. {}\n"], ids=["itself", "in another file"])
-def test_a_class_path_that_spark_env_sets(sets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "hadoop.sh").write_text("export SPARK_DIST_CLASSPATH=/of/hadoop/*\n")
-    script = sets.format(tmp_path / "hadoop.sh") or (tmp_path / "hadoop.sh").read_text()
+@pytest.mark.parametrize(
+    ("script", "own"),
+    [
+        ("export SPARK_DIST_CLASSPATH=$(hadoop classpath)\n", True),
+        ("#!/bin/sh\n. /etc/hadoop.sh\n", True),
+        ("if true; then\n  source /etc/hadoop.sh\nfi\n", True),
+        ("export SPARK_LOCAL_DIRS=/data/spark\n", False),
+    ],
+)
+def test_a_spark_env_that_may_set_the_class_path(
+    script: str, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "spark-env.sh").write_text(script)
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    assert has_own_class_path() is own
+
+
+def test_a_class_path_that_spark_env_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another file, as vendors do, so that nothing in it tells."""
+    (tmp_path / "hadoop.sh").write_text("export SPARK_DIST_CLASSPATH=/of/hadoop/*\n")
+    (tmp_path / "spark-env.sh").write_text(f"\n. {tmp_path / 'hadoop.sh'}\n")
     monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
     after = """
         spark.sql("SELECT 7 AS seven").write.format("delta").save("{table}")
