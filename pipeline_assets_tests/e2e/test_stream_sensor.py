@@ -64,7 +64,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, kafka: KafkaServer, environ
         os.kill(int(first.tags[PID_TAG]), signal.SIGKILL)
         assert count_rows(table) < 2000
         topic.send(events(2000, 500))
-        wait_until(lambda: count_rows(table) >= 2000, LIMIT)
+        wait_until(lambda: count_rows(table) >= 2500, LIMIT)
         second = control.newest_run()
         assert second is not None
         assert second.run_id != first.run_id
