@@ -157,12 +157,12 @@ def _origins(
     inputs: Mapping[int, "DataFrame"],
     upstream: Mapping[int, dg.AssetKey],
 ) -> ColumnOrigins:
-    names = dict(zip(step.input_names, step.inputs, strict=True))
-    schemas = {name: inputs[index].schema for name, index in names.items()}
-    streams = [name for name, index in names.items() if inputs[index].isStreaming]
+    frames, assets = step.named_inputs(inputs), step.named_inputs(upstream)
+    schemas = {name: frame.schema for name, frame in frames.items()}
+    streams = [name for name, frame in frames.items() if frame.isStreaming]
     found = column_lineage(apply, schemas, run.context.spark, streams)
     return {
-        column: [dg.TableColumnDep(upstream[names[name]], source) for name, source in origins]
+        column: [dg.TableColumnDep(assets[name], source) for name, source in origins]
         for column, origins in (found or {}).items()
     }
 
