@@ -24,11 +24,11 @@ REPOSITORY = CONNECTIONS.parents[1]
 def spark_address(request: pytest.FixtureRequest) -> dict[str, str]:
     """What tells a run where Spark is: embedded, a Connect server, a standalone cluster of two workers."""
     if request.param == "connect":
-        return {"SPARK_REMOTE": request.getfixturevalue("spark_connect_server").remote}
+        return dict(request.getfixturevalue("spark_connect_server").environment)
     if request.param == "cluster":
         cluster = request.getfixturevalue("spark_cluster")
         assert cluster.workers == 2
-        return {"SPARK_MASTER": cluster.master}
+        return dict(cluster.environment)
     return {}
 
 
