@@ -74,6 +74,11 @@ _TAKEN = {
     }.items()
 }
 
+# After the records that it was asked for, Spark asks the broker where the topic ends, behind a fetch of more that the
+# Kafka client has sent ahead: that waits for records that are not there. By Kafka's own default, of 500 ms, no
+# micro-batch at the end of a topic is done before half a second is over.
+_FETCH_WAIT_MILLISECONDS = "50"
+
 Partition = Annotated[int, Field(ge=0)]
 
 
@@ -242,6 +247,7 @@ class FromKafka(ExtractMethod):
     def reader_options(self, context: StepContext) -> dict[str, str]:
         """Return the options of Spark's Kafka source that hold for batches and streams alike."""
         return {
+            "kafka.fetch.max.wait.ms": _FETCH_WAIT_MILLISECONDS,
             **option_texts(self.options),
             **kafka_options(self.kafka(context.connections), context.connections.secrets),
             "failOnDataLoss": str(self.fail_on_data_loss).lower(),

@@ -648,6 +648,15 @@ def test_identity_and_sources(config: dict[str, Any], identity: dict[str, str], 
     assert [method.subscribes(topic) for topic in ("a", "xa")] == [True, False]
 
 
+@pytest.mark.parametrize("said_by", ["connection", "step"])
+def test_how_long_a_fetch_waits_can_be_said(said_by: str, with_connections: Any) -> None:
+    wait = {"kafka.fetch.max.wait.ms": "700"}
+    of_connection = {"fetch.max.wait.ms": "700"} if said_by == "connection" else {}
+    inside = with_connections({"kafka": {"default": {"bootstrapServers": "a:1", "options": of_connection}}})
+    found = FromKafka(topics=("a",), options=wait if said_by == "step" else {}).reader_options(inside)
+    assert found["kafka.fetch.max.wait.ms"] == "700"
+
+
 def test_options_and_secrets(monkeypatch: pytest.MonkeyPatch, with_connections: Any) -> None:
     monkeypatch.setenv("JAAS", "secret jaas")
     options = {"security.protocol": "SASL_SSL", "kafka.sasl.jaas.config": "env:JAAS"}
@@ -656,6 +665,7 @@ def test_options_and_secrets(monkeypatch: pytest.MonkeyPatch, with_connections: 
     assert found == {
         "minPartitions": "4",
         "failOnDataLoss": "true",
+        "kafka.fetch.max.wait.ms": "50",
         "kafka.bootstrap.servers": "a:1",
         "kafka.security.protocol": "SASL_SSL",
         "kafka.sasl.jaas.config": "secret jaas",
