@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from pyspark.sql.streaming.query import StreamingQuery
 
 _log = logging.getLogger(__name__)
+# How often to look at the queries: one that takes what there is may have ended a moment after it started.
 _POLL_SECONDS = 0.5
+_ENDING_POLL_SECONDS = 0.1
 _T = TypeVar("_T")
 
 
@@ -92,6 +94,8 @@ class StreamingPipeline:
         when a micro-batch does not meet a validate step, StreamingQueryError when a query fails otherwise, and
         PipelineCancelledError for a stop before any query runs.
         """
+        loads = (cast(StreamingLoad, load.method) for load in self.run.plan.stream_loads())
+        poll_seconds = _ENDING_POLL_SECONDS if all(load.takes_what_there_is for load in loads) else _POLL_SECONDS
         with ExitStack() as held:
             with self._cancellation.guard():
                 self._take_checkpoints(held)
@@ -102,7 +106,7 @@ class StreamingPipeline:
                     yield from self._news()
                     yield from self._until_failure()
                     self._check_leases()
-                    self._cancellation.stop.wait(_POLL_SECONDS)
+                    self._cancellation.stop.wait(poll_seconds)
             finally:
                 self._stop_all()
             yield from self._until_failure()
