@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 Metadata = dict[str, Any]
 STAGE_TIMES = "spark_stage_times"
+OPERATION_TIMES = "spark_operation_ms"
 _STAGE_COLUMNS = {
     "stage": "int",
     "what": "string",

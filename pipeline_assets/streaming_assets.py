@@ -9,6 +9,7 @@ from typing import Any, cast
 import dagster as dg
 
 from pipeline_assets.asset_metadata import (
+    OPERATION_TIMES,
     Metadata,
     SourceAssets,
     column_origins,
@@ -291,6 +292,7 @@ def _progress_metadata(progress: BatchProgress) -> dict[str, Any]:
         "input_rows_per_second": progress.input_rows_per_second,
         "processed_rows_per_second": progress.processed_rows_per_second,
         "batch_duration_ms": progress.duration_ms,
+        OPERATION_TIMES: progress.operation_ms,
     }
     if progress.end_offsets:
         metadata["lag"] = sum(progress.lag.values())

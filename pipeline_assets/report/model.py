@@ -149,10 +149,14 @@ class ProgressPoint:
 
 @dataclass(frozen=True)
 class Progress:
-    """How a stream's load went."""
+    """How a stream's load went.
+
+    ``operation_seconds``: how long its query has spent on each of Spark's operations, and in all.
+    """
 
     load: str
     points: tuple[ProgressPoint, ...]
+    operation_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

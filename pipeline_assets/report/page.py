@@ -20,6 +20,18 @@ _GAP = (22, 38)
 _CHARS_IN_NODE = 26
 _POINTS_SHOWN = 400
 _NONE = "\N{EN DASH}"
+# What Spark's operations of a streaming query do: https://spark.apache.org/docs/latest/web-ui.html#structured-streaming-tab
+_ALL_OPERATIONS = "triggerExecution"
+_OPERATIONS: Mapping[str, str] = {
+    "latestOffset": "asks the sources how far their data go",
+    "getOffset": "asks the sources how far their data go",
+    "walCommit": "notes in the checkpoint what the micro-batch is to read",
+    "getBatch": "plans how it is read",
+    "queryPlanning": "plans the query",
+    "addBatch": "reads, computes, checks and writes",
+    "commitBatch": "has the sink end the micro-batch",
+    "commitOffsets": "notes in the checkpoint that it is done",
+}
 _MARKS: Mapping[Status, str] = {
     "succeeded": "✓",
     "failed": "✗",
@@ -47,6 +59,7 @@ def render_page(report: RunReport) -> str:
         longest_stage=max((stage.seconds for _, stage in stages), default=0.0),
         stages_left_out=len(stages) - len(shown) + sum(step.stages_left_out for step in report.steps),
         charts=[chart for progress in report.progress for chart in _charts(progress)],
+        operations=[row for progress in report.progress for row in _operations(progress)],
     )
 
 
@@ -265,6 +278,27 @@ def _place_box(node: tuple[str, ...], place: Any) -> tuple[tuple[str, ...], str,
 
 def _fit(text: str) -> str:
     return text if len(text) <= _CHARS_IN_NODE + 3 else f"{text[: _CHARS_IN_NODE + 2]}…"
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """One of Spark's operations of a load's query; ``share`` is in per cent of all of them."""
+
+    load: str
+    name: str
+    seconds: float
+    share: float
+    told: str
+
+
+def _operations(progress: Progress) -> list[_Operation]:
+    """Return the operations of one query, the longest first."""
+    own = {name: seconds for name, seconds in progress.operation_seconds.items() if name != _ALL_OPERATIONS}
+    whole = progress.operation_seconds.get(_ALL_OPERATIONS, 0.0) or sum(own.values()) or 1.0
+    return [
+        _Operation(progress.load, name, seconds, min(100.0, seconds / whole * 100), _OPERATIONS.get(name, ""))
+        for name, seconds in sorted(own.items(), key=lambda entry: -entry[1])
+    ]
 
 
 @dataclass(frozen=True)

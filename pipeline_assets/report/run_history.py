@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.execution.plan.objects import ErrorSource
 
-from pipeline_assets.asset_metadata import STAGE_TIMES
+from pipeline_assets.asset_metadata import OPERATION_TIMES, STAGE_TIMES
 from pipeline_assets.errors import first_line
 from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.plan import PipelinePlan, PlannedStep
@@ -106,7 +106,9 @@ def read_run(
         steps=tuple(_steps(plan, reports, told, is_stream)),
         checks=tuple(told.checks.values()),
         schemas=tuple(_schemas(instance, run.run_id, told)),
-        progress=tuple(Progress(load, tuple(points)) for load, points in told.progress.items()),
+        progress=tuple(
+            Progress(load, tuple(points), told.operation_seconds[load]) for load, points in told.progress.items()
+        ),
         is_cut=log.is_cut,
     )
 
@@ -263,6 +265,7 @@ class _Told:
         self.made: dict[str, _Made] = {}
         self.checks: dict[tuple[str, str], CheckReport] = {}
         self.progress: dict[str, list[ProgressPoint]] = {}
+        self.operation_seconds: dict[str, dict[str, float]] = {}
         self.work: dict[str, dict[str, Any]] = {}  # of Spark jobs that no materialization tells of, by the op's key
 
     def take(self, record: dg.EventLogRecord) -> None:
@@ -276,16 +279,20 @@ class _Told:
             case dg.DagsterEventType.ASSET_OBSERVATION:
                 seen = event.asset_observation_data.asset_observation
                 if self._is_own(seen.asset_key) and "batch_id" in seen.metadata:
-                    points = self.progress.setdefault(seen.asset_key.path[-1], [])
-                    points.append(_point(entry.timestamp, _values(seen.metadata)))
+                    load, values = seen.asset_key.path[-1], _values(seen.metadata)
+                    self.progress.setdefault(load, []).append(_point(entry.timestamp, values))
+                    # Each tells of all since the query's start.
+                    self.operation_seconds[load] = {
+                        name: milliseconds / 1000 for name, milliseconds in values.get(OPERATION_TIMES, {}).items()
+                    }
             case dg.DagsterEventType.ASSET_CHECK_EVALUATION:
                 check = event.asset_check_evaluation_data
                 if self._is_own(check.asset_key):
                     asset = check.asset_key.path[-1]
-                    values = _values(check.metadata)
-                    self.checks[asset, check.check_name] = _check(asset, check, values)
-                    if STAGE_TIMES in values:
-                        self.work[event.step_key or ""] = values
+                    measured = _values(check.metadata)
+                    self.checks[asset, check.check_name] = _check(asset, check, measured)
+                    if STAGE_TIMES in measured:
+                        self.work[event.step_key or ""] = measured
 
     def _is_own(self, key: dg.AssetKey) -> bool:
         return len(key.path) == 2 and key.path[0] == self._plan.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -54,7 +55,10 @@ class BatchProgress:
 
     ``end_offsets`` and ``lag`` (records to come) are by topic and partition, as in ``events/0``; ``lag`` is as of the
     start of the batch. ``written`` is the Delta commit of the batch. ``dead_letters``: records that did not parse, by
-    the extract that read them.
+    the extract that read them. ``operation_ms``: how long the query has spent on each of Spark's operations since it
+    started, by the name that Spark's UI has for it (``addBatch``), and on all of them (``triggerExecution``).
+
+    Source: https://spark.apache.org/docs/latest/web-ui.html#structured-streaming-tab
     """
 
     load: PlannedStep
@@ -65,6 +69,7 @@ class BatchProgress:
     input_rows_per_second: float
     processed_rows_per_second: float
     duration_ms: int
+    operation_ms: Mapping[str, int]
     end_offsets: Mapping[str, int]
     lag: Mapping[str, int]
     written: Commit | None
@@ -230,6 +235,7 @@ class _Watched:
         self._seen = ""
         self._failure: PipelineError | None = None
         self._is_stopped = False
+        self._operation_ms: Counter[str] = Counter()
         self.id = str(query.id)
         self._last: Any = None
         method = cast(StreamingLoad, load.method)
@@ -300,6 +306,7 @@ class _Watched:
         ended = _by_partition(progress, "endOffset")
         latest = _by_partition(progress, "latestOffset")
         was_run = "addBatch" in progress["durationMs"]
+        self._operation_ms.update(progress["durationMs"])
         return BatchProgress(
             load=self._load,
             query_id=progress["id"],
@@ -309,6 +316,7 @@ class _Watched:
             input_rows_per_second=_sum(sources, "inputRowsPerSecond"),
             processed_rows_per_second=_sum(sources, "processedRowsPerSecond"),
             duration_ms=progress["durationMs"].get("triggerExecution", 0),
+            operation_ms=dict(self._operation_ms),
             end_offsets=ended,
             lag={partition: max(0, offset - ended.get(partition, offset)) for partition, offset in latest.items()},
             written=self._commit(progress["batchId"]) if was_run else None,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import pandas as pd
@@ -14,7 +17,8 @@ from click.testing import CliRunner
 from devstack.spark_servers import SparkConnectServer
 from pipeline_assets.cli import main
 from pipeline_assets.config import load_file
-from pipeline_assets.plan import plan_pipeline
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.plan import PlannedStep, plan_pipeline
 from pipeline_assets.report.model import RunReport
 from pipeline_assets.report.run_history import read_run
 from pipeline_assets_tests.config_documents import batch, extract_file, transform
@@ -22,6 +26,9 @@ from pipeline_assets_tests.integration.location import Location
 from pipeline_assets_tests.integration.run_processes import JobProcess
 from pipeline_assets_tests.integration.test_streams import from_kafka, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
+
+if TYPE_CHECKING:
+    from pyspark.sql.streaming.query import StreamingQuery
 
 ROWS = pd.DataFrame({"id": range(500), "kind": [number % 7 for number in range(500)]})
 COUNTS = transform("aggregateData", groupBy=["kind"], aggregations={"n": "count(*)"}, registerAs="kinds")
@@ -164,10 +171,18 @@ def test_processes_of_one_run_write_one_report(
     assert page.count("✓ succeeded</span></td>") == 2
 
 
-def test_a_stream(location: Location, topic: Topic, reports: Path) -> None:
+def test_a_stream(location: Location, topic: Topic, reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent, broken = events(0, 80), ["no JSON", "[1]", "{"]
     topic.send([*sent, *broken])
-    location.write(stream(from_kafka(topic), to_delta()))
+    location.write(stream(from_kafka(topic, maxOffsetsPerTrigger=20), to_delta()))
+    started: list[StreamingQuery] = []
+    start_stream = PipelineRun.start_stream
+
+    def kept(run: PipelineRun, load: PlannedStep, query_name: str) -> StreamingQuery:
+        started.append(start_stream(run, load, query_name))
+        return started[-1]
+
+    monkeypatch.setattr(PipelineRun, "start_stream", kept)
     location.run("stream")
     report = read(location, "stream")
     steps = {step.name: step for step in report.steps}
@@ -176,10 +191,18 @@ def test_a_stream(location: Location, topic: Topic, reports: Path) -> None:
     (progress,) = report.progress
     assert progress.load == "out"
     assert progress.points[-1].lag == 0
+    (query,) = started
+    told = Counter[str]()
+    for event in query.recentProgress:
+        told.update(json.loads(event.json)["durationMs"])
+    assert told["addBatch"] > 0
+    assert progress.operation_seconds == {name: milliseconds / 1000 for name, milliseconds in told.items()}
     (check,) = report.checks
     assert (check.name, check.passed, check.failed_rows) == ("no_dead_letters", False, len(broken))
     (file,) = reports.glob("stream-*.html")
-    assert f"{len(broken)} dead letters" in file.read_text()
+    page = file.read_text()
+    assert f"{len(broken)} dead letters" in page
+    assert "<td>addBatch</td>" in page
 
 
 def test_a_stream_that_is_terminated(location: Location, topic: Topic, reports: Path, tmp_path: Path) -> None:

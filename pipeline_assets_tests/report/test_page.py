@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -172,7 +173,11 @@ def test_changes_of_a_schema() -> None:
 
 def test_a_stream_is_drawn_over_time() -> None:
     points = tuple(ProgressPoint(100.0 + at, 50.0 - at, 10.0, 20.0) for at in range(11))
-    page = Page(render_page(report(mode="streaming", progress=(Progress("out", points),))))
+    spent = {"walCommit": 2.0, "addBatch": 7.0, "new in Spark": 0.5, "triggerExecution": 10.0}
+    page = Page(render_page(report(mode="streaming", progress=(Progress("out", points, spent),))))
+    assert re.findall(r"(addBatch|walCommit|new in Spark|triggerExecution)\s+([\d.]+ s)\s+([\d.]+)\s", page.text) == [
+        ("addBatch", "7.0 s", "70"), ("walCommit", "2.0 s", "20"), ("new in Spark", "0.50 s", "5"),
+    ]  # fmt: skip
     lines = [value for name, value in page.attributes if name == "points" and value]
     assert len(lines) == 3
     assert (lines[0].split()[0], lines[0].split()[-1]) == ("0.0,0.0", "1000.0,40.0")

@@ -229,7 +229,8 @@ def test_a_stream_that_has_told_much(instance: dg.DagsterInstance, tmp_path: Pat
     def stream(context: dg.AssetExecutionContext) -> Iterator[Any]:
         for number in range(count):
             told = {"batch_id": number, "lag": count - number, "input_rows_per_second": 1.0 * number}
-            yield dg.AssetObservation([plan.name, load], metadata=told)
+            spent = {"spark_operation_ms": {"addBatch": 500 * (number + 1)}}  # since the start
+            yield dg.AssetObservation([plan.name, load], metadata={**told, **spent})
             yield dg.AssetMaterialization([plan.name, load], metadata={"rows_written": 10, "table_version": number})
         yield dg.AssetMaterialization([plan.name, f"{extract}_dead_letters"], metadata={"dead_letters_of_run": 4})
 
@@ -243,6 +244,7 @@ def test_a_stream_that_has_told_much(instance: dg.DagsterInstance, tmp_path: Pat
     assert steps[load].table_version == count - 1
     assert (steps[extract].set_aside, steps[extract].set_aside_as) == (4, "dead letters")
     assert (lags[0], lags[-1]) == (count, 1)
+    assert progress.operation_seconds == {"addBatch": 25.0}
     if most is None:
         assert (report.is_cut, len(lags), report.rows_written) == (False, count, 10 * count)
     else:
