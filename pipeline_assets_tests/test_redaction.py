@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from pipeline_assets import redaction
 from pipeline_assets.errors import PipelineExecutionError
-from pipeline_assets.redaction import MASK, is_secret_name, redact, redact_data, register_secret, secret_shapes
+from pipeline_assets.redaction import (
+    MASK,
+    TEXT_PATTERN,
+    is_secret_name,
+    redact,
+    redact_data,
+    register_secret,
+    secret_shapes,
+)
 
 AWKWARD = "p@ss/w\"ö'r\\d 100%+=&*~"
 # No key of anybody: the body is a text.
@@ -263,6 +271,23 @@ def test_data_is_masked_by_key_and_by_value() -> None:
         "list": [f"password={MASK}", 1.5],
         "key": "k",
     }
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "password=", "PassWd -> ", "passphrase: ", "pwd=", "secret=", "token=", "credential=", "jaas.config=",
+        "access-key=", "accountKey=", "api_key=", "auth.key=", "encryption-key=", "keystore.key=",
+        "masterKey=", "private_key=", "sharedKey=", "signing-key=", "Authorization: ", "signature=",
+        "s3://me:", "PlainLoginModule required user me=",
+    ],
+)  # fmt: skip
+def test_what_spark_masks_by_one_pattern(told: str) -> None:
+    """Whatever letter it begins with."""
+    text = re.sub(TEXT_PATTERN, MASK, f"Project [1 AS id, {told}hid3den@host; rest]")
+    assert "hid3den" not in text
+    assert text.startswith("Project [1 AS id, ")
+    assert "rest]" in text
 
 
 def test_threads_register_and_redact_at_once() -> None:
