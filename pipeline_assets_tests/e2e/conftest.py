@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -37,11 +40,25 @@ def cdnow(postgres: PostgresServer, s3: S3Server) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def dagster(cdnow: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterServers]:
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A folder for reports that is served; returns the environment that has runs write to it, and link there."""
+    folder = tmp_path_factory.mktemp("reports")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield {"PIPELINE_ASSETS_REPORTS": str(folder), "PIPELINE_ASSETS_REPORTS_URL": url}
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def dagster(
+    cdnow: dict[str, str], reports: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DagsterServers]:
     """Dagster's web server and daemon on a copy of the project's configs."""
     folder = tmp_path_factory.mktemp("e2e")
     configs = shutil.copytree(PROJECT / "configs", folder / "configs")
-    with dagster_servers(folder, ARTIFACTS / "logs", configs, cdnow) as servers:
+    with dagster_servers(folder, ARTIFACTS / "logs", configs, {**cdnow, **reports}) as servers:
         yield servers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dagster as dg
 import psutil
 from playwright.sync_api import FloatRect, Page, expect
 
@@ -29,7 +30,7 @@ BROKEN = """{
 }"""
 
 
-def test_materialize_customer_360(page: Page, dagster: DagsterServers) -> None:
+def test_materialize_customer_360(page: Page, dagster: DagsterServers, reports: dict[str, str]) -> None:
     page.goto(f"{dagster.url}/locations/pipeline_assets/asset-groups/customer_360/lineage")
     expect(page.get_by_text("Never materialized", exact=True)).to_have_count(3)
     page.screenshot(path=ARTIFACTS / "customer_360-before.png")
@@ -55,6 +56,8 @@ def test_materialize_customer_360(page: Page, dagster: DagsterServers) -> None:
     expect(page.get_by_text("Loading...")).to_have_count(0)
     page.screenshot(path=ARTIFACTS / "asset-graph.png", clip=GRAPH)
 
+    _report_is_linked(page, dagster, reports["PIPELINE_ASSETS_REPORTS_URL"])
+
 
 def test_a_broken_config_is_shown_with_its_reason_beside_those_that_load(page: Page, dagster: DagsterServers) -> None:
     page.goto(f"{dagster.url}/asset-groups")
@@ -70,6 +73,25 @@ def test_a_broken_config_is_shown_with_its_reason_beside_those_that_load(page: P
     page.goto(f"{dagster.url}/assets/broken_configs/orders")
     expect(page.get_by_text("/steps/0/config/tabel").first).to_be_visible()
     expect(page.get_by_text("did you mean 'table'?").first).to_be_visible()
+
+
+def _report_is_linked(page: Page, dagster: DagsterServers, url: str) -> None:
+    """Hold that the run, and the table that it made, lead to the run's report."""
+    with dg.DagsterInstance.from_config(str(dagster.run.data)) as instance:
+        (run,) = instance.get_runs()
+    name = f"{url}customer_360-{run.run_id}.html"
+    page.goto(f"{dagster.url}/runs/{run.run_id}")
+    expect(page.get_by_text("The report of customer_360 in this run.")).to_be_visible(timeout=RUN_LIMIT)
+    link = page.get_by_role("link", name=name).last
+    expect(link).to_be_visible()
+    page.screenshot(path=ARTIFACTS / "report-linked-from-the-run.png")
+    with page.context.expect_page() as opened:
+        link.click()
+    expect(opened.value).to_have_title(f"customer-360: run {run.run_id[:8]}, succeeded")
+    opened.value.screenshot(path=ARTIFACTS / "report-opened-from-the-run.png")
+
+    page.goto(f"{dagster.url}/assets/customer_360/join_data_frames")
+    expect(page.get_by_role("link", name=name).first).to_be_visible()
 
 
 def _no_spark_is_left(dagster: DagsterServers) -> None:

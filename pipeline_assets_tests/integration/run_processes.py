@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,16 @@ import psutil
 T = TypeVar("T")
 MARK = "PIPELINE_ASSETS_TEST_RUN"
 LIMIT = 300.0  # seconds; where nothing else runs a wait takes 20, on a busy machine more than a hundred
+
+
+def with_spark_conf(conf: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that gives ``conf`` to a driver: by a SPARK_CONF_DIR it would lose its class archive."""
+    options = [f"--conf {shlex.quote(f'{name}={value}')}" for name, value in conf.items()]
+    return {"PYSPARK_SUBMIT_ARGS": " ".join([*options, "pyspark-shell"])}
+
+
+# Nor do the drivers of these runs compile code for their few rows; where it matters, tests give a conf of their own.
+_INTERPRETED = with_spark_conf({"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"})
 
 
 def processes_of(mark: str) -> list[str]:
@@ -65,9 +76,10 @@ class JobProcess:
         command = [str(Path(sys.executable).parent / "dagster"), "job", "execute"]
         command += ["-m", "pipeline_assets.definitions", "-j", job]
         command += ["-c", str(config)] if config else []
+        own = {**_INTERPRETED, MARK: self.mark}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                command, env={**os.environ, **environment, MARK: self.mark}, stdout=output, stderr=subprocess.STDOUT
+                command, env={**os.environ, **own, **environment}, stdout=output, stderr=subprocess.STDOUT
             )
 
     @property

@@ -20,7 +20,7 @@ from pipeline_assets_tests.integration.run_processes import MARK, processes_of
 REPOSITORY = CONNECTIONS.parents[1]
 
 
-@pytest.fixture(params=["local", "connect", "cluster"])
+@pytest.fixture
 def spark_address(request: pytest.FixtureRequest) -> dict[str, str]:
     """What tells a run where Spark is: embedded, a Connect server, a standalone cluster of two workers."""
     if request.param == "connect":
@@ -32,7 +32,18 @@ def spark_address(request: pytest.FixtureRequest) -> dict[str, str]:
     return {}
 
 
-@pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+@pytest.mark.parametrize(
+    ("spark_address", "executor"),
+    [
+        ("local", "in_process"),
+        ("local", "multiprocess"),
+        ("connect", "in_process"),
+        ("connect", "multiprocess"),
+        # Not a process for each step: what that asks of Spark, a driver for each, is the same as with "local".
+        ("cluster", "in_process"),
+    ],
+    indirect=["spark_address"],
+)
 def test_a_job_from_the_command_line(
     tmp_path: Path, sources: dict[str, str], spark_address: dict[str, str], executor: str
 ) -> None:

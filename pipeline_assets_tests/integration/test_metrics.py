@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ def test_a_gateway_that_is_away_fails_no_run(
 
 
 def test_a_running_stream_answers(location: Location, topic: Topic, tmp_path: Path) -> None:
+    """Until it is stopped; then it leaves a report."""
     sent = events(0, 60)
     topic.send([*sent, "no JSON"])
     location.write(stream(from_kafka(topic), to_delta(trigger="1 second")))
@@ -163,6 +165,7 @@ def test_a_running_stream_answers(location: Location, topic: Topic, tmp_path: Pa
         **location.environment,
         "DAGSTER_HOME": str(tmp_path / "home"),
         "PIPELINE_ASSETS_METRICS_LISTEN": f"127.0.0.1:{port}",
+        "PIPELINE_ASSETS_REPORTS": str(tmp_path / "reports"),
     }
     (tmp_path / "home").mkdir()
     job = JobProcess("stream", environment, tmp_path / "log")
@@ -186,3 +189,7 @@ def test_a_running_stream_answers(location: Location, topic: Topic, tmp_path: Pa
         assert found() == {}
     finally:
         job.kill_all()
+    (file,) = (tmp_path / "reports").glob("stream-*.html")
+    page = file.read_text()
+    assert re.search(r"<title>stream: run [0-9a-f]{8}, canceled</title>", page)
+    assert f"<b>{len(sent)}</b>rows written" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections import Counter
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pandas as pd
 import pytest
 from sqlglot import exp
@@ -19,10 +21,12 @@ from sqlglot.lineage import lineage
 
 from devstack.kafka import KafkaServer
 from devstack.postgres import PostgresServer
+from devstack.spark_servers import SparkConnectServer
 from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
-from pipeline_assets_tests.integration.delta_tables import rows_of
+from pipeline_assets_tests.integration.delta_tables import rows_of, same_rows
 from pipeline_assets_tests.integration.location import Location, failure_text
 from pipeline_assets_tests.integration.run_processes import JobProcess
+from pipeline_assets_tests.integration.test_reports import links
 from pipeline_assets_tests.integration.test_streams import from_kafka, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
 from pipeline_assets_tests.openlineage.event_schema import problems
@@ -186,26 +190,52 @@ def test_a_batch_from_the_command_line(location: Location, postgres: PostgresSer
     assert postgres.password not in file.read_text()
 
 
-def test_steps_in_processes_of_their_own(location: Location, receiver: Receiver) -> None:
+def test_steps_in_processes_of_their_own(
+    location: Location, receiver: Receiver, spark_connect_server: SparkConnectServer
+) -> None:
+    """One run that puts rows aside, over Connect: its rows, its events, and its one report."""
     orders = put_orders(location)
+    aside = {"column": "amount", "min": 2, "onFailure": "quarantine"}
     location.write(
         batch(
             "sales",
             extract_file("orders", "/orders.parquet"),
+            {"type": "validate", "method": "inRange", "name": "good", "config": aside},
             transform("aggregateData", groupBy=["buyer"], aggregations={"total": "sum(amount)"}, registerAs="totals"),
             load("toDeltaLake", path="/totals"),
         )
     )
+    reports = location.folder / "reports"
     environment = {
         **home(location),
+        **spark_connect_server.environment,
         "PIPELINE_ASSETS_EXECUTOR": "multiprocess",
+        "PIPELINE_ASSETS_REPORTS": str(reports),
         "OPENLINEAGE_URL": f"http://127.0.0.1:{receiver.server_address[1]}",
     }
     job = JobProcess("sales", environment, location.folder / "log")
-    assert job.end() == 0, job.output
+    try:
+        assert job.end() == 0, job.output
+    finally:
+        job.kill_all()
+    kept = ORDERS[ORDERS["amount"] >= 2].groupby("buyer", as_index=False).agg(total=("amount", "sum"))
+    same_rows(rows_of(location.folder / "root" / "totals"), kept)
+    assert list(rows_of(location.table("sales", "good_quarantine"))["amount"]) == [1.0]
+
+    (page,) = reports.glob("*.html")
+    with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
+        (filed,) = instance.get_runs()
+        assert links(instance, filed.run_id) == [str(page)]
+    told = page.read_text()
+    # Dagster files the end of the run after that of its last step.
+    assert re.search(r"<title>sales: run [0-9a-f]{8}, succeeded</title>", told)
+    assert "Dagster had not filed the end of the run by then" in told
+    assert told.count("✓ succeeded</span></td>") == 4
+
     assert {path for path, _ in receiver.bodies} == {"/api/v1/lineage"}
     found = valid([body for _, body in receiver.bodies])
-    assert states(found) == started_and_completed("sales", "sales.orders", "sales.totals", "sales.to_delta_lake")
+    steps = [f"sales.{name}" for name in ("orders", "good", "totals", "to_delta_lake")]
+    assert states(found) == started_and_completed("sales", *steps)
     run = of(found, "sales", "COMPLETE")["run"]["runId"]
     assert of(found, "sales", "START")["run"]["runId"] == run
     parents = {event["run"]["facets"]["parent"]["run"]["runId"] for event in found if event["job"]["name"] != "sales"}

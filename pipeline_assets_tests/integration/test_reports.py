@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from devstack.spark_servers import SparkConnectServer
 from pipeline_assets.cli import main
 from pipeline_assets.config import load_file
 from pipeline_assets.execution import PipelineRun
@@ -23,7 +21,6 @@ from pipeline_assets.report.model import RunReport
 from pipeline_assets.report.run_history import read_run
 from pipeline_assets_tests.config_documents import batch, extract_file, transform
 from pipeline_assets_tests.integration.location import Location
-from pipeline_assets_tests.integration.run_processes import JobProcess
 from pipeline_assets_tests.integration.test_streams import from_kafka, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
 
@@ -143,34 +140,6 @@ def test_what_a_run_made_leads_to_its_report(
     assert (reports / url.rpartition("/")[2]).exists()
 
 
-def test_processes_of_one_run_write_one_report(
-    location: Location, reports: Path, tmp_path: Path, spark_connect_server: SparkConnectServer
-) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    location.write(batch("counted", rows(location), COUNTS))
-    environment = {
-        **location.environment,
-        "DAGSTER_HOME": str(home),
-        "PIPELINE_ASSETS_EXECUTOR": "multiprocess",
-        "SPARK_REMOTE": spark_connect_server.remote,
-    }
-    job = JobProcess("counted", environment, tmp_path / "log")
-    try:
-        assert job.end() == 0, job.output
-    finally:
-        job.kill_all()
-    (file,) = reports.glob("*.html")
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        (run,) = instance.get_runs()
-        assert links(instance, run.run_id) == [str(file)]
-    page = file.read_text()
-    # Dagster files the end of the run after that of its last step.
-    assert re.search(r"<title>counted: run [0-9a-f]{8}, succeeded</title>", page)
-    assert "Dagster had not filed the end of the run by then" in page
-    assert page.count("✓ succeeded</span></td>") == 2
-
-
 def test_a_stream(location: Location, topic: Topic, reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent, broken = events(0, 80), ["no JSON", "[1]", "{"]
     topic.send([*sent, *broken])
@@ -203,26 +172,6 @@ def test_a_stream(location: Location, topic: Topic, reports: Path, monkeypatch: 
     page = file.read_text()
     assert f"{len(broken)} dead letters" in page
     assert "<td>addBatch</td>" in page
-
-
-def test_a_stream_that_is_terminated(location: Location, topic: Topic, reports: Path, tmp_path: Path) -> None:
-    sent = events(0, 30)
-    topic.send(sent)
-    location.write(stream(from_kafka(topic), to_delta(trigger="1 second")))
-    home = tmp_path / "home"
-    home.mkdir()
-    job = JobProcess("stream", {**location.environment, "DAGSTER_HOME": str(home)}, tmp_path / "log")
-    log = location.folder / "root" / "out" / "_delta_log"
-    try:
-        job.wait_until(lambda: list(log.glob("*.json")))
-        job.signal(signal.SIGTERM)
-        job.end()
-    finally:
-        job.kill_all()
-    (file,) = reports.glob("stream-*.html")
-    page = file.read_text()
-    assert re.search(r"<title>stream: run [0-9a-f]{8}, canceled</title>", page)
-    assert f"<b>{len(sent)}</b>rows written" in page
 
 
 def test_what_the_command_says_when_there_is_no_report(

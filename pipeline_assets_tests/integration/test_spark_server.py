@@ -60,6 +60,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipeline-assets"
     for jars in own.glob("*.txt"):
         (folder / "pipeline-assets" / jars.name).write_text(jars.read_text())
+    for classes in own.glob("*.jsa"):
+        (folder / "pipeline-assets" / classes.name).symlink_to(classes)
     made = Server(folder)
     started = made.command("start", "--conf", "spark.master=local[2]", "--conf", "spark.sql.shuffle.partitions=4")
     assert started.returncode == 0, started.stderr

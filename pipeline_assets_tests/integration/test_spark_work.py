@@ -12,7 +12,7 @@ import pytest
 from benchmarks.spark_event_log import SparkWork, event_log_conf, read_event_log
 from pipeline_assets_tests.config_documents import CUSTOMER_360, OPTIMIZED_AGGREGATION
 from pipeline_assets_tests.integration.location import Location
-from pipeline_assets_tests.integration.run_processes import JobProcess
+from pipeline_assets_tests.integration.run_processes import JobProcess, with_spark_conf
 from pipeline_assets_tests.integration.test_streams import from_kafka, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
 
@@ -23,15 +23,13 @@ Counted = Callable[[str], tuple[SparkWork, set[str]]]
 def counted(location: Location, tmp_path: Path) -> Counted:
     """Run a job by Dagster's command line. Returns what Spark did, by its own event log, and what Python imported."""
     conf = event_log_conf(tmp_path / "events") | {"spark.master": "local[2]"}
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "spark-defaults.conf").write_text("".join(f"{name} {value}\n" for name, value in conf.items()))
     (tmp_path / "home").mkdir()
 
     def run(job: str) -> tuple[SparkWork, set[str]]:
         environment = {
             **location.environment,
             "DAGSTER_HOME": str(tmp_path / "home"),
-            "SPARK_CONF_DIR": str(tmp_path / "conf"),
+            **with_spark_conf(conf),
             "PYTHONPROFILEIMPORTTIME": "1",
         }
         process = JobProcess(job, environment, tmp_path / "log")

@@ -135,32 +135,19 @@ def _signal_when(location: Location, rows: int, number: int) -> None:
     os.kill(os.getpid(), (signal.SIGINT, signal.SIGTERM)[number % 2])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_cancelled_process_leaves_none_behind(
-    number: signal.Signals, location: Location, topic: Topic, start: Start
-) -> None:
+def test_a_second_run_is_refused_until_the_first_is_cancelled(location: Location, topic: Topic, start: Start) -> None:
     document = continuous(topic)
     location.write(document)
     topic.send(events(0, 1000))
     run = start()
     run.wait_until(lambda: written(location) >= 200)
-    run.signal(number)
+    result = location.run("stream", fail=True)
+    assert "is written by run " in failure_text(result)
+    run.signal(signal.SIGTERM)
     run.end()
     assert "RUN_CANCELED" in run.output
     finish(location, document)
     assert ids(location) == Counter(range(1000))
-
-
-def test_a_second_run_is_refused(location: Location, topic: Topic, start: Start) -> None:
-    location.write(continuous(topic))
-    topic.send(events(0, 10))
-    first = start()
-    first.wait_until(lambda: written(location) >= 10)
-    assert ids(location) == Counter(range(10))
-    result = location.run("stream", fail=True)
-    assert "is written by run " in failure_text(result)
-    first.signal(signal.SIGTERM)
-    first.end()
 
 
 def test_a_broker_that_is_away_for_half_a_minute(
@@ -194,15 +181,18 @@ def test_a_topic_that_is_missing(location: Location, topic: Topic, kafka: KafkaS
     assert absent.name in failure_text(result)
 
 
-def test_a_topic_that_is_waited_for(location: Location, kafka: KafkaServer, topic: Topic, start: Start) -> None:
+@pytest.mark.usefixtures("topic")  # which says where the broker is
+def test_a_topic_that_is_waited_for(location: Location, kafka: KafkaServer, start: Start) -> None:
     later = Topic(kafka)
-    location.write(continuous(later, missingTopic="wait"))
+    document = continuous(later, missingTopic="wait")
+    location.write(document)
     run = start()
     run.wait_until(lambda: "waiting" in run.output.lower())
     later.make().send(events(0, 30))
     run.wait_until(lambda: written(location) >= 30)
-    run.signal(signal.SIGTERM)
+    run.signal(signal.SIGINT)
     run.end()
+    assert "RUN_CANCELED" in run.output
     assert ids(location) == Counter(range(30))
     later.delete()
 

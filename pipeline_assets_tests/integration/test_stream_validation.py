@@ -283,8 +283,12 @@ def test_each_micro_batch_meets_the_table_as_it_is_then(location: Location, topi
     assert ids(root(location, "out")) == loaded + Counter(event["id"] for event in of_user(2))
 
 
-@on_both
-@pytest.mark.parametrize("known", [range(4), range(7)], ids=["some", "all"])
+@pytest.mark.parametrize(
+    ("where", "known"),
+    [("classic", range(4)), ("classic", range(7)), ("connect", range(4))],
+    indirect=["where"],
+    ids=["classic-some", "classic-all", "connect-some"],
+)
 def test_the_same_rows_are_put_aside_when_the_table_has_changed(known: range, location: Location, topic: Topic) -> None:
     """A micro-batch that is repeated after a failure of its load meets another table of users."""
 
