@@ -31,7 +31,8 @@ _NO_WORD_BEFORE = r"(?P<before>(?<![A-Za-z0-9])|%[0-9A-Fa-f]{2}|\\[bfnrt]|\\u[0-
 # A process that lives for months sees a token with each look at its streams.
 _RETIRED_KEPT = 32
 
-# What the name of a secret contains. Also for Java's regular expressions: Spark redacts by it.
+# What the name of a secret contains. Also for Java's regular expressions: Spark redacts by it. TEXT_PATTERN looks for
+# the first letter of each.
 NAME_PATTERN = (
     r"passw(?:or)?d|passphrase|pwd|secret|token(?!i[sz])|credential(?!s?[._-]?provider)|jaas[._-]?config"
     r"|(?:access|account|api|auth|encryption|keystore|master|private|shared|signing)[._-]?key|authorization|signature"

@@ -29,7 +29,6 @@ _OPERATIONS: Mapping[str, str] = {
     "getBatch": "plans how it is read",
     "queryPlanning": "plans the query",
     "addBatch": "reads, computes, checks and writes",
-    "commitBatch": "has the sink end the micro-batch",
     "commitOffsets": "notes in the checkpoint that it is done",
 }
 _MARKS: Mapping[Status, str] = {

@@ -147,7 +147,7 @@ class FromKafka(ExtractMethod):
     this step with `_dead_letters` after it."""
     options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
     """Further options of Spark's Kafka source, e.g. `minPartitions`. Those of the Kafka client, such as
-    `kafka.isolation.level`, go before the connection's."""
+    `kafka.isolation.level`, go before the connection's; `kafka.fetch.max.wait.ms` is 50 where neither says it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from pyspark.sql.streaming.query import StreamingQuery
 
 _log = logging.getLogger(__name__)
-# How often to look at the queries: one that takes what there is may have ended a moment after it started.
-_POLL_SECONDS = 0.5
-_ENDING_POLL_SECONDS = 0.1
+# How long to wait between two looks at the queries: at first, as one that takes what there is may end in a moment, and
+# at most, to which it grows within four seconds.
+_FIRST_POLL_SECONDS, _POLL_SECONDS, _POLL_GROWTH = 0.1, 0.5, 1.1
 _T = TypeVar("_T")
 
 
@@ -56,7 +56,8 @@ class BatchProgress:
     ``end_offsets`` and ``lag`` (records to come) are by topic and partition, as in ``events/0``; ``lag`` is as of the
     start of the batch. ``written`` is the Delta commit of the batch. ``dead_letters``: records that did not parse, by
     the extract that read them. ``operation_ms``: how long the query has spent on each of Spark's operations since it
-    started, by the name that Spark's UI has for it (``addBatch``), and on all of them (``triggerExecution``).
+    started, as far as Spark has told: by the name that Spark's UI has for it (``addBatch``), and on all of them
+    (``triggerExecution``).
 
     Source: https://spark.apache.org/docs/latest/web-ui.html#structured-streaming-tab
     """
@@ -99,8 +100,7 @@ class StreamingPipeline:
         when a micro-batch does not meet a validate step, StreamingQueryError when a query fails otherwise, and
         PipelineCancelledError for a stop before any query runs.
         """
-        loads = (cast(StreamingLoad, load.method) for load in self.run.plan.stream_loads())
-        poll_seconds = _ENDING_POLL_SECONDS if all(load.takes_what_there_is for load in loads) else _POLL_SECONDS
+        poll_seconds = _FIRST_POLL_SECONDS
         with ExitStack() as held:
             with self._cancellation.guard():
                 self._take_checkpoints(held)
@@ -112,6 +112,7 @@ class StreamingPipeline:
                     yield from self._until_failure()
                     self._check_leases()
                     self._cancellation.stop.wait(poll_seconds)
+                    poll_seconds = min(_POLL_SECONDS, poll_seconds * _POLL_GROWTH)
             finally:
                 self._stop_all()
             yield from self._until_failure()

@@ -27,7 +27,7 @@ def with_spark_conf(conf: Mapping[str, str]) -> dict[str, str]:
     return {"PYSPARK_SUBMIT_ARGS": " ".join([*options, "pyspark-shell"])}
 
 
-# Nor do the drivers of these runs compile code for their few rows; where it matters, tests give a conf of their own.
+# As in conftest's SPARK_CONF, no code is compiled for a few rows; where it matters, tests give a conf of their own.
 _INTERPRETED = with_spark_conf({"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"})
 
 

@@ -39,7 +39,7 @@ def spark_address(request: pytest.FixtureRequest) -> dict[str, str]:
         ("local", "multiprocess"),
         ("connect", "in_process"),
         ("connect", "multiprocess"),
-        # Not a process for each step: what that asks of Spark, a driver for each, is the same as with "local".
+        # Not a process for each step, of which each would be an application that waits for the cores of another.
         ("cluster", "in_process"),
     ],
     indirect=["spark_address"],

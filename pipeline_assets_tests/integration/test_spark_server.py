@@ -56,7 +56,7 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("cache")
     (folder / "pipeline-assets").mkdir()
-    # The list of JARs that there are, so that nothing is looked for again.
+    # The list of JARs that there are, so that nothing is looked for again, and the archive of their classes.
     own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipeline-assets"
     for jars in own.glob("*.txt"):
         (folder / "pipeline-assets" / jars.name).write_text(jars.read_text())

@@ -173,6 +173,8 @@ def test_changes_of_a_schema() -> None:
 
 def test_a_stream_is_drawn_over_time() -> None:
     points = tuple(ProgressPoint(100.0 + at, 50.0 - at, 10.0, 20.0) for at in range(11))
+    page = Page(render_page(report(mode="streaming", progress=(Progress("out", points),))))
+    assert "No query of the stream has told what it spent its time on." in page.text
     spent = {"walCommit": 2.0, "addBatch": 7.0, "new in Spark": 0.5, "triggerExecution": 10.0}
     page = Page(render_page(report(mode="streaming", progress=(Progress("out", points, spent),))))
     assert re.findall(r"(addBatch|walCommit|new in Spark|triggerExecution)\s+([\d.]+ s)\s+([\d.]+)\s", page.text) == [
