@@ -46,8 +46,10 @@ if [ -z "$uv" ]; then
   fi
 fi
 
+# Compiled here: where PYTHONDONTWRITEBYTECODE is set, each process would compile all that it imports, for seconds.
 step "Python packages into .venv (locked)"
-"$uv" sync --locked --python "$python"
+"$uv" sync --locked --compile-bytecode --python "$python"
+.venv/bin/python -m compileall -q pipeline_assets devstack
 step "Spark's JARs"
 .venv/bin/python -c 'from pipeline_assets.spark.jars import resolve_jars; print(f"{len(resolve_jars())} JARs are in place")'
 if ! .venv/bin/python -c 'from pipeline_assets.spark.class_archive import archive_file as f; raise SystemExit(not f().exists())'; then
