@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["devstack.pytest_plugin"]
 
-# Few and small: the tests' data are. To compile code for them takes longer than to interpret it; for runs that tests
-# start as users do (test_executors, test_spark_work, e2e) it is. With the rule, Spark's optimizer would compute
-# what is asked of a few rows, not its tasks.
+# Few and small: the tests' data are. To compile code for them takes longer than to interpret it; runs that tests start
+# as users do (test_executors, test_spark_work, e2e) compile theirs. With the rule, Spark's optimizer would compute what
+# is asked of a few rows, not its tasks.
 SPARK_CONF = {
     "spark.sql.shuffle.partitions": "4",
     "spark.sql.codegen.wholeStage": "false",

@@ -289,10 +289,10 @@ class _Told:
                 check = event.asset_check_evaluation_data
                 if self._is_own(check.asset_key):
                     asset = check.asset_key.path[-1]
-                    measured = _values(check.metadata)
-                    self.checks[asset, check.check_name] = _check(asset, check, measured)
-                    if STAGE_TIMES in measured:
-                        self.work[event.step_key or ""] = measured
+                    values = _values(check.metadata)
+                    self.checks[asset, check.check_name] = _check(asset, check, values)
+                    if STAGE_TIMES in values:
+                        self.work[event.step_key or ""] = values
 
     def _is_own(self, key: dg.AssetKey) -> bool:
         return len(key.path) == 2 and key.path[0] == self._plan.name
