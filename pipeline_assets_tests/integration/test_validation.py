@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +23,7 @@ from pipeline_assets.steps.base import SingleInputTransform, StepContext
 from pipeline_assets_tests.config_documents import batch, extract_file, transform
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
 from pipeline_assets_tests.integration.location import Location, failure_text
+from pipeline_assets_tests.integration.run_processes import JobProcess
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -424,10 +422,10 @@ def test_in_processes_of_their_own_over_connect(
         "DAGSTER_HOME": str(home),
         "PIPELINE_ASSETS_EXECUTOR": "multiprocess",
     }
-    command = [str(Path(sys.executable).parent / "dagster"), "job", "execute"]
-    command += ["-m", "pipeline_assets.definitions", "-j", "checked"]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    output = done.stdout + done.stderr
-    assert done.returncode != 0, output
-    assert "the data do not meet what is expected: amount is >= 0 (1 of 4 do not, 25 %)" in output
+    job = JobProcess("checked", environment, tmp_path / "log")
+    try:
+        assert job.end() != 0, job.output
+    finally:
+        job.kill_all()
+    assert "the data do not meet what is expected: amount is >= 0 (1 of 4 do not, 25 %)" in job.output
     assert not out(location).exists()
