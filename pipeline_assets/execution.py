@@ -13,6 +13,7 @@ from pipeline_assets.optimizer import optimize
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.run_scope import RunScope
+from pipeline_assets.spark.caching import of_run
 from pipeline_assets.steps.base import (
     DataFrameMethod,
     ExpectationResult,
@@ -293,6 +294,8 @@ class PipelineRun:
                 frame = self.checked_rows.good(step, frames)
             else:
                 frame = cast(TransformMethod, method).transform(step.named_inputs(frames), self.context)
+            if not frames and not step.is_stream:
+                frame = of_run(frame, self.context.run_id)
             # Connect analyses a plan when its schema is asked for; classic Spark has done so by now.
             _ = frame.schema
         return frame
@@ -350,7 +353,7 @@ class PipelineRun:
             reader = reader.option("versionAsOf", self._versions[step.index])
         with self.scope.errors_of(step):
             try:
-                frame = reader.load(path)
+                frame = of_run(reader.load(path), self.context.run_id)
                 _ = frame.schema
             except Exception as error:
                 if not is_missing_table(error):

@@ -44,6 +44,18 @@ def storage_level(name: StorageLevelName) -> StorageLevel:
     return StorageLevel(*_LEVELS[name])
 
 
+def of_run(frame: DataFrame, run_id: str) -> DataFrame:
+    """Return ``frame``, which reads a source, such that no other run has the same: no rows are left out.
+
+    All sessions of a Spark share what is cached, and a plan that looks the same takes it, however old it is: that of
+    another run at the same time, or of one that was killed. The condition is always true, and is not in the plan that
+    Spark carries out. https://spark.apache.org/docs/latest/api/java/org/apache/spark/sql/Dataset.html#persist()
+    """
+    from pyspark.sql import functions as F  # noqa: N812
+
+    return frame.where(F.lit(run_id).isNotNull())
+
+
 @dataclass(frozen=True)
 class CachedDataFrame:
     """One cached DataFrame.

@@ -129,26 +129,38 @@ def test_many_runs_at_once_do_not_mix(location: Location, job: Callable[[str], J
 def test_the_session_of_a_run_that_was_killed_goes(
     location: Location, server: Server, topic: Topic, job: Callable[[str], JobProcess]
 ) -> None:
-    """That of a stream too, while the server waits for the run to write a micro-batch."""
-    pd.DataFrame({"id": range(4)}).to_parquet(location.folder / "rows.parquet", index=False)
-    slow = "max(length(concat(id, reflect('java.lang.Thread', 'sleep', 600000L))))"
-    location.write(
-        batch("slow", extract_file("rows", f"file://{location.folder}/rows.parquet"),
-              transform("aggregateData", groupBy=["id"], aggregations={"n": slow}))
-    )  # fmt: skip
-    slow = "id < 4 OR reflect('java.lang.Thread', 'sleep', 600000L) IS NULL"
-    check = {"type": "validate", "method": "expression", "config": {"condition": slow, "onFailure": "warn"}}
+    """That of a stream too, while the server waits for the run to write a micro-batch.
+
+    What it has cached stays, and later runs do not take it for what they read.
+    """
+    file = location.folder / "rows.parquet"
+    pd.DataFrame({"id": range(4)}).to_parquet(file, index=False)
+    slow = "reflect('java.lang.Thread', 'sleep', 600000L) IS NULL"
+    rows = extract_file("rows", f"file://{file}", cache=True)
+    location.write(batch("slow", rows, transform("filterRows", condition=slow, registerAs="copy")))
+    location.write(batch("later", rows, transform("selectColumns", columns=["id"], registerAs="copy")))
+    check = {
+        "type": "validate",
+        "method": "expression",
+        "config": {"condition": f"id < 4 OR {slow}", "onFailure": "warn"},
+    }
     location.write(stream(from_kafka(topic, schema=SCHEMA), check, to_delta(trigger="100 milliseconds")))
-    topic.send(events(0, 4))
+    log = server.log()
+    before = log.stat().st_size
     batch_run, stream_run = job("slow"), job("stream")
     sessions = [batch_run.wait_until(partial(session_of, batch_run))]
+    batch_run.wait_until(partial(has_cached, log, before))
     batch_run.signal(signal.SIGKILL)
+    pd.DataFrame({"id": range(6)}).to_parquet(file, index=False)
+    later_run = job("later")
+    assert later_run.end() == 0, later_run.output
+    assert sorted(rows_of(location.table("later", "copy"))["id"]) == list(range(6))
+    topic.send(events(0, 4))
     stream_run.wait_until(lambda: count_rows(root(location, "out")) == 4)
     topic.send(events(4, 4))
     stream_run.wait_until((root(location, "checkpoints/out") / "offsets" / "1").exists)
     sessions += [session_of(stream_run)]
     stream_run.signal(signal.SIGKILL)
-    log = server.log()
     for session in sessions:
         wait_until(partial(has_closed, log, session))
 
@@ -156,6 +168,10 @@ def test_the_session_of_a_run_that_was_killed_goes(
 def session_of(run: JobProcess) -> str | None:
     found = re.search(r"over Connect, session (\S+) of the server", run.output)
     return found[1] if found else None
+
+
+def has_cached(log: Path, since: int) -> bool:
+    return re.search(rb"Block rdd_\d+_\d+ stored as values in memory", log.read_bytes()[since:]) is not None
 
 
 def has_closed(log: Path, session: str | None) -> bool:
