@@ -27,10 +27,11 @@ from benchmarks.streaming import compare_streaming, fill_topic, kafka_server
 from benchmarks.tpch import make_tables
 from benchmarks.tpch_comparison import compare_tpch
 from benchmarks.tuning import FIVE_CLAIMS, ClaimPlace, compare_claim
+from benchmarks.warm_runs import compare_warm
 
 RESULTS = PROJECT / "benchmarks" / "results"
 PAGES = PROJECT / "docs"
-PARTS = ("demo", "many", "loading", "streaming", "overhead", "recovery", "tuning", "tpch")
+PARTS = ("demo", "warm", "many", "loading", "streaming", "overhead", "recovery", "tuning", "tpch")
 # This takes an hour.
 SCALING = "scaling"
 CLAIM_NAMES = tuple(claim.name for claim in FIVE_CLAIMS)
@@ -120,7 +121,7 @@ def main(
             if not console.is_terminal:
                 console.print(text)
 
-        if {"demo", "many", "overhead"} & set(chosen):
+        if {"demo", "warm", "many", "overhead"} & set(chosen):
             report("starting PostgreSQL and S3")
             with demo_servers(folder / "servers") as servers:
                 report("loading CDNOW's customers and orders")
@@ -129,6 +130,9 @@ def main(
                 if "demo" in chosen:
                     found = compare(workplace, demo_orders, pairs, with_empty=True, report=report)
                     results.comparisons.append(found)
+                    _keep(results)
+                if "warm" in chosen:
+                    results.warm.append(compare_warm(workplace, demo_orders, pairs, report))
                     _keep(results)
                 if {"many", "overhead"} & set(chosen):
                     report(f"writing {orders:,} orders")

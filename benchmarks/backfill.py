@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -18,9 +18,9 @@ import yaml
 
 from benchmarks.customer_360 import NOT_PASSED_ON, PROJECT, Report
 from benchmarks.measured_process import ProgramFailedError
+from benchmarks.spark_server import spark_server
 from devstack.dagster_daemon import WORKSPACE, dagster_daemon, program
 from devstack.delta_tables import row_count
-from devstack.ports import free_port
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -77,18 +77,6 @@ def measure_backfill(folder: Path, partitions: int, report: Report, *, warm: boo
         max(ended for _, ended in runs) - begun,
         [ended - started for started, ended in sorted(runs, key=lambda run: run[1])],
     )
-
-
-@contextmanager
-def spark_server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Have a Spark server that stays; gives what tells a run of it."""
-    port = str(free_port())
-    command = [program("pipeline-assets"), "spark-server"]
-    subprocess.run([*command, "start", "--port", port], env=dict(environment), check=True, capture_output=True)
-    try:
-        yield {"SPARK_REMOTE": f"sc://127.0.0.1:{port}"}
-    finally:
-        subprocess.run([*command, "stop", "--port", port], env=dict(environment), check=True, capture_output=True)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -123,10 +123,16 @@ class Workplace:
         }
 
     def run_job(
-        self, spark_conf: Mapping[str, str] | None = None, more: Mapping[str, str] | None = None
+        self,
+        spark_conf: Mapping[str, str] | None = None,
+        more: Mapping[str, str] | None = None,
+        run_by: Sequence[str] = (),
     ) -> ProcessCost:
-        """Run `customer_360` by Dagster's command line, with ``more`` environment, into a warehouse without tables."""
-        command = [_program("dagster"), *JOB_COMMAND[1:]]
+        """Run `customer_360` by Dagster's command line, with ``more`` environment, into a warehouse without tables.
+
+        ``run_by``: a program that runs Python's scripts, a profiler for instance, with its arguments.
+        """
+        command = [*run_by, _program("dagster"), *JOB_COMMAND[1:]]
         if spark_conf:
             config = self.folder / "run_config.json"  # JSON is YAML
             config.write_text(json.dumps({"resources": {"spark": {"config": {"spark_conf": dict(spark_conf)}}}}))

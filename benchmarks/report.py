@@ -23,6 +23,7 @@ from benchmarks.streaming import STREAM_COMMAND, STREAM_SCRIPT_COMMAND, Streamin
 from benchmarks.tpch_comparison import TpchComparison
 from benchmarks.tuning import TUNING_COMMAND, ClaimComparison
 from benchmarks.tuning_report import tuning_goals, tuning_tables
+from benchmarks.warm_runs import WarmRuns
 
 # What stands between these lines is written anew by each run; what people write around them stays.
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -59,6 +60,7 @@ class Results:
     started: datetime
     load: list[float] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    warm: list[WarmRuns] = field(default_factory=list)
     loading: list[LoadingComparison] = field(default_factory=list)
     streaming: list[StreamingComparison] = field(default_factory=list)
     overheads: list[Overhead] = field(default_factory=list)
@@ -84,6 +86,11 @@ class Results:
             found += _work_goals(size, each)
             what = f"{size}: peak memory of the Python process over the bare script's"
             found.append(Goal(what, 1.20, each.memory_over_script()))
+        for warm in self.warm:
+            what = f"{warm.orders:,} orders: wall time on a Spark server that stays over that with a JVM of its own"
+            found.append(Goal(what, 1 / 3, warm.ratio()))
+            what = f"{warm.orders:,} orders: of that on a server, the time of this project's own code"
+            found.append(Goal(what, 1.0, Spread.of([warm.own_seconds]), " s"))
         for loads in self.loading:
             what = f"{loads.count:,} configs: loading the location over assets written by hand"
             limit = 1.30 if loads.count >= 1000 else 1.50
@@ -122,6 +129,7 @@ class Results:
             "load": self.load,
             "goals": [{**asdict(goal), "met": goal.met} for goal in self.goals()],
             "customer_360": [asdict(each) for each in self.comparisons],
+            "warm": [asdict(each) for each in self.warm],
             "loading": [asdict(each) for each in self.loading],
             "streaming": [asdict(each) for each in self.streaming],
             "overheads": [asdict(each) for each in self.overheads],
@@ -190,6 +198,26 @@ class Results:
                 f"{each.orders:,} orders: what Spark did",
                 ("", "`customer_360` in Dagster", "bare script"),
                 _work_rows(each),
+            )
+        for warm in self.warm:
+            runs = {"a JVM of its own": warm.cold, "on a server that stays": warm.warm}
+            yield (
+                f"{warm.orders:,} orders, cold and warm: {len(warm.warm.costs)} runs of each",
+                ("", "wall time", "peak memory of Python", "peak memory of the JVM"),
+                [
+                    *(_runs_row(name, measured) for name, measured in runs.items()),
+                    ["ratio of the pairs", warm.ratio().text("x"), "", ""],
+                ],
+            )
+            yield (
+                f"{warm.orders:,} orders, warm: where the time goes",
+                ("until", "on a server that stays"),
+                [[name, spread.text(" s")] for name, spread in warm.warm.phase_spreads().items()],
+            )
+            yield (
+                "A new server: its first runs",
+                ("run", "wall time"),
+                [[str(number), f"{seconds:.2f} s"] for number, seconds in enumerate(warm.warm_ups.seconds, 1)],
             )
         if self.loading:
             yield (
