@@ -1,8 +1,9 @@
 """What an asset's page shows: Dagster metadata made from what Spark says about a DataFrame or a write."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,12 +18,14 @@ from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.description import columns_of, describe, markdown_table
 from pipeline_assets.spark.job_metrics import StageTime
 from pipeline_assets.spark.lineage import column_lineage
+from pipeline_assets.spark.session import cloned_session
 from pipeline_assets.steps.base import (
     ColumnSources,
     Dataset,
     ExtractMethod,
     LoadMethod,
     LoadResult,
+    StepContext,
     TransformMethod,
     ValidateMethod,
 )
@@ -30,7 +33,7 @@ from pipeline_assets.steps.delta_table import DeltaWrite
 from pipeline_assets.steps.transform import Sql
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 _log = logging.getLogger(__name__)
 Metadata = dict[str, Any]
@@ -121,19 +124,32 @@ def column_origins(
         if frame is inputs[index]:
             return {column: [dg.TableColumnDep(upstream[index], column)] for column in frame.columns}
 
-    def apply(stubs: Mapping[str, "DataFrame"]) -> "DataFrame":
-        if isinstance(method, LoadMethod):
-            return method.written(stubs[step.input_names[0]], run.context)
-        if isinstance(method, ValidateMethod):
-            return method.good_rows(_compared(step, stubs), run.context)
-        assert isinstance(method, TransformMethod)  # noqa: S101  (a step with a DataFrame is one of these)
-        return method.transform(stubs, run.context)
+    with _context_of_stubs(run, step, inputs) as context:
 
-    try:
-        return _origins(run, step, apply, inputs, upstream)
-    finally:
-        if isinstance(method, Sql):
-            # It has registered the empty stand-ins under its inputs' names.
+        def apply(stubs: Mapping[str, "DataFrame"]) -> "DataFrame":
+            if isinstance(method, LoadMethod):
+                return method.written(stubs[step.input_names[0]], context)
+            if isinstance(method, ValidateMethod):
+                return method.good_rows(_compared(step, stubs), context)
+            assert isinstance(method, TransformMethod)  # noqa: S101  (a step with a DataFrame is one of these)
+            return method.transform(stubs, context)
+
+        return _origins(context.spark, step, apply, inputs, upstream)
+
+
+@contextmanager
+def _context_of_stubs(run: PipelineRun, step: PlannedStep, inputs: Mapping[int, "DataFrame"]) -> Iterator[StepContext]:
+    """Give the context in which ``step`` is applied to empty stand-ins, which a query registers as its inputs."""
+    if not isinstance(step.method, Sql):
+        yield run.context
+    elif run.shares_session:
+        # Another process may be reading one of the views by its name.
+        with cloned_session(run.context.spark) as apart:
+            yield replace(run.context, spark=apart)
+    else:
+        try:
+            yield run.context
+        finally:
             for name, taken in step.named_inputs(inputs).items():
                 taken.createOrReplaceTempView(name)
 
@@ -144,7 +160,10 @@ def quarantine_origins(
     """Return the same as ``column_origins`` for the rows that ``step`` puts into quarantine."""
     method = step.method
     assert isinstance(method, ValidateMethod)  # noqa: S101  (the callers look)
-    return _origins(run, step, lambda stubs: method.bad_rows(_compared(step, stubs), run.context), inputs, upstream)
+    context = run.context
+    return _origins(
+        context.spark, step, lambda stubs: method.bad_rows(_compared(step, stubs), context), inputs, upstream
+    )
 
 
 def _compared(step: PlannedStep, stubs: Mapping[str, "DataFrame"]) -> "DataFrame":
@@ -152,7 +171,7 @@ def _compared(step: PlannedStep, stubs: Mapping[str, "DataFrame"]) -> "DataFrame
 
 
 def _origins(
-    run: PipelineRun,
+    spark: "SparkSession",
     step: PlannedStep,
     apply: Callable[[Mapping[str, "DataFrame"]], "DataFrame"],
     inputs: Mapping[int, "DataFrame"],
@@ -161,7 +180,7 @@ def _origins(
     frames, assets = step.named_inputs(inputs), step.named_inputs(upstream)
     schemas = {name: frame.schema for name, frame in frames.items()}
     streams = [name for name, frame in frames.items() if frame.isStreaming]
-    found = column_lineage(apply, schemas, run.context.spark, streams)
+    found = column_lineage(apply, schemas, spark, streams)
     return {
         column: [dg.TableColumnDep(assets[name], source) for name, source in origins]
         for column, origins in (found or {}).items()

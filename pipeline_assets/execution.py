@@ -13,7 +13,7 @@ from pipeline_assets.optimizer import optimize
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.run_scope import RunScope
-from pipeline_assets.spark.caching import of_run
+from pipeline_assets.spark.caching import read_by
 from pipeline_assets.steps.base import (
     DataFrameMethod,
     ExpectationResult,
@@ -63,6 +63,8 @@ class PipelineRun:
         self.plan = plan
         self.context = context
         self.scope = RunScope(plan, context)
+        # By all processes of the run, over Spark Connect.
+        self.shares_session = not in_one_process and context.settings.spark_remote is not None
         self._selected = frozenset(range(len(plan.steps)) if selected is None else selected)
         self._waiting = frozenset(waiting)
         self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
@@ -183,12 +185,15 @@ class PipelineRun:
         self._let_go_after_write(step)
         return result
 
+    def _reader(self, step: PlannedStep) -> str:
+        return f"{self.context.run_id}:{self.plan.name}/{step.name}"
+
     def _transaction(self, step: PlannedStep) -> str | None:
         """Return what a write of ``step`` is known by at each of its tries in the run; None when there is but one."""
         retry = self.plan.pipeline.retry_of(step.index)
         if retry is None or retry.max_retries == 0:
             return None
-        return f"pipeline-assets:{self.context.run_id}:{self.plan.name}/{step.name}"
+        return f"pipeline-assets:{self._reader(step)}"
 
     def written(self, step: PlannedStep, frame: DataFrame) -> DataFrame:
         """Return ``frame`` with the columns that a load's target, or the table of ``step``, gets."""
@@ -295,7 +300,7 @@ class PipelineRun:
             else:
                 frame = cast(TransformMethod, method).transform(step.named_inputs(frames), self.context)
             if not frames and not step.is_stream:
-                frame = of_run(frame, self.context.run_id)
+                frame = read_by(self._reader(step), frame)
             # Connect analyses a plan when its schema is asked for; classic Spark has done so by now.
             _ = frame.schema
         return frame
@@ -353,7 +358,7 @@ class PipelineRun:
             reader = reader.option("versionAsOf", self._versions[step.index])
         with self.scope.errors_of(step):
             try:
-                frame = of_run(reader.load(path), self.context.run_id)
+                frame = read_by(self._reader(step), reader.load(path))
                 _ = frame.schema
             except Exception as error:
                 if not is_missing_table(error):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pytest
 
+from pipeline_assets import asset_metadata
 from pipeline_assets.asset_metadata import ColumnOrigins, column_origins, quarantine_origins
 from pipeline_assets.assets import dataset_key
 from pipeline_assets.connections import Connections
@@ -17,6 +18,7 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.partitions import PartitionSlice
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
+from pipeline_assets.spark.lineage import ColumnLineage, column_lineage
 from pipeline_assets.steps import METHODS
 from pipeline_assets.steps.base import (
     ExtractMethod,
@@ -323,3 +325,27 @@ def test_a_query_on_views_leaves_the_real_ones_registered(frames: Frames, tmp_pa
     column_origins(run, step, frame, {0: orders}, {0: dg.AssetKey(["p", "orders"])})
     assert frames.spark.table("orders").schema == orders.schema
     assert frames.spark.table("orders").sameSemantics(orders)
+
+
+@pytest.mark.parametrize("spark_settings", ["connect"], indirect=True)
+def test_views_that_other_processes_of_a_run_read_stay_as_they_are(
+    any_spark: SparkSession, spark_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during: list[int] = []
+
+    def looked_at(*arguments: Any) -> ColumnLineage | None:
+        found = column_lineage(*arguments)
+        during.append(any_spark.table("orders").count())
+        return found
+
+    monkeypatch.setattr(asset_metadata, "column_lineage", looked_at)
+    query = transform("sql", query="SELECT id FROM orders")
+    plan = planned(tmp_path, batch("p", extract_file("orders", "/orders.csv"), query))
+    context = StepContext("p", "run", any_spark, spark_settings, Connections(), DataFrameCache())
+    run = PipelineRun(plan, context, in_one_process=False)
+    inputs = {0: any_spark.range(3)}
+    step = plan.steps[1]
+    found = run.build(step, inputs)
+    assert texts(column_origins(run, step, found, inputs, {0: dg.AssetKey(["p", "orders"])})) == {"id": "orders.id"}
+    assert during == [3]
+    assert found.count() == 3

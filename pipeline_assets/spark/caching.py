@@ -8,6 +8,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline_assets.partitions import sql_string
+
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.storagelevel import StorageLevel
@@ -44,16 +46,16 @@ def storage_level(name: StorageLevelName) -> StorageLevel:
     return StorageLevel(*_LEVELS[name])
 
 
-def of_run(frame: DataFrame, run_id: str) -> DataFrame:
-    """Return ``frame``, which reads a source, such that no other run has the same: no rows are left out.
+def read_by(reader: str, frame: DataFrame) -> DataFrame:
+    """Return ``frame``, which reads a source, such that no other ``reader`` has the same: no rows are left out.
 
-    All sessions of a Spark share what is cached, and a plan that looks the same takes it, however old it is: that of
-    another run at the same time, or of one that was killed. The condition is always true, and is not in the plan that
-    Spark carries out. https://spark.apache.org/docs/latest/api/java/org/apache/spark/sql/Dataset.html#persist()
+    All sessions of a Spark share what is cached, and a plan that looks the same takes it, however old it is: of another
+    run at the same time, of one that was killed, or of a step that has read before others wrote. The condition is
+    always true, and is not in the plan that Spark carries out.
+    https://spark.apache.org/docs/latest/api/java/org/apache/spark/sql/Dataset.html#persist()
     """
-    from pyspark.sql import functions as F  # noqa: N812
-
-    return frame.where(F.lit(run_id).isNotNull())
+    # As text: PySpark's functions would take 80 MB.
+    return frame.where(f"{sql_string(reader)} IS NOT NULL")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pandas as pd
 import pytest
 
-from pipeline_assets.spark.caching import DataFrameCache, of_run, storage_level
+from pipeline_assets.spark.caching import DataFrameCache, read_by, storage_level
 from pipeline_assets.spark.plan_tree import explain_text
 from pipeline_assets.steps.base import StorageLevelName
 
@@ -117,21 +117,21 @@ def test_a_later_plan_reads_what_is_cached(any_spark: SparkSession) -> None:
     assert "InMemoryTableScan" not in explain_text(frame.selectExpr("id + 2"), "simple")
 
 
-def test_no_run_takes_what_another_has_cached(any_spark: SparkSession, tmp_path: Path) -> None:
+def test_no_reader_takes_what_another_has_cached(any_spark: SparkSession, tmp_path: Path) -> None:
     pd.DataFrame({"n": range(3)}).to_parquet(tmp_path / "first.parquet", index=False)
 
-    def read(run_id: str) -> DataFrame:
-        return of_run(any_spark.read.parquet(f"file://{tmp_path}"), run_id)
+    def read(reader: str) -> DataFrame:
+        return read_by(reader, any_spark.read.parquet(f"file://{tmp_path}"))
 
     cache = DataFrameCache()
-    assert cache.cache("rows", read("a run")).count() == 3
+    assert cache.cache("rows", read("one")).count() == 3
     pd.DataFrame({"n": range(5)}).to_parquet(tmp_path / "second.parquet", index=False)
     assert not read("another").storageLevel.useMemory
     assert read("another").count() == 8
-    assert read("a run").count() == 3
+    assert read("one").count() == 3
     cache.uncache_all()
-    assert read("a run").count() == 8
-    assert "a run" not in explain_text(read("a run"), "simple")
+    assert read("one").count() == 8
+    assert "one" not in explain_text(read("one"), "simple")
 
 
 def test_sizes_are_those_of_spark(spark: SparkSession) -> None:
