@@ -84,6 +84,11 @@ class PlannedStep:
         return f"{self.name}_quarantine" if _quarantines(self.method) else None
 
     @property
+    def moves_rows(self) -> bool:
+        """Whether it writes rows, of a batch."""
+        return self.role in (Role.LOAD, Role.TABLE) or self.quarantine is not None
+
+    @property
     def dead_letters(self) -> str | None:
         """The name of the asset with the records of a stream that it can't read; None when it reads none such."""
         may_break = isinstance(self.method, FromKafka) and self.is_stream and self.method.can_break
@@ -138,6 +143,22 @@ class PipelinePlan:
     def writes_source_of(self, step: PlannedStep) -> bool:
         """Whether a step of the pipeline, before or after ``step``, writes what that reads from outside."""
         return any(self._writes(other, step.method.sources()) for other in self.steps)
+
+    def before_write(self, step: PlannedStep) -> tuple[PlannedStep, ...]:
+        """Return the earlier steps that write what ``step`` writes, or a part of it, or move rows that come from it.
+
+        The rows of a view are read when they are moved.
+        """
+        written = [dataset for _, dataset in self.written_by(step)]
+        return tuple(
+            earlier
+            for earlier in self.steps[: step.index]
+            if self._writes(earlier, written) or (earlier.moves_rows and self._reads(earlier, written))
+        )
+
+    def _reads(self, step: PlannedStep, datasets: Sequence[Dataset]) -> bool:
+        sources = [source for each in (step, *self.upstream_of(step)) for source in each.method.sources()]
+        return any(dataset.overlaps(source) for dataset in datasets for source in sources)
 
     def _writes(self, step: PlannedStep, sources: Sequence[Dataset]) -> bool:
         return any(written.overlaps(source) for _, written in self.written_by(step) for source in sources)

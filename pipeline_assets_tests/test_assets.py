@@ -116,6 +116,35 @@ def test_a_broken_config_is_an_asset_that_says_why(tmp_path: Path) -> None:
     assert defs.resolve_job_def("customer_360")
 
 
+def test_a_source_is_written_when_all_before_have_read_it(tmp_path: Path) -> None:
+    """A view is read when its rows are moved, so that the order of the moves is the order of the config."""
+
+    def load(name: str, source: str, table: str) -> dict[str, Any]:
+        config = {"inputDataFrame": source, "table": table, "mode": "overwrite"}
+        return {"type": "load", "method": "toPostgres", "name": name, "config": config}
+
+    events = {"type": "extract", "method": "fromPostgres", "config": {"table": "events", "registerAs": "events"}}
+    document = batch(
+        "p",
+        events,
+        transform("filterRows", registerAs="old", inputDataFrame="events", condition="age > 9"),
+        load("archive", "old", "archive"),
+        transform("filterRows", registerAs="current", inputDataFrame="events", condition="age <= 9"),
+        load("keep", "current", "events"),
+        load("keep_again", "current", "events"),
+        load("other", "current", "others"),
+    )
+    defs = definitions(tmp_path, document)
+
+    def parents(name: str) -> set[str]:
+        return {key.path[-1] for key in node(defs, "p", name).parent_keys}
+
+    assert parents("archive") == {"old"}
+    assert parents("keep") == {"current", "archive"}
+    assert parents("keep_again") == {"current", "archive", "keep"}
+    assert parents("other") == {"current"}
+
+
 def test_lineage_crosses_pipelines(tmp_path: Path) -> None:
     delta = {"type": "load", "method": "toDeltaLake", "config": {"path": "/lake/b"}}
     writer = batch("writer", extract_file("rows", "/in.csv"), delta)
