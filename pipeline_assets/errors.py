@@ -16,7 +16,9 @@ TransientKind = Literal["connection", "timeout", "throttled", "unavailable", "co
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ``, did you mean 'x'?`` for the nearest of ``choices``, or an empty string."""
-    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    known = list(choices)
+    same = [choice for choice in known if choice.casefold() == word.casefold()]
+    near = same or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f", did you mean {near[0]!r}?" if near else ""
 
 

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError, RetryableError
+from pipeline_assets.errors import (
+    ConfigurationError,
+    DataFrameResolutionError,
+    PipelineError,
+    PipelineExecutionError,
+    RetryableError,
+)
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
 from pipeline_assets.steps.delta_table import with_partition
 from pipeline_assets.steps.postgres import (
@@ -25,7 +31,7 @@ from pipeline_assets.steps.postgres import (
     table_dataset,
 )
 from pipeline_assets.steps.row_count import RowCount
-from pipeline_assets.steps.transform import ColumnName, require_columns
+from pipeline_assets.steps.transform import ColumnName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,10 +97,15 @@ class ToPostgres(LoadMethod):
 
     def check_schema(self, frame: DataFrame, context: StepContext) -> None:
         name = self.input_data_frame or "input"
-        added = () if context.partition is None else (context.partition.partition_column,)
-        require_columns([key for key in self.keys if key not in added], name, frame)
-        if context.partition is not None and context.partition.column is not None:
-            require_columns((context.partition.column,), name, frame)
+        partition = context.partition
+        added = () if partition is None else (partition.partition_column,)
+        wanted = [key for key in self.keys if key not in added]
+        if partition is not None and partition.column is not None:
+            wanted.append(partition.column)
+        # As they are written: PostgreSQL takes ID and id for two columns.
+        missing = [column for column in dict.fromkeys(wanted) if column not in frame.columns]
+        if missing:
+            raise DataFrameResolutionError.unknown_columns(missing, name, frame.columns)
         for field in frame.schema.fields:
             column_type(field.name, field.dataType)
 
@@ -213,14 +224,9 @@ class _Move:
 
     def prepare(self, database: psycopg.Connection[Any]) -> None:
         """Make the staging table, and have PostgreSQL check the statement that will move its rows."""
-        there = self._target_columns(database)
-        if there is None:
-            if not self.step.create_table:
-                self.target.require(database, self.context.connections.postgres(self.step.connection))
-        else:
-            self._check_columns(there)
-            self._check_partition(there)
-            self._check_followers(database)
+        there = self._checked_columns(database)
+        if there is None and not self.step.create_table:
+            self.target.require(database, self.context.connections.postgres(self.step.connection))
         # Not logged: it is read back within minutes, and the count of its rows tells when a crash has emptied it.
         database.execute(f"CREATE UNLOGGED TABLE {self.staging.sql} ({self._definitions()})")
         if there is not None:
@@ -231,15 +237,16 @@ class _Move:
 
         The staging table is dropped in it, too: by that one can tell whether it was committed.
         """
+        # Another run that replaces the same rows, or makes the table, at the same time would not see these.
+        database.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (self.target.sql,))
         # No task of Spark's that was given up may add rows once they have been counted.
         database.execute(f"LOCK TABLE {self.staging.sql}")
         self._check_staging(database, expected)
-        there = self._target_columns(database)
+        there = self._checked_columns(database)
         if there is None:
             database.execute(f"CREATE TABLE {self.target.sql} ({self._definitions()})")
             if self.step.keys:
-                keys = ", ".join(map(quoted, self.step.keys))
-                database.execute(f"CREATE UNIQUE INDEX ON {self.target.sql} ({keys})")
+                database.execute(f"CREATE UNIQUE INDEX ON {self.target.sql} ({self._keys()})")
             there = dict(self.types)
         elif self.step.mode != "upsert" and self.context.partition is not None:
             predicate = spark_predicate(self.context.partition.of(there).predicate)
@@ -249,6 +256,18 @@ class _Move:
         written = self._checked(database, self._insert(there)).rowcount
         database.execute(f"DROP TABLE {self.staging.sql}")
         return written
+
+    def _checked_columns(self, database: psycopg.Connection[Any]) -> dict[str, str] | None:
+        """Return the same as ``_target_columns``. Raises ConfigurationError when the rows do not fit what is there."""
+        there = self._target_columns(database)
+        if there is not None:
+            self._check_columns(there)
+            self._check_partition(there)
+            self._check_followers(database)
+        return there
+
+    def _keys(self) -> str:
+        return ", ".join(map(quoted, self.step.keys))
 
     def _definitions(self) -> str:
         return ", ".join(f"{quoted(name)} {type_}" for name, type_ in self.types.items())
@@ -323,7 +342,7 @@ class _Move:
         keys = set(self.step.keys)
         updates = ", ".join(f"{quoted(name)} = EXCLUDED.{quoted(name)}" for name in self.types if name not in keys)
         action = f"UPDATE SET {updates}" if updates else "NOTHING"
-        return f"{insert} ON CONFLICT ({', '.join(map(quoted, self.step.keys))}) DO {action}"
+        return f"{insert} ON CONFLICT ({self._keys()}) DO {action}"
 
     def _checked(self, database: psycopg.Connection[Any], statement: str) -> psycopg.Cursor[Any]:
         import psycopg
@@ -331,10 +350,9 @@ class _Move:
         try:
             return database.execute(statement.encode())
         except psycopg.errors.InvalidColumnReference:
-            keys = ", ".join(map(quoted, self.step.keys))
             raise ConfigurationError(
                 f"upsert into {self.target} needs a unique index on its keys, and there is none: "
-                f"CREATE UNIQUE INDEX ON {self.target.sql} ({keys});"
+                f"CREATE UNIQUE INDEX ON {self.target.sql} ({self._keys()});"
             ) from None
         except psycopg.errors.CardinalityViolation:
             raise self._duplicates() from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -20,8 +22,9 @@ from pipeline_assets.errors import (
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps import load_postgres
 from pipeline_assets.steps.base import LoadResult, StepContext
-from pipeline_assets.steps.load_postgres import ToPostgres
+from pipeline_assets.steps.load_postgres import ToPostgres, _Move
 from pipeline_assets.steps.row_count import RowCount
+from pipeline_assets_tests.integration.run_processes import wait_until
 from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
 
 if TYPE_CHECKING:
@@ -230,6 +233,7 @@ def test_a_failed_job_leaves_the_table(
             r'needs a unique index.*CREATE UNIQUE INDEX ON "shop"."log" \("id"\)',
         ),
         ("log", SCHEMA, NEW, {"mode": "upsert", "keys": ["idd"]}, DataFrameResolutionError, "did you mean 'id'"),
+        ("fresh", SCHEMA, NEW, {"mode": "upsert", "keys": ["ID"]}, DataFrameResolutionError, "'ID', did you mean 'id'"),
         ("log", "id INT, label STRING", [(1, "x")], {}, ConfigurationError, "no column 'label' .*id, name, amount"),
         ("log", "id BOOLEAN", [(True,)], {"mode": "overwrite"}, None, ""),
         ("log", "id DATE", [(None,)], {}, ConfigurationError, "cannot cast type date to integer"),
@@ -353,6 +357,39 @@ def test_partitions_without_a_column(mode: str, postgres_context: StepContext, d
         for _ in range(2):  # a run repeated
             load(rows, in_partition(postgres_context, key), "sliced", "id INT", mode=mode)
     assert stored(database, "sliced", "id, partition_key") == [(1, "mon"), (2, "o'clock"), (3, "o'clock")]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_two_runs_of_a_partition_at_once(
+    there: bool, postgres_context: StepContext, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits while the first has put its rows in and not committed: it replaces those, too."""
+    context = in_partition(postgres_context, "mon")
+    if there:
+        load([(1,)], context, "sliced", "id INT")
+    first, checked = threading.Event(), _Move._checked
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+    def slow(move: _Move, on: Database, statement: str) -> psycopg.Cursor[Any]:
+        done = checked(move, on, statement)
+        if statement.startswith("INSERT") and not first.is_set():
+            first.set()
+            wait_until(lambda: database.execute(waiting).fetchone() is not None)
+        return done
+
+    monkeypatch.setattr(_Move, "_checked", slow)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(load, [(2,)], context, "sliced", "id INT")]
+        assert first.wait(60)
+        runs.append(pool.submit(load, [(2,)], context, "sliced", "id INT"))
+        assert [run.result().rows for run in runs] == [1, 1]
+    assert stored(database, "sliced", "id, partition_key") == [(2, "mon")]
+
+
+def test_a_partition_column_in_another_case(postgres_context: StepContext) -> None:
+    context = in_partition(postgres_context, "mon", column="Day")
+    with pytest.raises(DataFrameResolutionError, match="no column 'Day', did you mean 'day'"):
+        load([("mon",)], context, "sliced", "day STRING")
 
 
 def test_a_day_of_a_time_zone(postgres_context: StepContext, database: Database) -> None:
