@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline_assets.steps.delta_log import find_transaction
-from pipeline_assets.steps.delta_table import table_columns
+from pipeline_assets.steps.delta_table import check_merged_columns, table_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -70,12 +70,15 @@ class MergeBatch:
 
     def __call__(self, frame: DataFrame, batch_id: int) -> None:
         spark = frame.sparkSession
-        if table_columns(spark, self.path) is None:
+        there = table_columns(spark, self.path)
+        if there is None:
             writer = frame.write.format("delta").mode("append")
             if self.partition_by:
                 writer = writer.partitionBy(*self.partition_by)
             writer.option("txnAppId", self.app_id).option("txnVersion", batch_id).save(self.path)
             return
+        if not self.merge_schema:
+            check_merged_columns(frame.columns, there, self.path)
         view = f"merge_source_{uuid.uuid4().hex}"
         names = ["`" + key.replace("`", "``") + "`" for key in self.keys]
         # A group of nulls is a group like any other.

@@ -109,6 +109,8 @@ def write_delta(
                 return committed
         if mode == "merge" and there is not None:
             _check_merge_keys(merge_keys, there, path)
+            if not merge_schema:
+                check_merged_columns(frame.columns, there, path)
             _merge(frame, path, merge_keys, merge_schema=merge_schema, mark=mark)
             return _written(spark, path, mark, folder)
         options: dict[str, str] = {"userMetadata": mark}
@@ -198,6 +200,21 @@ def _check_merge_keys(keys: Sequence[str], there: Sequence[str], path: str) -> N
             f"the table at {path} has no column {', '.join(map(repr, missing))} to merge by "
             f"(its columns: {', '.join(there)})"
         )
+
+
+def check_merged_columns(columns: Sequence[str], there: Sequence[str], path: str) -> None:
+    """Raise ConfigurationError when the table at ``path`` lacks one of ``columns``: a MERGE would leave it out."""
+    known = {column.casefold() for column in there}
+    if any(column.casefold() not in known for column in columns):
+        raise _not_fitting(path, f"new: {', '.join(column for column in columns if column.casefold() not in known)}")
+
+
+def _not_fitting(path: str, details: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the DataFrame's columns do not fit the table at {path}: add new ones with mergeSchema, or replace the "
+        "table's with mode 'overwrite' and overwriteSchema",
+        details=details,
+    )
 
 
 def _holding(frame: DataFrame, condition: str) -> DataFrame:
@@ -316,10 +333,6 @@ def _explain(cause: Cause, path: str, partition: PartitionSlice | None) -> Pipel
                 "before; nothing was written"
             )
         case "DELTA_METADATA_MISMATCH" | "DELTA_FAILED_TO_MERGE_FIELDS":
-            return ConfigurationError(
-                f"the DataFrame's columns do not fit the table at {path}: add new ones with mergeSchema, or replace "
-                "the table's with mode 'overwrite' and overwriteSchema",
-                details=text,
-            )
+            return _not_fitting(path, text)
         case _:
             return None

@@ -20,6 +20,7 @@ from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError,
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps import delta_table
 from pipeline_assets.steps.base import LoadResult, StepContext
+from pipeline_assets.steps.delta_stream import MergeBatch
 from pipeline_assets.steps.delta_table import write_delta
 from pipeline_assets.steps.load import ToDeltaLake
 from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
@@ -119,6 +120,12 @@ def test_merge_schema(table: Path, context: StepContext) -> None:
     columns = ("id", "day", "amount", "note")
     with pytest.raises(ConfigurationError, match="do not fit the table at .*mergeSchema"):
         load([(4, "wed", 1, "x")], context, table, schema)
+    rows = [(1, "mon", 2, "y")]
+    with pytest.raises(ConfigurationError, match="do not fit the table at .*mergeSchema"):
+        load(rows, context, table, schema, mode="merge", mergeKeys=["id"])
+    with pytest.raises(ConfigurationError, match="do not fit the table at .*mergeSchema"):
+        MergeBatch(str(table), ("id",), (), merge_schema=False, app_id="x")(frame_of(context.spark, schema, rows), 0)
+    assert table_rows(table) == in_order(OLD)
     load([(4, "wed", 1, "x")], context, table, schema, mergeSchema=True)
     load([(1, "mon", 2, "y")], context, table, schema, mode="merge", mergeKeys=["id"], mergeSchema=True)
     old = [(*row, None) for row in OLD[1:]]
