@@ -111,11 +111,15 @@ class FromPostgres(ExtractMethod):
         return frame
 
     def _table_bytes(self, database: psycopg.Connection[Any]) -> int | None:
-        """Return how large the table is on PostgreSQL's disk; None where it does not tell, as for a view."""
+        """Return how large the table is on PostgreSQL's disk; None where it does not tell, as for a view.
+
+        Nor does it for a table with others that inherit from it: their rows are read with its own.
+        """
         if self.table is None:
             return None
         found = database.execute(
-            "SELECT pg_table_size(oid) FROM pg_catalog.pg_class WHERE oid = %s::regclass AND relkind IN ('r', 'm')",
+            "SELECT pg_table_size(oid) FROM pg_catalog.pg_class "
+            "WHERE oid = %s::regclass AND relkind IN ('r', 'm') AND NOT relhassubclass",
             (TableName.parse(self.table).sql,),
         ).fetchone()
         return int(found[0]) if found else None

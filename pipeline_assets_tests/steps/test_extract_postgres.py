@@ -18,6 +18,7 @@ from pipeline_assets.errors import (
     PipelineError,
     PipelineExecutionError,
 )
+from pipeline_assets.spark.plan_tree import explain_text
 from pipeline_assets.steps.base import StepContext
 from pipeline_assets.steps.extract_postgres import FromPostgres
 from pipeline_assets.steps.postgres import connect
@@ -111,6 +112,18 @@ def test_conditions_mean_the_same_moments_wherever_the_server_is(
         assert [row.id for row in method.extract(postgres_context).collect()] == [2]
     finally:
         database.execute(f"ALTER DATABASE {postgres.database} RESET timezone")
+
+
+def test_small_tables_are_broadcast(postgres_context: StepContext, database: Database) -> None:
+    database.execute("CREATE TABLE shop.parent (id bigint); CREATE TABLE shop.child () INHERITS (shop.parent)")
+    context = dataclasses.replace(postgres_context, optimize=True)
+    large = context.spark.range(10_000_000)
+
+    def joined(table: str) -> str:
+        return explain_text(large.join(FromPostgres(table=table).extract(context).select("id"), "id"), "simple")
+
+    assert "BroadcastHashJoin" in joined("shop.orders")
+    assert "BroadcastHashJoin" not in joined("shop.parent"), "rows of those that inherit from it are read with its own"
 
 
 def test_a_schema_of_the_connection_is_looked_in(postgres_context: StepContext) -> None:
