@@ -212,8 +212,9 @@ def _told_of_a_file(causes: Sequence[Cause]) -> PipelineError | None:
                 else (f"{header['size']} columns", header["wanted"])
             )
             return ConfigurationError(
-                f"{name}: the header has {there or 'nothing'} where 'schema' has {said}: name the file's columns in "
-                "'schema', in their order, or take them by position with 'options': {\"enforceSchema\": true}"
+                f"{name}: the header has {there or 'nothing'} where 'schema' (if there is none, the first file) has "
+                f"{said}: name the file's columns in 'schema', in their order, or take them by position with "
+                "'options': {\"enforceSchema\": true}; read files with other columns in a step of their own"
             )
         if (cause.condition or "").startswith("MALFORMED_RECORD_IN_PARSING"):
             return PipelineExecutionError(

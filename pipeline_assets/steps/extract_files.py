@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -37,12 +38,12 @@ class FilesExtract(ExtractMethod):
     follow it)."""
     schema_: SqlColumns | None = Field(default=None, alias="schema")
     """Columns as Spark DDL, e.g. `id BIGINT, day DATE`. Left out, Spark takes it from the files, which for JSON and
-    CSV means reading them once. Given, the header of a CSV file has to name these columns in this order, and a record
-    of CSV or JSON that does not fit them fails the run."""
+    CSV means reading them once. The header of each CSV file has to name these columns in this order, and where they are
+    given, a record of CSV or JSON that does not fit them fails the run."""
     options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
     """Options of Spark's reader for the format, e.g. `multiLine` or `pathGlobFilter`. CSV files are read with
-    `header` and, when there is no schema, `inferSchema`, unless these say otherwise. With a schema, `enforceSchema`
-    (true) takes the columns of CSV by their position, whatever the header says, and `mode` (`PERMISSIVE`) gives nulls
+    `header` and, when there is no schema, `inferSchema`, unless these say otherwise. `enforceSchema` (true) takes the
+    columns of CSV by their position, whatever the header says, and, with a schema, `mode` (`PERMISSIVE`) gives nulls
     for what does not fit."""
 
     def all_paths(self) -> tuple[str, ...]:
@@ -86,6 +87,10 @@ class FilesExtract(ExtractMethod):
                 reader = reader.schema(self.schema_)
             frame = reader.load(list(paths))
             columns = frame.columns  # Connect looks for the files only now
+            if format_ == "csv" and self.schema_ is None and not _named_by_spark(columns):
+                # Of files whose headers differ, Spark would take the columns by their position.
+                reader = context.spark.read.format(format_).options(**self._reader_options(format_, inferred=True))
+                frame = reader.schema(frame.schema).load(list(paths))
             # Where Spark did not need a file to know the columns, there may be none.
             known_before = self.schema_ is not None or format_ == "text"
             empty = not columns or (known_before and not frame.inputFiles())
@@ -95,13 +100,14 @@ class FilesExtract(ExtractMethod):
             raise _no_files(paths, format_)
         return frame
 
-    def _reader_options(self, format_: FileFormat) -> dict[str, str]:
+    def _reader_options(self, format_: FileFormat, *, inferred: bool = False) -> dict[str, str]:
+        """Return the options of Spark's reader; ``inferred``: it is given the schema that it has found before."""
         # Spark knows options in any case.
         given = {name.casefold() for name in self.options}
         defaults: dict[str, OptionValue] = {}
         if format_ == "csv":
             defaults["header"] = True
-            if self.schema_ is None:
+            if self.schema_ is None and not inferred:
                 defaults["inferSchema"] = True
             else:
                 # Otherwise columns are taken by their position, whatever the header calls them.
@@ -131,6 +137,12 @@ class FilesExtract(ExtractMethod):
                 if error.getMessageParameters() == {"provider": "avro"}:
                     return ConfigurationError("this Spark cannot read avro: org.apache.spark:spark-avro is missing")
                 raise error
+
+
+def _named_by_spark(columns: Sequence[str]) -> bool:
+    """Whether Spark may have found a name itself, with the column's place in it: of an empty or a repeated header."""
+    stems = [name.removesuffix(str(place)) for place, name in enumerate(columns) if name.endswith(str(place))]
+    return "_c" in stems or len(set(stems)) < len(stems)
 
 
 def _no_files(paths: tuple[str, ...], format_: FileFormat) -> ConfigurationError:

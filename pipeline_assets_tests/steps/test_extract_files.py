@@ -112,10 +112,10 @@ def test_what_fits_a_schema(format_: str, content: str, rows: list[Any], context
 
 
 OTHER = {
-    "other order": ("csv", "name,id\na,1\n", "has name, id where 'schema' has id, name: .*enforceSchema"),
-    "another column": ("csv", "id,nick\n1,a\n", "has id, nick where 'schema' has id, name"),
-    "fewer columns": ("csv", "id\n1\n", "has 1 columns where 'schema' has 2"),
-    "more columns": ("csv", "id,name,x\n1,a,b\n", "has 3 columns where 'schema' has 2"),
+    "other order": ("csv", "name,id\na,1\n", "has name, id where 'schema' .* has id, name: .*enforceSchema"),
+    "another column": ("csv", "id,nick\n1,a\n", "has id, nick where 'schema' .* has id, name"),
+    "fewer columns": ("csv", "id\n1\n", "has 1 columns where 'schema' .* has 2"),
+    "more columns": ("csv", "id,name,x\n1,a,b\n", "has 3 columns where 'schema' .* has 2"),
     "no number": ("csv", "id,name\nx,a\n", "fit 'schema' .For input string: \"x\".: .*PERMISSIVE"),
     "longer record": ("csv", "id,name\n1,a,b\n", "does not fit 'schema' .more or fewer values than columns."),
     "text": ("json", '{"id": "x"}', "does not fit 'schema' .Cannot parse the field name 'id' and the value x"),
@@ -135,6 +135,21 @@ def test_what_does_not_fit_a_schema(
     assert "\n" not in caught.value.message
 
 
+def test_headers_that_differ(any_spark: SparkSession, context: StepContext, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,name\n1,a\n2,b\n")
+    (tmp_path / "b.csv").write_text("name,id\nc,3\n")
+    found = FromFile(path=f"{tmp_path}/*.csv").extract(dataclasses.replace(context, spark=any_spark))
+    message = "header has (name, id|id, name) where 'schema' .if there is none, the first file. has (id, name|name, id)"
+    with pytest.raises(PipelineError, match=message), spark_errors():
+        found.collect()
+
+
+@pytest.mark.parametrize("header", ["id,,name", "id,id,name"])
+def test_headers_that_spark_completes(header: str, context: StepContext, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(f"{header}\n1,2,a\n")
+    assert rows_of(FromFile(path=f"{tmp_path}/rows.csv").extract(context)) == [(1, 2, "a")]
+
+
 @pytest.mark.parametrize(
     ("content", "schema", "options", "rows"),
     [
@@ -143,6 +158,7 @@ def test_what_does_not_fit_a_schema(
         ("id,name\nx,a\n", "id INT, name STRING, _corrupt_record STRING", {}, [(None, "a", "x,a")]),
         ("id,name\nx,a\n", "id INT, name STRING, b STRING", {"columnNameOfCorruptRecord": "b"}, [(None, "a", "x,a")]),
         ("id,name\n1,a,b\n", None, {}, [(1, "a")]),
+        ("id,name\n1,a\n", None, {"HEADER": False}, [("1", "a"), ("id", "name")]),
     ],
 )
 def test_options_have_the_last_word(
