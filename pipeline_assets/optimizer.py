@@ -23,7 +23,8 @@ from pipeline_assets.steps.base import (
 from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.extract_files import FilesExtract
 from pipeline_assets.steps.extract_postgres import FromPostgres
-from pipeline_assets.steps.sql_names import has_filter, has_groups, moves_rows
+from pipeline_assets.steps.sql_names import chance_part, has_filter, has_groups, moves_rows
+from pipeline_assets.steps.sql_texts import sql_texts
 from pipeline_assets.steps.transform import (
     AggregateData,
     Cache,
@@ -177,6 +178,8 @@ class _Keeping:
         readers = self._readers[index]
         if len(readers) == 1 and _passes(readers[0].method) == 1:
             return False  # where its one reader is read twice, that one is the one to keep
+        if _chance_part(step.method) is not None and len(self._movers(index)) > 1:
+            return True
         passes = self._passes[index]
         keep = _KEEPING_GROUPS if self._groups[index] else _KEEPING
         return (passes - 1) * cost > keep + passes * _KEPT
@@ -215,10 +218,14 @@ class _Keeping:
         *names, last = dict.fromkeys(reader.name for reader in self._readers[index])
         taking = f"{', '.join(names)} and {last} take it" if names else f"{last} takes it again and again"
         movers = frozenset(self._movers(index))
+        chance = _chance_part(self._steps[index].method)
+        why = (
+            f"{chance} would give each other values"
+            if chance is not None
+            else f"each time it would cost as much as {cost:.0f} reads of its rows from Parquet"
+        )
         return Kept(
-            movers,
-            f"kept in memory and on disk until {self._steps[max(movers)].name} is done: {taking}, and each time it "
-            f"would cost as much as {cost:.0f} reads of its rows from Parquet",
+            movers, f"kept in memory and on disk until {self._steps[max(movers)].name} is done: {taking}, and {why}"
         )
 
     def _movers(self, index: int) -> set[int]:
@@ -301,6 +308,11 @@ def _leaves_rows_out(method: StepMethod) -> bool:
 
 def _filters(method: StepMethod) -> bool:
     return isinstance(method, FilterRows) or (isinstance(method, Sql) and has_filter(method.query))
+
+
+def _chance_part(method: StepMethod) -> str | None:
+    texts = sql_texts(method) if isinstance(method, DataFrameMethod) else ()
+    return next((part for _, text, _ in texts if (part := chance_part(text)) is not None), None)
 
 
 def _passes(method: StepMethod) -> int:

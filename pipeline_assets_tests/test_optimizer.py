@@ -64,6 +64,21 @@ def test_what_costs_more_than_keeping_is_kept_for_its_readers(tmp_path: Path, ma
     assert kept(tmp_path, *made, check("rows"), load("a", "rows")) == {"rows": {"check", "a"}}
 
 
+def test_what_chance_makes_is_made_once(tmp_path: Path) -> None:
+    def made(expression: str) -> list[dict[str, Any]]:
+        return [PARQUET, transform("withColumns", registerAs="keyed", columns={"key": expression})]
+
+    loads = [load("a", "keyed"), load("b", "keyed")]
+    assert kept(tmp_path, *made("concat('x', uuid())"), *loads) == {"keyed": {"a", "b"}}
+    assert kept(tmp_path, *made("concat('x', uuid())"), load("a", "keyed")) == {}
+    assert kept(tmp_path, *made("current_timestamp()"), *loads) == {}
+    plan = planned(tmp_path, *made("uuid()"), *loads)
+    told = optimize(plan).told(plan, plan.steps[1])
+    assert told == (
+        "kept in memory and on disk until b is done: a and b take it, and uuid() would give each other values"
+    )
+
+
 @pytest.mark.parametrize("made", [[POSTGRES], [CSV], JOIN, GROUPS], ids=["postgres", "csv", "join", "groups"])
 def test_what_is_used_once_is_not_kept(tmp_path: Path, made: list[dict[str, Any]]) -> None:
     assert kept(tmp_path, *made, load("a", "rows")) == {}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sqlglot import exp
+    from sqlglot.tokens import Token  # type: ignore[attr-defined]
 
 _STATEMENTS = frozenset(
     [
@@ -32,42 +34,44 @@ _STATEMENTS = frozenset(
 
 # Those of Spark's functions whose value is another one each time a query is run, or that tell where a row lies.
 _TIME = frozenset(["current_date", "current_time", "current_timestamp", "localtimestamp"])  # without parentheses too
-_CHANGING = _TIME | {
-    "curdate",
-    "input_file_block_length",
-    "input_file_block_start",
-    "input_file_name",
-    "java_method",
-    "monotonically_increasing_id",
-    "now",
-    "rand",
-    "randn",
-    "random",
-    "randstr",
-    "reflect",
-    "shuffle",
-    "spark_partition_id",
-    "try_reflect",
-    "uniform",
-    "uuid",
-}
+_CHANCE = frozenset(["monotonically_increasing_id", "rand", "randn", "random", "randstr", "shuffle", "uniform", "uuid"])
+_CHANGING = (
+    _TIME
+    | _CHANCE
+    | {
+        "curdate",
+        "input_file_block_length",
+        "input_file_block_start",
+        "input_file_name",
+        "java_method",
+        "now",
+        "reflect",
+        "spark_partition_id",
+        "try_reflect",
+    }
+)
 # Compared with a date or a timestamp, Spark takes these texts for the time of the query.
 _TIME_TEXTS = frozenset(["now", "today", "tomorrow", "yesterday"])
 
 
-def changing_part(sql: str) -> str | None:
-    """Return the first part of ``sql`` whose value depends on the time or on chance, as it stands there; or None.
+def chance_part(sql: str) -> str | None:
+    """Return the first part of ``sql`` whose value is another one for a row each time that row is computed; or None.
 
-    What can't be split into tokens is taken to have none: Spark does not understand it either.
+    Such values are those of one look at the rows: the time is not among them.
     """
-    from sqlglot import tokenize
-    from sqlglot.errors import SqlglotError
     from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
 
-    try:
-        tokens = tokenize(sql, read="spark")
-    except SqlglotError:
-        return None
+    for token, following in pairwise(_tokens(sql)):
+        if token.text.casefold() in _CHANCE and following.token_type is TokenType.L_PAREN:
+            return f"{token.text}()"
+    return None
+
+
+def changing_part(sql: str) -> str | None:
+    """Return the first part of ``sql`` whose value depends on the time or on chance, as it stands there; or None."""
+    from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
+
+    tokens = _tokens(sql)
     kinds = [token.token_type for token in tokens] + [TokenType.SEMICOLON] * 2
     for at, token in enumerate(tokens):
         name = token.text.casefold()
@@ -82,6 +86,17 @@ def changing_part(sql: str) -> str | None:
         elif name in _TIME and kinds[at] is not TokenType.IDENTIFIER and kinds[at - 1] is not TokenType.DOT:
             return token.text
     return None
+
+
+def _tokens(sql: str) -> list[Token]:
+    """Return the tokens of ``sql``; none when it can't be split into them: Spark does not understand it either."""
+    from sqlglot import tokenize
+    from sqlglot.errors import SqlglotError
+
+    try:
+        return tokenize(sql, read="spark")
+    except SqlglotError:
+        return []
 
 
 def check_is_query(query: str) -> str:
