@@ -13,7 +13,7 @@ from pipeline_assets.optimizer import optimize
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.run_scope import RunScope
-from pipeline_assets.spark.caching import read_by
+from pipeline_assets.spark.caching import read_by, reader_of
 from pipeline_assets.steps.base import (
     DataFrameMethod,
     ExpectationResult,
@@ -186,7 +186,7 @@ class PipelineRun:
         return result
 
     def _reader(self, step: PlannedStep) -> str:
-        return f"{self.context.run_id}:{self.plan.name}/{step.name}"
+        return reader_of(self.context.run_id, self.plan.name, step.name)
 
     def _transaction(self, step: PlannedStep) -> str | None:
         """Return what a write of ``step`` is known by at each of its tries in the run; None when there is but one."""

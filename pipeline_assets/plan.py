@@ -152,7 +152,7 @@ class PipelinePlan:
         written = [dataset for _, dataset in self.written_by(step)]
         return tuple(
             earlier
-            for earlier in self.steps[: step.index]
+            for earlier in (self.steps[: step.index] if written else ())
             if self._writes(earlier, written) or (earlier.moves_rows and self._reads(earlier, written))
         )
 

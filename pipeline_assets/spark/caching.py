@@ -36,6 +36,8 @@ _LEVELS: dict[StorageLevelName, tuple[bool, bool, bool, bool, int]] = {
     "OFF_HEAP": (True, True, True, False, 1),
 }
 
+# In Spark's text of a plan: the run and the pipeline of a step that reads a source.
+READER = r"isnotnull\(([\w-]+):(\w+)/"
 _ADAPTIVE_CACHE = "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning"
 
 
@@ -44,6 +46,11 @@ def storage_level(name: StorageLevelName) -> StorageLevel:
     from pyspark.storagelevel import StorageLevel
 
     return StorageLevel(*_LEVELS[name])
+
+
+def reader_of(run_id: str, pipeline: str, step: str) -> str:
+    """Return how ``read_by`` calls a step of a run; ``READER`` finds run and pipeline in it."""
+    return f"{run_id}:{pipeline}/{step}"
 
 
 def read_by(reader: str, frame: DataFrame) -> DataFrame:

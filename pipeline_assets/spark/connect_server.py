@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,7 +24,7 @@ from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.properties_file import write_properties
 from pipeline_assets.spark.session import driver_jars, session_conf
 
-_MAIN = "org.apache.spark.sql.connect.service.SparkConnectServer"
+_DRIVER = Path(__file__).with_name("connect_server_driver.py")
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
 _SHOWN_LINES = 15
@@ -94,10 +95,11 @@ class ConnectServer:
             conf, properties = self._conf(settings, spark_conf), self._folder / "spark.properties"
             write_properties(properties, conf)
             python = own_python(conf["spark.master"])
+            workers = {"PYSPARK_PYTHON": python} if python else {}
             with log.open("wb") as output, archived_classes(jars), java_options(options):
                 process = psutil.Popen(
-                    [_spark_submit(), "--properties-file", str(properties), "--class", _MAIN, "spark-internal"],
-                    env={**os.environ, **({"PYSPARK_PYTHON": python} if python else {})},
+                    [_spark_submit(), "--properties-file", str(properties), str(_DRIVER)],
+                    env={**os.environ, "PYSPARK_DRIVER_PYTHON": sys.executable, **workers},
                     stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
             record = ServerRecord(self._host, self._port, process.pid, process.create_time(), str(log))

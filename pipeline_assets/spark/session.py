@@ -223,11 +223,15 @@ class SparkSessions:
 
 def connect_url(remote: str, run_id: str, pipeline: str) -> str:
     """Return ``remote`` (``sc://host:port/;key=value``) with the session id of ``pipeline`` in a run."""
-    session_id = uuid.uuid5(uuid.NAMESPACE_URL, f"pipeline-assets:{run_id}/{pipeline}")
     base = remote.rstrip(";")
     if not urlsplit(base).path:
         base += "/"
-    return f"{base};session_id={session_id}"
+    return f"{base};session_id={session_id(run_id, pipeline)}"
+
+
+def session_id(run_id: str, pipeline: str) -> str:
+    """Return the id of the session that ``pipeline`` has on a Spark Connect server in a run."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"pipeline-assets:{run_id}/{pipeline}"))
 
 
 @contextmanager

@@ -19,8 +19,14 @@ from pipeline_assets_tests.docs.pages import PAGES, PROJECT, inline_code
 
 PACKAGE = PROJECT / "pipeline_assets"
 VARIABLE = re.compile(r"(PIPELINE_ASSETS|VAULT|SPARK|PYSPARK|JAVA|XDG)(_[A-Z]+)+")
-# Set here for Spark; the second is an error code of Spark's.
-INTERNAL = {"SPARK_CONNECT_MODE_ENABLED", "JAVA_GATEWAY_EXITED"}
+# Set here for Spark, or by Spark for here; the second is an error code of Spark's.
+INTERNAL = {
+    "SPARK_CONNECT_MODE_ENABLED",
+    "JAVA_GATEWAY_EXITED",
+    "PYSPARK_DRIVER_PYTHON",
+    "PYSPARK_GATEWAY_PORT",
+    "PYSPARK_GATEWAY_SECRET",
+}
 # What Dagster and Spark read themselves.
 THEIRS = {"DAGSTER_HOME", "DAGSTER_CLI_JOB_EXECUTE_MODULE_NAME", "SPARK_LOCAL_HOSTNAME", "SPARK_LOCAL_DIRS"}
 # Made by a user, or by a run.

@@ -131,7 +131,7 @@ def test_the_session_of_a_run_that_was_killed_goes(
 ) -> None:
     """That of a stream too, while the server waits for the run to write a micro-batch.
 
-    What it has cached stays, and later runs do not take it for what they read.
+    Later runs do not take for what they read what it has cached, which goes with the session.
     """
     file = location.folder / "rows.parquet"
     pd.DataFrame({"id": range(4)}).to_parquet(file, index=False)
@@ -149,7 +149,7 @@ def test_the_session_of_a_run_that_was_killed_goes(
     before = log.stat().st_size
     batch_run, stream_run = job("slow"), job("stream")
     sessions = [batch_run.wait_until(partial(session_of, batch_run))]
-    batch_run.wait_until(partial(has_cached, log, before))
+    cached = batch_run.wait_until(partial(cached_rdd, log, before))
     batch_run.signal(signal.SIGKILL)
     pd.DataFrame({"id": range(6)}).to_parquet(file, index=False)
     later_run = job("later")
@@ -163,6 +163,7 @@ def test_the_session_of_a_run_that_was_killed_goes(
     stream_run.signal(signal.SIGKILL)
     for session in sessions:
         wait_until(partial(has_closed, log, session))
+    wait_until(lambda: f"Removing RDD {cached} from persistence list" in log.read_text(errors="replace"))
 
 
 def session_of(run: JobProcess) -> str | None:
@@ -170,8 +171,9 @@ def session_of(run: JobProcess) -> str | None:
     return found[1] if found else None
 
 
-def has_cached(log: Path, since: int) -> bool:
-    return re.search(rb"Block rdd_\d+_\d+ stored as values in memory", log.read_bytes()[since:]) is not None
+def cached_rdd(log: Path, since: int) -> int | None:
+    found = re.search(rb"Block rdd_(\d+)_\d+ stored as values in memory", log.read_bytes()[since:])
+    return int(found[1]) if found else None
 
 
 def has_closed(log: Path, session: str | None) -> bool:

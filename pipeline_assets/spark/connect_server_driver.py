@@ -1,0 +1,89 @@
+"""What spark-submit runs for ``pipeline-assets spark-server``: Spark Connect's own server, and what it leaves undone.
+
+Spark's cache outlives the sessions that have filled it. A run lets go of what it has cached; what a run that was killed
+had cached is let go of here, when its session has gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from typing import TYPE_CHECKING, Any
+
+from pipeline_assets.spark.caching import READER
+from pipeline_assets.spark.session import session_id
+
+if TYPE_CHECKING:
+    from py4j.java_gateway import JavaGateway
+
+_log = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LOOKS = 5.0
+
+
+class ServerCaches:
+    """What the server's Spark keeps, and of which sessions. By Spark's own classes, some of it not public."""
+
+    def __init__(self, gateway: JavaGateway) -> None:
+        self._gateway = gateway
+        self._jvm: Any = gateway.jvm
+
+    def let_go_of_ended_runs(self) -> None:
+        """Let go of what runs have cached whose session is no longer there."""
+        found = self._jvm.org.apache.spark.sql.classic.SparkSession.getDefaultSession()
+        if found.isEmpty():
+            return  # it has not started yet
+        spark = found.get()
+        plans = self._cached_plans(spark.sharedState().cacheManager())
+        # Asked for after the plans: a run has its session before it caches anything.
+        sessions = self._sessions()
+        for plan in plans:
+            readers = re.findall(READER, plan.treeString())
+            if readers and not sessions.intersection(session_id(*reader) for reader in readers):
+                _log.warning("run %s has ended: what it had cached is let go of", readers[0][0])
+                spark.sharedState().cacheManager().uncacheQuery(spark, plan, False, False)
+
+    def _cached_plans(self, manager: Any) -> list[Any]:
+        lang = self._jvm.java.lang
+        getter = manager.getClass().getDeclaredMethod("cachedData", self._gateway.new_array(lang.Class, 0))
+        getter.setAccessible(True)
+        cached = getter.invoke(manager, self._gateway.new_array(lang.Object, 0))
+        return [cached.apply(number).plan() for number in range(cached.size())]
+
+    def _sessions(self) -> set[str]:
+        service = getattr(self._jvm.org.apache.spark.sql.connect.service, "SparkConnectService$")
+        active = getattr(service, "MODULE$").sessionManager().listActiveSessions()
+        return {active.apply(number).sessionId() for number in range(active.size())}
+
+
+def main() -> None:
+    """Serve until Java ends, or the server in it."""
+    from py4j.java_gateway import GatewayParameters, JavaGateway
+    from py4j.protocol import Py4JError
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    # By itself, as PySpark's start of it loads NumPy, for 100 MB.
+    port, token = int(os.environ["PYSPARK_GATEWAY_PORT"]), os.environ["PYSPARK_GATEWAY_SECRET"]
+    gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token))
+    server = threading.Thread(target=_serve, args=(gateway,), daemon=True)
+    server.start()
+    caches = ServerCaches(gateway)
+    while True:
+        server.join(_SECONDS_BETWEEN_LOOKS)
+        if not server.is_alive():
+            return
+        try:
+            caches.let_go_of_ended_runs()
+        except Py4JError as error:
+            # The runs that go on matter more.
+            _log.warning("what ended runs have cached was not let go of: %s", error)
+
+
+def _serve(gateway: JavaGateway) -> None:
+    jvm: Any = gateway.jvm
+    jvm.org.apache.spark.sql.connect.service.SparkConnectServer.main(gateway.new_array(jvm.java.lang.String, 0))
+
+
+if __name__ == "__main__":
+    main()
