@@ -128,16 +128,15 @@ class _StreamSensor:
         if unsubmitted is not None:
             # The daemon ended between making the run and launching it: asked for again, Dagster launches that one.
             return _result(state, dg.RunRequest(run_key=unsubmitted))
-        views = list(self._views(instance, records, state))
+        views, known = list(self._views(instance, records, state)), {*state.counted}
         decision, state = decide(state, views, now, self.random, self.policy)
         for run_id, message in decision.dead.items():
             _report_dead(instance, run_id, message)
+        for run_id in {*state.counted} - known - decision.dead.keys():
+            # A worker that was killed has not given back its place in the pool.
+            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
         if not decision.launch:
             return _result(state, decision.reason)
-        for view in views:
-            if not view.in_progress:
-                # A worker that was killed has not given back its place in the pool.
-                instance.event_log_storage.free_concurrency_slots_for_run(view.run_id)
         tags = {RESTART_TAG: f"{state.failures} of {self.policy.max_restarts}"} if state.failures else {}
         if self.keeps_alive:
             state = state.model_copy(update={"number": state.number + 1})

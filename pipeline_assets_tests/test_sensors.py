@@ -421,6 +421,23 @@ def test_a_killed_worker_is_reported_and_replaced(bench: Bench) -> None:
     assert bench.tick().startswith("stream/")
 
 
+def test_places_in_the_pool_are_given_back_once_for_each_run_that_has_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = bench.executed("boom")
+    freed: list[str] = []
+    monkeypatch.setattr(bench.instance.event_log_storage, "free_concurrency_slots_for_run", freed.append)
+    key = bench.tick()
+    assert freed == [old]
+    run_id = bench.executed("boom", key)
+    freed.clear()
+    assert "restart 1 of 2 waits until" in bench.tick()
+    assert freed == [run_id]
+    bench.ahead = 11
+    assert bench.tick().startswith("stream/")
+    assert freed == [run_id]
+
+
 @pytest.mark.parametrize(
     ("process", "age", "dead"),
     [

@@ -57,7 +57,7 @@ class State(BaseModel):
     retry_at: float = 0.0
     last_error: str = ""
     counted: tuple[str, ...] = ()
-    """Ended runs that are in these numbers already."""
+    """Ended runs that have been seen: they are in these numbers already, or are no concern."""
     signs: Mapping[str, float] = {}
     """When each run in progress was last seen alive."""
 
@@ -94,8 +94,11 @@ def decide(
     for run in sorted(runs, key=lambda run: run.ended or now):
         if run.run_id in dead:
             run = replace(run, status="failed", ended=now, error=dead[run.run_id])
-        if not run.in_progress and run.run_id not in state.counted and (run.ended or now) >= state.since:
+        if run.in_progress or run.run_id in state.counted:
+            continue
+        if (run.ended or now) >= state.since:
             state = _count(state, run, now, random, policy)
+        state = state.model_copy(update={"counted": (*state.counted, run.run_id)})
     if any(run.status == "started" and run.lived(now) >= policy.healthy_minutes * 60 for run in alive):
         state = state.model_copy(update={"failures": 0, "retry_at": 0.0, "last_error": ""})
     here = {run.run_id for run in runs}
@@ -123,19 +126,17 @@ def _death(run: RunView, state: State, now: float) -> str | None:
 
 def _count(state: State, run: RunView, now: float, random: Callable[[], float], policy: Sensor) -> State:
     """Return the state after the end of ``run``."""
-    counted = (*state.counted, run.run_id)
     healthy = run.lived(now) >= policy.healthy_minutes * 60
     failures = 0 if healthy or run.status == "success" else state.failures
     if run.status == "success":
-        return state.model_copy(update={"counted": counted, "failures": failures})
+        return state.model_copy(update={"failures": failures})
     if run.status == "canceled":
-        return state.model_copy(update={"counted": counted, "failures": failures, "number": state.number + 1})
+        return state.model_copy(update={"failures": failures, "number": state.number + 1})
     ceiling = min(policy.max_delay, policy.delay * 2.0 ** min(failures, 60))
     # Full jitter: pipelines that failed together do not come back together.
     retry_at = (run.ended or now) + random() * ceiling
     return state.model_copy(
         update={
-            "counted": counted,
             "failures": failures + 1,
             "number": state.number + 1,
             "retry_at": retry_at,
