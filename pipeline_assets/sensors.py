@@ -26,7 +26,9 @@ from pipeline_assets.streaming_assets import tagged_process
 from pipeline_assets.vault_resource import VaultResource, audit_file
 
 RESTART_TAG = "pipeline_assets/restart"
-# A tick is to take less than a second: the rest is for Dagster's own storage.
+# For each request to Vault, and for all that brokers are asked together. What comes before takes nothing of that:
+# Dagster's storage may be slow, and a broker that is left no time to answer would be taken for one that is down.
+_VAULT_SECONDS = 0.5
 _BROKER_SECONDS = 0.5
 _ENDED_RUNS = 20
 _IN_PROGRESS: dict[dg.DagsterRunStatus, RunStatus] = {
@@ -112,14 +114,13 @@ class _StreamSensor:
 
     def tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         """Look at the runs, and for a pipeline whose runs end, at the data; request a run or say why not."""
-        deadline = time.monotonic() + _BROKER_SECONDS
         try:
-            return self._tick(context, deadline)
+            return self._tick(context)
         except (PipelineExecutionError, CredentialUnavailableError) as error:
             # What is not reachable now may be so at the next tick. A wrong config is not: it fails the tick.
             return dg.SensorResult(skip_reason=str(error).partition("\n")[0], cursor=context.cursor)
 
-    def _tick(self, context: dg.SensorEvaluationContext, deadline: float) -> dg.SensorResult:
+    def _tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         instance, now = context.instance, self.clock()
         location = _location(context)
         state = read_state(context.cursor) or State(since=now, number=self._next_number(instance, location))
@@ -142,8 +143,8 @@ class _StreamSensor:
             state = state.model_copy(update={"number": state.number + 1})
             return _result(state, dg.RunRequest(run_key=f"{self.plan.name}/{state.number}", tags=tags))
         try:
-            with self._connections(deadline) as connections:
-                backlog = read_backlog(self.plan, self.settings, connections, deadline)
+            with self._connections(_VAULT_SECONDS) as connections:
+                backlog = read_backlog(self.plan, self.settings, connections, _BROKER_SECONDS)
         except (PipelineExecutionError, CredentialUnavailableError) as error:
             return _result(state, error.message)
         if not backlog.has_news:
@@ -152,13 +153,12 @@ class _StreamSensor:
         return _result(state, dg.RunRequest(run_key=run_key, tags=tags))
 
     @contextmanager
-    def _connections(self, deadline: float | None = None) -> Iterator[Connections]:
-        """Give connections whose secrets are to be had by ``deadline``; what Vault leases goes back at the end."""
+    def _connections(self, vault_seconds: float | None = None) -> Iterator[Connections]:
+        """Give connections, with ``vault_seconds`` for each request to Vault; what that leases goes back at the end."""
         connections = load_connections(self.settings.configs)
         vault = self.vault.resolved()
-        if deadline is not None:
-            left = max(0.05, deadline - time.monotonic())
-            vault = replace(vault, timeout_seconds=left, retry_seconds=left)
+        if vault_seconds is not None:
+            vault = replace(vault, timeout_seconds=vault_seconds, retry_seconds=vault_seconds)
         consumer = Consumer(pipeline=self.plan.pipeline.config.name)
         audit = audit_file(self.settings)
         policy = connections.secrets.policy

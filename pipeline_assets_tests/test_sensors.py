@@ -40,6 +40,7 @@ from pipeline_assets.planned_folder import plan_folder
 from pipeline_assets.sensors import build_sensors
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.checkpoint import Checkpoint
+from pipeline_assets.streaming import backlog
 from pipeline_assets.streaming.checkpoint_lease import Holder, Process
 from pipeline_assets.streaming.restart_policy import GRACE_SECONDS, RunView, State, decide, read_state
 from pipeline_assets.streaming_assets import process_tags, tagged_process
@@ -62,6 +63,14 @@ def failed(at: float, lived: float = 1, run_id: str = "run", error: str = "boom"
 
 def never() -> float:
     raise AssertionError("no random number is needed here")
+
+
+@dataclass
+class MonotonicClock:
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 def test_the_first_tick_launches_and_a_live_run_is_left_alone() -> None:
@@ -547,6 +556,35 @@ def test_a_run_that_was_made_and_not_launched_is_asked_for_again(bench: Bench) -
     key = bench.tick(save=False)
     bench.run(dg.DagsterRunStatus.NOT_STARTED, dagster__run_key=key, dagster__sensor_name="stream_sensor")
     assert bench.tick() == key
+
+
+def test_brokers_have_their_time_however_long_the_rest_takes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(bench.settings.configs, document(trigger="availableNow", startingOffsets="earliest"))
+    connect(bench, "127.0.0.1:1")
+    clock = MonotonicClock()
+    for module in (sensors, backlog):
+        monkeypatch.setattr(module, "time", clock)
+    allowed: list[float] = []
+    run_records = bench.instance.get_run_records
+
+    def slow_storage(*args: Any, **more: Any) -> Any:
+        clock.now += 10
+        return run_records(*args, **more)
+
+    def slow_vault(*_: Any) -> dict[str, Any]:
+        clock.now += 3
+        return {}
+
+    def answer(*_: Any, timeout: float, **__: Any) -> dict[str, dict[int, int]]:
+        allowed.append(timeout)
+        clock.now += 0.2
+        return {"events": {0: 4}}
+
+    monkeypatch.setattr(bench.instance, "get_run_records", slow_storage)
+    monkeypatch.setattr(backlog, "client_settings", slow_vault, raising=False)
+    monkeypatch.setattr(backlog, "read_offsets", answer)
+    assert bench.tick() == "no new records: events/0 at 4 of 4"
+    assert allowed == pytest.approx([0.5, 0.3])
 
 
 # New data, with a real broker.

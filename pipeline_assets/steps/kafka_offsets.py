@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,11 +40,13 @@ def read_offsets(
     pattern: str | None = None,
     which: Literal["earliest", "latest"],
     timeout: float = 10.0,
+    settings: Mapping[str, Any] | None = None,
 ) -> Offsets:
     """Return the offsets of every partition of ``topics``, and of the topics that ``pattern`` matches as a whole.
 
     ``earliest`` is the first record that is still there, ``latest`` the one that comes next (with `isolation.level`
-    `read_committed` among the connection's options: the first that is not committed yet). Makes no topics.
+    `read_committed` among the connection's options: the first that is not committed yet). Makes no topics. ``settings``
+    are the ``client_settings`` of ``connection``, for a caller who has them.
 
     Raises ConfigurationError for a topic that is not there, for a pattern that is no regular expression and for
     options that can't be translated; CredentialError when the broker refuses the login; PipelineExecutionError when no
@@ -53,7 +55,7 @@ def read_offsets(
     from confluent_kafka import IsolationLevel, TopicPartition
     from confluent_kafka.admin import OffsetSpec
 
-    with _asking(connection, secrets, timeout) as asking:
+    with _asking(connection, secrets, timeout, settings) as asking:
         found = asking.client.list_topics(timeout=asking.left()).topics
         partitions = {
             TopicPartition(topic, partition): OffsetSpec.earliest() if which == "earliest" else OffsetSpec.latest()
@@ -109,13 +111,16 @@ class _Asking:
 
 
 @contextmanager
-def _asking(connection: KafkaConnection, secrets: Secrets, timeout: float) -> Iterator[_Asking]:
+def _asking(
+    connection: KafkaConnection, secrets: Secrets, timeout: float, settings: Mapping[str, Any] | None = None
+) -> Iterator[_Asking]:
     """Give a client, and turn what it raises inside into this package's errors."""
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
+    if settings is None:
+        settings = client_settings(connection, secrets)
     deadline = time.monotonic() + timeout
-    settings = client_settings(connection, secrets)
     reasons: list[str] = []
     codes: list[int] = []
 

@@ -18,7 +18,7 @@ from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.extract_kafka import FromKafka, kept_source
 from pipeline_assets.steps.file_systems import folder_seen_from_here
-from pipeline_assets.steps.kafka_offsets import Offsets, lag, parse_offsets, read_offsets
+from pipeline_assets.steps.kafka_offsets import Offsets, client_settings, lag, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
 from pipeline_assets.steps.s3_paths import normalize
 from pipeline_assets.steps.streaming_load import StreamingLoad
@@ -74,14 +74,15 @@ class Backlog:
         return ", ".join(map(str, furthest[:_SHOWN])) + more
 
 
-def read_backlog(plan: PipelinePlan, settings: Settings, connections: Connections, deadline: float) -> Backlog:
+def read_backlog(plan: PipelinePlan, settings: Settings, connections: Connections, broker_seconds: float) -> Backlog:
     """Compare the ends of the sources of ``plan`` with the newest committed batches in its loads' checkpoints.
 
-    ``deadline``: by when (``time.monotonic``) brokers must have answered. A Delta table is compared by its version.
+    ``broker_seconds``: how long brokers may take, all questions together; to get their credentials does not count. A
+    Delta table is compared by its version.
     Raises PipelineExecutionError when a broker does not answer or a table is not there yet; ConfigurationError for a
     topic that is not there (unless the step waits for it) and for a source that can't be looked at from here.
     """
-    reader = _Reader(plan, settings, connections, deadline)
+    reader = _Reader(plan, settings, connections, broker_seconds)
     loads = [reader.load(load) for load in plan.stream_loads()]
     facts = json.dumps([[positions, committed] for positions, committed, _ in loads], default=str)
     positions, _, starts = max(loads, key=_urgency)
@@ -98,7 +99,7 @@ class _Reader:
     plan: PipelinePlan
     settings: Settings
     connections: Connections
-    deadline: float
+    broker_seconds: float
 
     def __post_init__(self) -> None:
         self._asked: dict[tuple[int, str], Offsets] = {}
@@ -138,15 +139,23 @@ class _Reader:
     def _offsets(self, step: PlannedStep, method: FromKafka, which: Literal["earliest", "latest"]) -> Offsets:
         key = (step.index, which)
         if key not in self._asked:
+            # To load the client takes a while the first time, and is not the brokers' either.
+            import confluent_kafka.admin  # noqa: F401
+
+            kafka, secrets = method.kafka(self.connections), self.connections.secrets
             try:
+                settings = client_settings(kafka, secrets)
+                asked_at = time.monotonic()
                 self._asked[key] = read_offsets(
-                    method.kafka(self.connections),
-                    self.connections.secrets,
+                    kafka,
+                    secrets,
+                    settings=settings,
                     topics=method.topic_names(),
                     pattern=method.topic_pattern,
                     which=which,
-                    timeout=max(0.05, self.deadline - time.monotonic()),
+                    timeout=max(0.05, self.broker_seconds),
                 )
+                self.broker_seconds -= time.monotonic() - asked_at
             except ConfigurationError as error:
                 if method.missing_topic == "wait":
                     raise PipelineExecutionError(error.message) from None
