@@ -81,7 +81,10 @@ class TokenUpkeep:
         self._seen(client.token(_WHAT))
 
     def renew(self) -> None:
-        """Renew the token, or log in anew where it is renewed no longer. A given token then just ends."""
+        """Renew the token, or log in anew where it is renewed no longer.
+
+        A given token that nobody has replaced then just ends.
+        """
         token = self._client.token(_WHAT)
         logins = self._client.logins
         try:

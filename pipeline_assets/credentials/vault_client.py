@@ -64,11 +64,14 @@ class VaultClient:
             return self._token
 
     def log_in_again(self, what: str, logins: int) -> bool:
-        """Log in anew, unless that was done since ``logins`` was read. False for a token, which can't be had anew."""
-        if self.settings.method == "token":
-            return False
+        """Log in anew, unless that was done since ``logins`` was read.
+
+        False for a given token that is still the same: it can't be had anew. Others may replace the file of one.
+        """
         with self._lock:
             if self.logins == logins:
+                if self.settings.method == "token" and self._given(what) == self._connected().token:
+                    return False
                 self._token = self._log_in(what)
             return True
 
@@ -195,7 +198,7 @@ class VaultClient:
         client = self._connected()
         self.logins += 1
         if method == "token":
-            client.token = self._local(what, "token", "VAULT_TOKEN")
+            client.token = self._given(what)
             return self._given_token(what)
         client.token = ""
         what = f"{what}: login by {method} at auth/{self.settings.mount}"
@@ -235,6 +238,9 @@ class VaultClient:
         if settings.method == "kubernetes":
             return lambda client: client.auth.kubernetes.login(settings.role, proof, mount_point=mount)
         return lambda client: client.auth.jwt.jwt_login(settings.role, proof, path=mount)
+
+    def _given(self, what: str) -> str:
+        return self._local(what, "token", "VAULT_TOKEN")
 
     def _local(self, what: str, name: str, variable: str) -> str:
         """Return the secret that Vault is logged in to with. It is looked up at each login: files are replaced."""

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from devstack.vault import VaultServer
 from pipeline_assets import redaction
 from pipeline_assets.credentials import Secrets
+from pipeline_assets.credentials.leases import TokenUpkeep
 from pipeline_assets.credentials.vault_client import VaultClient
 from pipeline_assets.credentials.vault_settings import VaultSettings
 from pipeline_assets.errors import CredentialError
@@ -80,6 +81,45 @@ def test_a_login_that_was_revoked_in_mid_run_is_made_again(approle: hvac.Client)
         assert secrets.fetch(REFERENCE) == CANARY
         (second,) = accessors(approle, "auth/approle/login")
         assert second != first
+
+
+@pytest.fixture
+def token_file(stored: hvac.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file with a token that is not renewed, as of an agent that writes a new one there before it ends."""
+    file = tmp_path / "token"
+    file.write_text(new_token(stored, renewable=False))
+    monkeypatch.delenv("VAULT_TOKEN")
+    monkeypatch.setenv("VAULT_TOKEN_FILE", str(file))
+    return file
+
+
+def new_token(client: hvac.Client, *, renewable: bool) -> str:
+    token: str = client.auth.token.create(policies=["reads"], ttl="1h", renewable=renewable)["auth"]["client_token"]
+    return token
+
+
+def test_a_token_file_that_was_replaced_in_mid_run_is_read_again(stored: hvac.Client, token_file: Path) -> None:
+    with Secrets() as secrets:
+        assert secrets.fetch(REFERENCE) == CANARY
+        stored.auth.token.revoke(token_file.read_text())
+        with pytest.raises(CredentialError, match="refuses the token: it is wrong, has expired or was revoked"):
+            secrets.fetch(REFERENCE)
+        token_file.write_text(new_token(stored, renewable=True))
+        assert secrets.fetch(REFERENCE) == CANARY
+
+
+def test_a_token_that_is_not_renewed_is_followed_by_the_one_that_replaces_it(
+    stored: hvac.Client, token_file: Path
+) -> None:
+    client = VaultClient(VaultSettings.from_environment())
+    upkeep = TokenUpkeep(client)
+    upkeep.renew()
+    assert (client.logins, upkeep.due) == (1, None)
+    token_file.write_text(new_token(stored, renewable=True))
+    upkeep.renew()
+    assert client.logins == 2
+    assert client.token("a secret").renewable
+    assert upkeep.due is not None
 
 
 def test_a_request_that_another_thread_s_login_overtakes_is_repeated(approle: hvac.Client, vault: VaultServer) -> None:
