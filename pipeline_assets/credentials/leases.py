@@ -6,16 +6,22 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.credentials.vault_client import Token, VaultClient
+from pipeline_assets.credentials.vault_failures import message_of
 from pipeline_assets.errors import CredentialError, CredentialUnavailableError
+
+if TYPE_CHECKING:
+    import hvac
 
 _log = logging.getLogger(__name__)
 # A lease that is granted less than this part of its time again has come to the end of what its role allows.
 _WORTH_RENEWING = 0.1
 _SOONEST = 0.5
 _WHAT = "the token of Vault"
+# In Vault's words, as it has no code for it.
+_GONE = ("lease not found", "lease expired", "lease is expired")
 
 
 def _margin(ttl: float) -> float:
@@ -48,12 +54,13 @@ class Lease:
         return self.login == self.client.logins and time.monotonic() < self.ends_at - _margin(self.ttl)
 
     def renew(self) -> None:
-        """Ask for its whole time again. Its role sets the end of that; after it, the next fetch gets a new lease."""
+        """Ask for its whole time again. Its role sets the end of that; after it, the next fetch gets a new lease.
+
+        So it does when Vault has the lease no more: somebody has revoked it.
+        """
+        what = f"the lease of Vault secret {self.path}"
         try:
-            answer = self.client.call(
-                f"the lease of Vault secret {self.path}",
-                lambda client: client.sys.renew_lease(self.lease_id, increment=int(self.ttl) or 1),
-            )
+            answer = self.client.call(what, self._asked_for_more)
         except CredentialUnavailableError as error:
             left = self.ends_at - time.monotonic()
             self.due = time.monotonic() + max(_SOONEST, left / 4) if left > 0 else None
@@ -62,8 +69,24 @@ class Lease:
             self.due = None
             _log.warning("%s; it ends in %.0f s", error, max(0.0, self.ends_at - time.monotonic()))
         else:
+            if answer is None:
+                self.ends_at, self.due = time.monotonic(), None
+                _log.warning("%s: Vault has it no more: it was revoked; a new one is made when it is needed", what)
+                return
             self.renewable = bool(answer["renewable"])
             self._granted(float(answer["lease_duration"]))
+
+    def _asked_for_more(self, client: hvac.Client) -> Any:
+        """Return what Vault answers; None when it does not have the lease."""
+        import hvac
+
+        try:
+            return client.sys.renew_lease(self.lease_id, increment=int(self.ttl) or 1)
+        except hvac.exceptions.InvalidRequest as error:
+            # Vault's status is the same for a lease that it has and does not renew.
+            if message_of(error).startswith(_GONE):
+                return None
+            raise
 
     def _granted(self, seconds: float) -> None:
         now = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import hvac
@@ -12,6 +13,10 @@ from devstack.postgres import PostgresServer
 from devstack.vault import VaultServer
 from pipeline_assets.connections import PostgresConnection
 from pipeline_assets.credentials import Secrets
+from pipeline_assets.credentials.leases import Lease
+from pipeline_assets.credentials.vault import Vault
+from pipeline_assets.credentials.vault_client import VaultClient
+from pipeline_assets.credentials.vault_settings import VaultSettings
 from pipeline_assets.steps.postgres import connect, jdbc_options
 from pipeline_assets_tests.credentials.conftest import wait_until
 
@@ -105,6 +110,45 @@ def test_a_lease_at_its_end_is_followed_by_a_new_one(database: hvac.Client, post
         connect(connection(postgres, "ending"), secrets).close()
         assert second in roles(postgres)
     wait_until(lambda: not leases(database, "ending"))
+
+
+def test_a_lease_that_was_revoked_in_mid_run_is_followed_by_a_new_one(
+    database: hvac.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    vault = Vault(VaultSettings.from_environment())
+    first = vault.read("database/creds/etl", ["username"])
+    (revoked,) = vault._leases
+    database.sys.revoke_lease(revoked.lease_id)
+    assert revoked.usable
+    revoked.renew()
+    assert not revoked.usable
+    assert revoked.due is None
+    assert "Vault has it no more" in caplog.text
+    assert vault.read("database/creds/etl", ["username"]) != first
+    vault.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "is_gone"),
+    [
+        ("lease not found", True),
+        ("lease expired", True),
+        ("lease is expired and has failed previous revocation attempts", True),
+        ("lease is not renewable", False),
+    ],
+)
+def test_a_lease_that_is_not_renewed_may_be_there_all_the_same(said: str, is_gone: bool) -> None:
+    class Sys:
+        def renew_lease(self, *_: Any, **__: Any) -> None:
+            raise hvac.exceptions.InvalidRequest(said, errors=[said])
+
+    lived = Lease(VaultClient(VaultSettings()), "database/creds/etl", "id", {}, 60.0, renewable=True, login=0)
+    connected: Any = SimpleNamespace(sys=Sys())
+    if is_gone:
+        assert lived._asked_for_more(connected) is None
+    else:
+        with pytest.raises(hvac.exceptions.InvalidRequest):
+            lived._asked_for_more(connected)
 
 
 def test_what_the_token_may_not_revoke_is_said_and_ends_with_its_time(
