@@ -66,6 +66,10 @@ class Checkpoint:
         noted = self.folder.below("sources")
         noted.remove(list(noted.names()))
 
+    def planned_batches(self) -> list[int]:
+        """Return the micro-batches whose offsets Spark keeps a note of, in order: the newest ones."""
+        return sorted(self._batches("offsets"))
+
     def last_offsets(self) -> tuple[int, list[str]] | None:
         """Return the newest batch that was planned and, for each source, where it ends; None before the first.
 
@@ -90,12 +94,10 @@ class Checkpoint:
         if not batches:
             return None
         newest = max(batches)
-        return newest, self.offsets_of(newest) or []
+        return newest, self.offsets_of(newest)
 
-    def offsets_of(self, batch: int) -> list[str] | None:
-        """Return, for each source, where the batch of this number ends; None when Spark keeps no note of it."""
-        if batch not in self._batches("offsets"):
-            return None
+    def offsets_of(self, batch: int) -> list[str]:
+        """Return, for each source, where one of the ``planned_batches`` ends."""
         version, *lines = self.folder.below("offsets").read(str(batch)).decode().split("\n")
         if version != "v1" or not lines:
             raise PipelineExecutionError(

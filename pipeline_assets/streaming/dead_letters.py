@@ -61,14 +61,19 @@ class DeadLetters:
             return 0
         last, _ = committed
         document = self._checkpoint.read_document(self._document) or {"batch": -1, "offsets": None}
-        start = self._reached = self._own([document["offsets"]])
+        noted, self._reached = document["batch"], self._own([document["offsets"]])
         written = 0
-        for batch in range(document["batch"] + 1, last + 1):
+        for batch in self._checkpoint.planned_batches():
+            if not noted < batch <= last:
+                continue
             end = self._own(self._checkpoint.offsets_of(batch))
-            if end is not None and end != start:
-                written += self._write(self._checkpoint.query_id() or "", batch, start, end)
+            if end is not None and end != self._reached:
+                written += self._write(self._checkpoint.query_id() or "", batch, self._reached, end)
                 self._done(batch, end)
-                start = end
+                noted = batch
+        if noted < last:
+            # In the batches since, nothing was read: the next start need not look at them.
+            self._done(last, self._reached)
         return written
 
     def after(self, progress: Mapping[str, Any]) -> int:
@@ -131,8 +136,9 @@ class DeadLetters:
                     return found
         return None
 
-    def _done(self, batch: int, end: Offsets) -> None:
-        document = {"batch": batch, "offsets": offsets_json(end), "besideOthers": self._beside_others}
+    def _done(self, batch: int, end: Offsets | None) -> None:
+        offsets = offsets_json(end) if end is not None else None
+        document = {"batch": batch, "offsets": offsets, "besideOthers": self._beside_others}
         self._checkpoint.write_document(self._document, document)
         self._reached = end
 

@@ -1,0 +1,105 @@
+"""Which records are looked at for broken ones, and up to where that is noted. No Spark: what it writes is put there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline_assets.connections import Connections
+from pipeline_assets.settings import Settings
+from pipeline_assets.steps import extract_kafka
+from pipeline_assets.steps.checkpoint import Checkpoint
+from pipeline_assets.steps.extract_kafka import FromKafka
+from pipeline_assets.steps.file_systems import LocalFolder
+from pipeline_assets.streaming import dead_letters
+from pipeline_assets.streaming.dead_letters import DeadLetters
+from pipeline_assets_tests.config_documents import EVENT_STREAM
+from pipeline_assets_tests.test_plan import planned
+
+Range = tuple[dict[str, Any], dict[str, Any]]
+
+
+@pytest.fixture
+def checkpoint(settings: Settings) -> Checkpoint:
+    return Checkpoint.at(settings.resolve("/checkpoints/purchases"), "default", Connections())
+
+
+@pytest.fixture
+def letters(
+    checkpoint: Checkpoint, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], DeadLetters]:
+    """A start's dead letters, whose table nobody has made yet, of a topic in which records before 40 have gone."""
+    plan = planned(tmp_path, EVENT_STREAM)
+    extract, (load,) = plan.steps[0], plan.stream_loads()
+    monkeypatch.setattr(dead_letters, "table_columns", lambda *_: None)
+    monkeypatch.setattr(extract_kafka, "read_offsets", lambda *_, **__: {"events": {0: 40}})
+    source = SimpleNamespace(step=extract.name, checkpoints=[checkpoint])
+    connections: Any = SimpleNamespace(kafka=lambda _: SimpleNamespace(options={}, model_copy=lambda **_: None))
+    connections.secrets = None
+    context = SimpleNamespace(settings=settings, connections=connections, spark=None, source=source)
+    run: Any = SimpleNamespace(
+        plan=plan,
+        context=context,
+        scope=SimpleNamespace(errors_of=lambda _: nullcontext()),
+        source_context=lambda _: context,
+        checkpoint=lambda _: checkpoint,
+    )
+    return lambda: DeadLetters(run, extract, load)
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Range]:
+    """The ranges of offsets that broken records are looked for in; there are none."""
+    ranges: list[Range] = []
+
+    def look(_method: FromKafka, _context: Any, start: dict[str, Any], end: dict[str, Any]) -> None:
+        ranges.append((start, end))
+
+    monkeypatch.setattr(FromKafka, "dead_letters", look)
+    return ranges
+
+
+def commit(checkpoint: Checkpoint, batch: int, end: int) -> None:
+    """Write what Spark writes for a micro-batch."""
+    checkpoint.folder.below("offsets").write(str(batch), f'v1\n{{}}\n{{"events":{{"0":{end}}}}}'.encode())
+    checkpoint.folder.below("commits").write(str(batch), b"v1\n{}")
+
+
+def test_a_start_looks_at_the_batches_that_are_left_alone(
+    checkpoint: Checkpoint,
+    letters: Callable[[], DeadLetters],
+    looked_at: list[Range],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint.write_document("dead_letters_from_kafka", {"batch": 3, "offsets": '{"events":{"0":50}}'})
+    for batch, end in ((900, 100), (901, 130), (902, 130)):
+        commit(checkpoint, batch, end)
+    listed: list[str] = []
+    files_in = LocalFolder.files_in
+    monkeypatch.setattr(LocalFolder, "files_in", lambda folder: listed.append(folder.path) or files_in(folder))
+    assert letters().make_up() == 0
+    assert looked_at == [
+        ({"events": {0: 50}}, {"events": {0: 100}}),
+        ({"events": {0: 100}}, {"events": {0: 130}}),
+    ]
+    assert sum(path.endswith("/offsets") for path in listed) == 2
+
+
+def test_what_was_looked_at_is_noted_where_nothing_was_read(
+    checkpoint: Checkpoint, letters: Callable[[], DeadLetters], looked_at: list[Range]
+) -> None:
+    checkpoint.write_document("dead_letters_from_kafka", {"batch": 3, "offsets": '{"events":{"0":50}}'})
+    commit(checkpoint, 4, 50)
+    commit(checkpoint, 5, 50)
+    letters().make_up()
+    note = checkpoint.read_document("dead_letters_from_kafka")
+    assert note == {"batch": 5, "offsets": '{"events":{"0":50}}', "besideOthers": False}
+    assert looked_at == []
+    commit(checkpoint, 6, 60)
+    letters().make_up()
+    assert looked_at == [({"events": {0: 50}}, {"events": {0: 60}})]
