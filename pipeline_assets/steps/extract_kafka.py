@@ -351,6 +351,19 @@ class FromKafka(ExtractMethod):
         parser = self._parser(context, self.schema_ or document.get("schema"))
         return parser.dead_letters(self._range(context, start, with_records(start, end)))
 
+    def left_from(self, context: StepContext, start: Offsets) -> Offsets:
+        """Return ``start``, and the earliest offset in partitions whose records from there on have gone."""
+        earliest = self._offsets(context, "earliest")
+        left = not_before(start, earliest)
+        if still_there(start, earliest) != start:
+            _log.warning(
+                "%s: the records from %s on are no longer in Kafka: those that can't be read are looked for from %s on",
+                self._described(),
+                offsets_json(start),
+                offsets_json(left),
+            )
+        return left
+
     def _parser(self, context: StepContext, ddl: str | None) -> RecordParser:
         schema: StructType | None = schema_of_ddl(context.spark, ddl) if ddl is not None else None
         avro_schema = self.avro_schema if isinstance(self.avro_schema, str) else None

@@ -124,7 +124,9 @@ class DeadLetters:
         if start is None:
             source = self._context.source
             document = (kept_source(source.step, source.checkpoints) if source is not None else None) or {}
-            start = parse_offsets(json.dumps(document.get("startingOffsets", {})))
+            first = parse_offsets(json.dumps(document.get("startingOffsets", {})))
+            # No load has a note of what was looked at: that may be long ago, and gone without any loss.
+            start = self._method.left_from(self._context, first)
         return or_earliest(start, end)
 
     def _own(self, offsets: Sequence[str | None] | None) -> Offsets | None:

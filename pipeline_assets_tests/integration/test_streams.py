@@ -285,6 +285,19 @@ def test_dead_letters_are_written_once_whoever_counts_them(change: str, location
     assert sorted(letters) == [b"and another", b"broken", b"broken too"]
 
 
+def test_another_load_counts_dead_letters_when_the_first_records_have_gone(location: Location, topic: Topic) -> None:
+    extract = from_kafka(topic, schema=SCHEMA)
+    location.write(stream(extract, to_delta("one"), to_delta("two")))
+    topic.send([*events(0, 20), "broken"])
+    location.run("stream")
+    topic.delete_before(5)
+    location.write(stream(extract, to_delta("two")))
+    topic.send([*events(20, 20), "broken too"])
+    location.run("stream")
+    letters = rows_of(location.table("stream", "events_dead_letters"))
+    assert sorted(bytes(value) for value in letters["value"]) == [b"broken", b"broken too"]
+
+
 def test_a_change_that_the_checkpoint_carries(location: Location, topic: Topic) -> None:
     kept = transform("filterRows", condition="event_type = 'purchase'")
     location.write(stream(from_kafka(topic, schema=SCHEMA), kept, to_delta()))

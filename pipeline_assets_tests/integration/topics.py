@@ -51,6 +51,14 @@ class Topic:
         """Delete the topic and wait until it is gone."""
         self._admin.delete_topics([self.name])[self.name].result(30)
 
+    def delete_before(self, offset: int) -> None:
+        """Delete the records before ``offset`` in every partition, as retention does."""
+        from confluent_kafka import TopicPartition
+
+        wanted = [TopicPartition(self.name, partition, offset) for partition in range(self.partitions)]
+        for deleted in self._admin.delete_records(wanted).values():
+            deleted.result(30)
+
     def send(self, values: Sequence[Event | str | bytes | None]) -> None:
         """Produce ``values`` in turn to the partitions (events as JSON) and wait until the broker has them."""
         failed: list[Any] = []

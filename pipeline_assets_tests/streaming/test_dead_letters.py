@@ -103,3 +103,16 @@ def test_what_was_looked_at_is_noted_where_nothing_was_read(
     commit(checkpoint, 6, 60)
     letters().make_up()
     assert looked_at == [({"events": {0: 50}}, {"events": {0: 60}})]
+
+
+def test_without_a_note_what_has_gone_is_not_looked_for(
+    checkpoint: Checkpoint,
+    letters: Callable[[], DeadLetters],
+    looked_at: list[Range],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    checkpoint.write_document("source_from_kafka", {"startingOffsets": {"events": {"0": 5}}})
+    commit(checkpoint, 7, 100)
+    letters().make_up()
+    assert looked_at == [({"events": {0: 40}}, {"events": {0: 100}})]
+    assert "no longer in Kafka" in caplog.text
