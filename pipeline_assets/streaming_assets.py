@@ -172,6 +172,7 @@ class _Interval:
     """What a load's query did since the last report."""
 
     rows: int = 0
+    is_complete: bool = True  # whether ``rows`` are all of them
     dead_letters: dict[str, int] = field(default_factory=dict)
     last: BatchProgress | None = None
     reported_at: float = 0.0
@@ -212,7 +213,9 @@ class _Report:
         for name, count in progress.dead_letters.items():
             interval.dead_letters[name] = interval.dead_letters.get(name, 0) + count
             self.dead_letters[name] = self.dead_letters.get(name, 0) + count
-        if interval.last is not None and interval.last.written is not None and progress.written is None:
+        if not progress.is_written_known:
+            interval.is_complete = False
+        elif interval.last is not None and interval.last.written is not None and progress.written is None:
             progress = _with_commit(progress, interval.last)
         interval.last = progress
         if time.monotonic() - interval.reported_at >= _REPORT_SECONDS:
@@ -250,12 +253,12 @@ class _Report:
         failed = self.checks.failed_since(progress.load)
         metadata = {**_progress_metadata(progress), **({"failed_rows": failed} if failed else {})}
         yield dg.AssetObservation(key, metadata=metadata)
-        if progress.written is not None:
+        if progress.written is not None or not interval.is_complete:
             yield dg.AssetMaterialization(
                 key,
                 metadata={
-                    "rows_written": interval.rows,
-                    "table_version": progress.written.version,
+                    **({"rows_written": interval.rows} if interval.is_complete else {}),
+                    **({"table_version": progress.written.version} if progress.written is not None else {}),
                     "batch_id": progress.batch_id,
                     **self._columns.get(key, {}),
                 },

@@ -37,12 +37,6 @@ def append_once(frame: DataFrame, path: str, app_id: str, version: int) -> None:
     writer.save(path)
 
 
-def rows_appended(table: Folder | None, app_id: str, version: int) -> int:
-    """Return how many rows ``append_once`` has appended to ``table``; 0 where its log can't be seen from here."""
-    commit = find_transaction(table, app_id, version) if table is not None else None
-    return int(commit.metrics.get("numOutputRows", 0)) if commit is not None else 0
-
-
 def rows_of_append(
     spark: SparkSession, path: str, table: Folder, app_id: str, version: int, after: int
 ) -> DataFrame | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
-from pipeline_assets.steps.delta_stream import append_once, rows_appended
+from pipeline_assets.steps.delta_stream import append_once
 from pipeline_assets.steps.delta_table import table_columns
 from pipeline_assets.steps.extract_kafka import FromKafka, kept_source
 from pipeline_assets.steps.file_systems import folder_seen_from_here
@@ -22,6 +22,7 @@ from pipeline_assets.steps.kafka_offsets import offsets_json, parse_offsets
 from pipeline_assets.steps.kafka_ranges import or_earliest
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
+from pipeline_assets.streaming.commits import Commits
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -51,6 +52,8 @@ class DeadLetters:
         self.table = own or run.context.settings.table_path(run.plan.name, extract.dead_letters or "")
         if own or is_s3(self.table):
             (self.table,) = open_for_spark([self.table], "default", run.context)
+        connections = run.context.connections
+        self._commits = Commits(lambda: folder_seen_from_here(self.table, "default", connections))
         self._document = _named(extract)
         self._reached: Offsets | None = None  # up to where all of them are in the table; None: to the stream's start
 
@@ -103,8 +106,7 @@ class DeadLetters:
                 append_once(self._not_there(frame), self.table, app_id, batch)
                 return frame.count()
             append_once(frame, self.table, app_id, batch)
-        folder = folder_seen_from_here(self.table, "default", self._run.context.connections)
-        return rows_appended(folder, app_id, batch)
+            return self._commits.rows_appended(app_id, batch, frame)
 
     @cached_property
     def _beside_others(self) -> bool:

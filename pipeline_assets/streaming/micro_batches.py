@@ -22,10 +22,11 @@ from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.delta_log import newest_version
-from pipeline_assets.steps.delta_stream import append_once, rows_appended, rows_of_append
+from pipeline_assets.steps.delta_stream import append_once, rows_of_append
 from pipeline_assets.steps.file_systems import Folder, folder_seen_from_here
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_rules import Guarded
+from pipeline_assets.streaming.commits import Commits
 from pipeline_assets.validation import raise_for_failures
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class MicroBatches:
         self._guards = [run.plan.steps[index] for index in guarded.guards]
         self._told = told
         self._recalled: set[int] = set()
+        self._aside: dict[int, Commits] = {}
         self._may_be_repeated = True
         self._news: queue.SimpleQueue[BatchChecks] = queue.SimpleQueue()
 
@@ -92,7 +94,7 @@ class MicroBatches:
     def _told_once(self, batch: PipelineRun, guard: PlannedStep, batch_id: int) -> DataFrame:
         """Return the rows that ``guard`` checks, with what they are told by: the same at each try of the batch."""
         path = batch.checked_rows.quarantine_path(guard)
-        folder = folder_seen_from_here(path, "default", batch.context.connections)
+        folder = self._opened(path)
         if folder is None:
             raise ConfigurationError(
                 f"quarantinePath {path}: where rows are compared with another DataFrame, their table is on S3 or on a "
@@ -152,6 +154,9 @@ class MicroBatches:
     def _aside_app_id(self, guard: PlannedStep) -> str:
         return f"{self._query_id}:{guard.name}"
 
+    def _opened(self, path: str) -> Folder | None:
+        return folder_seen_from_here(path, "default", self._run.context.connections)
+
     def _checks(self, guard: PlannedStep) -> bool:
         return guard.index in self._told or cast(ValidateMethod, guard.method).reaction == "fail"
 
@@ -193,14 +198,14 @@ class MicroBatches:
         app_id = self._aside_app_id(check.step)
         with batch.scope.errors_of(check.step):
             path = batch.checked_rows.quarantine_path(check.step)
-            folder = folder_seen_from_here(path, "default", batch.context.connections)
             if noted and check.step.index not in self._recalled:
-                self._note_aside(check, folder if found else None)
+                self._note_aside(check, self._opened(path) if found else None)
             if not found:
                 return check
             bad = batch.checked_rows.bad(check.step, batch.inputs(check.step))
             append_once(bad, path, app_id, check.batch_id)
-        return dataclasses.replace(check, quarantined=rows_appended(folder, app_id, check.batch_id))
+            commits = self._aside.setdefault(check.step.index, Commits(lambda: self._opened(path)))
+            return dataclasses.replace(check, quarantined=commits.rows_appended(app_id, check.batch_id, bad))
 
 
 def _decides_by_others(guard: PlannedStep) -> bool:

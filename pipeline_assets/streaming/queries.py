@@ -25,14 +25,15 @@ from pipeline_assets.spark.failures import is_spark_error, spark_failure
 from pipeline_assets.spark.jvm_log import log_as
 from pipeline_assets.spark.stream_support import check_stream_support
 from pipeline_assets.steps.base import ValidateMethod
-from pipeline_assets.steps.delta_log import Commit, find_transaction
-from pipeline_assets.steps.file_systems import folder_seen_from_here
+from pipeline_assets.steps.delta_log import Commit
+from pipeline_assets.steps.file_systems import Folder, folder_seen_from_here
 from pipeline_assets.steps.load import ToDeltaLake
-from pipeline_assets.steps.paths import open_for_spark
+from pipeline_assets.steps.s3_paths import normalize
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_rules import Guarded, guarded
 from pipeline_assets.streaming.checkpoint_binding import bind
 from pipeline_assets.streaming.checkpoint_lease import CheckpointLease
+from pipeline_assets.streaming.commits import Commits
 from pipeline_assets.streaming.connect_batches import connect_batches
 from pipeline_assets.streaming.dead_letters import DeadLetters, dead_letters_of
 from pipeline_assets.streaming.micro_batches import BatchChecks, MicroBatches
@@ -54,10 +55,10 @@ class BatchProgress:
     """What a streaming query tells after a micro-batch, or now and then while it waits for data.
 
     ``end_offsets`` and ``lag`` (records to come) are by topic and partition, as in ``events/0``; ``lag`` is as of the
-    start of the batch. ``written`` is the Delta commit of the batch. ``dead_letters``: records that did not parse, by
-    the extract that read them. ``operation_ms``: how long the query has spent on each of Spark's operations since it
-    started, as far as Spark has told: by the name that Spark's UI has for it (``addBatch``), and on all of them
-    (``triggerExecution``).
+    start of the batch. ``written`` is the Delta commit of the batch; without ``is_written_known`` it could not be
+    looked up. ``dead_letters``: records that did not parse, by the extract that read them. ``operation_ms``: how long
+    the query has spent on each of Spark's operations since it started, as far as Spark has told: by the name that
+    Spark's UI has for it (``addBatch``), and on all of them (``triggerExecution``).
 
     Source: https://spark.apache.org/docs/latest/web-ui.html#structured-streaming-tab
     """
@@ -75,6 +76,7 @@ class BatchProgress:
     lag: Mapping[str, int]
     written: Commit | None
     dead_letters: Mapping[str, int] = field(default_factory=dict)
+    is_written_known: bool = True
 
 
 class StreamingPipeline:
@@ -241,6 +243,7 @@ class _Watched:
         self._last: Any = None
         method = cast(StreamingLoad, load.method)
         self._app_id = method.transaction_app_id(self.id, run.checkpoint(load))
+        self._commits = Commits(self._open_table)
 
     @property
     def is_active(self) -> bool:
@@ -308,6 +311,7 @@ class _Watched:
         latest = _by_partition(progress, "latestOffset")
         was_run = "addBatch" in progress["durationMs"]
         self._operation_ms.update(progress["durationMs"])
+        written, is_known = self._commit(progress["batchId"]) if was_run else (None, True)
         return BatchProgress(
             load=self._load,
             query_id=progress["id"],
@@ -320,19 +324,22 @@ class _Watched:
             operation_ms=dict(self._operation_ms),
             end_offsets=ended,
             lag={partition: max(0, offset - ended.get(partition, offset)) for partition, offset in latest.items()},
-            written=self._commit(progress["batchId"]) if was_run else None,
+            written=written,
+            is_written_known=is_known,
             dead_letters={letters.extract.name: letters.after(progress) for letters in self._dead_letters}
             if was_run
             else {},
         )
 
-    def _commit(self, batch: int) -> Commit | None:
-        method = self._load.method
-        if self._app_id is None or not isinstance(method, ToDeltaLake):
+    def _commit(self, batch: int) -> tuple[Commit | None, bool]:
+        return (None, True) if self._app_id is None else self._commits.find(self._app_id, batch)
+
+    def _open_table(self) -> Folder | None:
+        method, context = self._load.method, self._run.context
+        if not isinstance(method, ToDeltaLake):
             return None
-        (path,) = open_for_spark([method.path], method.connection, self._run.context)
-        folder = folder_seen_from_here(path, method.connection, self._run.context.connections)
-        return find_transaction(folder, self._app_id, batch) if folder is not None else None
+        path = context.settings.resolve(normalize(method.path))
+        return folder_seen_from_here(path, method.connection, context.connections)
 
     def failure(self) -> PipelineError | None:
         """Return why the query has ended, when it was not for having done its work."""

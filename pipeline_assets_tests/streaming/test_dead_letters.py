@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline_assets.connections import Connections
+from pipeline_assets.errors import CredentialUnavailableError
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps import extract_kafka
 from pipeline_assets.steps.checkpoint import Checkpoint
@@ -103,6 +104,21 @@ def test_what_was_looked_at_is_noted_where_nothing_was_read(
     commit(checkpoint, 6, 60)
     letters().make_up()
     assert looked_at == [({"events": {0: 50}}, {"events": {0: 60}})]
+
+
+def test_letters_whose_commit_can_not_be_looked_up_are_counted(
+    letters: Callable[[], DeadLetters], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise CredentialUnavailableError("Vault is sealed")
+
+    found = SimpleNamespace(count=lambda: 2)
+    monkeypatch.setattr(FromKafka, "dead_letters", lambda *_: found)
+    monkeypatch.setattr(dead_letters, "append_once", lambda *_: None)
+    monkeypatch.setattr(dead_letters, "folder_seen_from_here", refuse)
+    source = {"startOffset": None, "endOffset": {"events": {"0": 60}}}
+    observed = {"kafka_from_kafka": {"records": 20, "dead_letters": 2}}
+    assert letters().after({"id": "query", "batchId": 0, "sources": [source], "observedMetrics": observed}) == 2
 
 
 def test_without_a_note_what_has_gone_is_not_looked_for(

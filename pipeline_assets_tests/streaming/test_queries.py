@@ -1,0 +1,136 @@
+"""What is told of streaming queries, and how they are stopped, with queries that stand in for Spark's."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from pipeline_assets.connections import Connections
+from pipeline_assets.errors import CredentialUnavailableError
+from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.settings import Settings
+from pipeline_assets.steps.base import ExpectationResult
+from pipeline_assets.steps.checkpoint import Checkpoint
+from pipeline_assets.steps.delta_log import Commit
+from pipeline_assets.stream_rules import Guarded
+from pipeline_assets.streaming import micro_batches, queries
+from pipeline_assets.streaming.micro_batches import BatchChecks, MicroBatches
+from pipeline_assets.streaming.queries import BatchProgress, _Watched
+from pipeline_assets.streaming_assets import _Report
+from pipeline_assets_tests.config_documents import EVENT_STREAM
+from pipeline_assets_tests.test_plan import planned
+
+
+def progress(batch: int) -> Any:
+    told = {
+        "id": "query",
+        "batchId": batch,
+        "timestamp": f"2026-01-01T00:00:{batch:02}.000Z",
+        "durationMs": {"addBatch": 5, "triggerExecution": 7},
+        "sources": [{"numInputRows": 3, "startOffset": None, "endOffset": {"events": {"0": 3}}}],
+    }
+    return SimpleNamespace(batchId=batch, timestamp=told["timestamp"], json=json.dumps(told))
+
+
+@dataclass
+class Query:
+    """A query in the middle of a batch that does not end."""
+
+    id: str = "query"
+    isActive: bool = True  # noqa: N815  (the names that Spark has)
+    status: dict[str, bool] = field(default_factory=lambda: {"isTriggerActive": True})
+    recentProgress: list[Any] = field(default_factory=list)  # noqa: N815
+
+    @property
+    def lastProgress(self) -> Any:  # noqa: N802
+        return self.recentProgress[-1] if self.recentProgress else None
+
+    def stop(self) -> None:
+        self.isActive = False
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> PipelinePlan:
+    return planned(tmp_path, EVENT_STREAM)
+
+
+@pytest.fixture
+def run(plan: PipelinePlan, settings: Settings) -> Any:
+    checkpoint = Checkpoint.at(settings.resolve("/checkpoints/purchases"), "default", Connections())
+    context = SimpleNamespace(settings=settings, connections=Connections(), cancellation=SimpleNamespace())
+    return SimpleNamespace(plan=plan, context=context, checkpoint=lambda _: checkpoint)
+
+
+def watched(run: Any, query: Query) -> _Watched:
+    (load,) = run.plan.stream_loads()
+    found: Any = query
+    return _Watched(run, load, found, [])
+
+
+def test_a_commit_that_can_not_be_looked_up_fails_no_stream(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise CredentialUnavailableError("Vault is sealed")
+
+    monkeypatch.setattr(queries, "folder_seen_from_here", refuse)
+    (told,) = watched(run, Query(recentProgress=[progress(0)])).news()
+    assert isinstance(told, BatchProgress)
+    assert (told.batch_id, told.input_rows, told.written, told.is_written_known) == (0, 3, None, False)
+
+
+def test_rows_that_were_put_aside_are_counted_where_their_commit_can_not_be_looked_up(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise CredentialUnavailableError("Vault is sealed")
+
+    monkeypatch.setattr(micro_batches, "append_once", lambda *_: None)
+    monkeypatch.setattr(micro_batches, "folder_seen_from_here", refuse)
+    config = {"column": "amount", "max": 20, "onFailure": "quarantine"}
+    check = {"type": "validate", "method": "inRange", "name": "good", "config": config}
+    first, *others = EVENT_STREAM["steps"]
+    run.plan = planned(tmp_path, {**EVENT_STREAM, "steps": [first, check, *others]})
+    (load,) = run.plan.stream_loads()
+    rows = SimpleNamespace(quarantine_path=lambda _: str(tmp_path), bad=lambda *_: SimpleNamespace(count=lambda: 4))
+    scope = SimpleNamespace(errors_of=lambda _: nullcontext())
+    batch: Any = SimpleNamespace(scope=scope, checked_rows=rows, inputs=lambda _: {})
+    results = (ExpectationResult("amount is <= 20", passed=False, failed=4, total=10),)
+    done = MicroBatches(run, load, Guarded(0, (1,)), frozenset({1}))._put_aside(
+        batch, BatchChecks(load, run.plan.steps[1], 0, results)
+    )
+    assert done.quarantined == 4
+
+
+def test_nothing_wrong_is_said_of_what_is_not_known(
+    run: Any, plan: PipelinePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_assets.streaming_assets._REPORT_SECONDS", 3600)
+    (load,) = plan.stream_loads()
+    keys = {step.index: dg.AssetKey([plan.name, step.name]) for step in plan.steps}
+    report = _Report(run, keys, {}, {}, {})
+    report._views_told = True
+
+    def batch(number: int, written: Commit | None, *, is_known: bool = True) -> BatchProgress:
+        more: dict[str, Any] = {"written": written, "is_written_known": is_known}
+        return BatchProgress(load, "query", number, "", 3, 0.0, 0.0, 1, {}, {}, {}, **more)
+
+    def told(*batches: BatchProgress) -> dict[str, Any]:
+        list(report.take(batches[0]))  # the first is told at once
+        events = [event for each in batches[1:] for event in report.take(each)]
+        (found,) = [event for event in (*events, *report.rest()) if isinstance(event, dg.AssetMaterialization)]
+        return {name: value.value for name, value in found.metadata.items() if name in _TOLD}
+
+    five, seven = Commit(5, {"numOutputRows": "3"}, ()), Commit(7, {"numOutputRows": "2"}, ())
+    first = batch(4, None)
+    assert told(first, batch(5, five)) == {"rows_written": 3, "table_version": 5, "batch_id": 5}
+    assert told(first, batch(6, five), batch(7, None, is_known=False)) == {"batch_id": 7}
+    assert told(first, batch(8, None, is_known=False), batch(9, seven)) == {"table_version": 7, "batch_id": 9}
+
+
+_TOLD = ("rows_written", "table_version", "batch_id")
