@@ -97,10 +97,10 @@ class StreamingPipeline:
         """Start every query, yield their progress and how their micro-batches were checked, and end when all have ended
         or a stop is asked for.
 
-        On every way out, errors included, all queries have been stopped, after the batch in flight where the grace
-        period allows it. Raises ConfigurationError before any query starts for what can't run, DataValidationError
-        when a micro-batch does not meet a validate step, StreamingQueryError when a query fails otherwise, and
-        PipelineCancelledError for a stop before any query runs.
+        On every way out, errors included, all queries have been stopped: after the batch in flight where the grace
+        period allows it, at once when another run has a checkpoint by now. Raises ConfigurationError before any query
+        starts for what can't run, DataValidationError when a micro-batch does not meet a validate step,
+        StreamingQueryError when a query fails otherwise, and PipelineCancelledError for a stop before any query runs.
         """
         poll_seconds = _FIRST_POLL_SECONDS
         with ExitStack() as held:
@@ -203,11 +203,11 @@ class StreamingPipeline:
                 raise failure
 
     def _stop_all(self) -> None:
-        """Stop every query between two batches; in the middle of one when the grace period is over."""
+        """Stop every query between two batches; in the middle of one when the grace period is over, or a lease lost."""
         deadline = time.monotonic() + self._grace_seconds
         waiting = [query for query in self._queries if query.is_active]
         batches = {query: query.last_batch for query in waiting}
-        while waiting and time.monotonic() < deadline and not self._cancellation.hurry.is_set():
+        while waiting and time.monotonic() < deadline and not self._must_hurry():
             for query in list(waiting):
                 if query.is_idle or query.last_batch != batches[query]:
                     query.stop()
@@ -217,6 +217,10 @@ class StreamingPipeline:
             query.stop()
         for query in self._queries:
             _log.info("the streaming query %s has ended, after batch %s", query.id, query.last_batch)
+
+    def _must_hurry(self) -> bool:
+        # Who has taken the lease of a checkpoint over may be writing the same batch already.
+        return self._cancellation.hurry.is_set() or any(lease.lost is not None for lease in self._leases)
 
 
 class _Watched:

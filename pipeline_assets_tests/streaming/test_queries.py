@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline_assets.steps.delta_log import Commit
 from pipeline_assets.stream_rules import Guarded
 from pipeline_assets.streaming import micro_batches, queries
 from pipeline_assets.streaming.micro_batches import BatchChecks, MicroBatches
-from pipeline_assets.streaming.queries import BatchProgress, _Watched
+from pipeline_assets.streaming.queries import BatchProgress, StreamingPipeline, _Watched
 from pipeline_assets.streaming_assets import _Report
 from pipeline_assets_tests.config_documents import EVENT_STREAM
 from pipeline_assets_tests.test_plan import planned
@@ -105,6 +106,22 @@ def test_rows_that_were_put_aside_are_counted_where_their_commit_can_not_be_look
         batch, BatchChecks(load, run.plan.steps[1], 0, results)
     )
     assert done.quarantined == 4
+
+
+def test_queries_end_at_once_when_a_lease_is_lost(run: Any) -> None:
+    class Hurry(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            raise AssertionError(f"waited {timeout} s for a batch beside the new holder's")
+
+    run.context.cancellation = SimpleNamespace(hurry=Hurry(), stop=threading.Event())
+    pipeline = StreamingPipeline(run, lambda _: False, grace_seconds=3600)
+    lost: Any = SimpleNamespace(lost="taken over by run b")
+    kept: Any = SimpleNamespace(lost=None)
+    pipeline._leases = [kept, lost]
+    others = [Query(), Query()]
+    pipeline._queries = [watched(run, query) for query in others]
+    pipeline._stop_all()
+    assert not any(query.isActive for query in others)
 
 
 def test_nothing_wrong_is_said_of_what_is_not_known(
