@@ -63,7 +63,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for classes in own.glob("*.jsa"):
         (folder / "pipeline-assets" / classes.name).symlink_to(classes)
     made = Server(folder)
-    started = made.command("start", "--conf", "spark.master=local[2]", "--conf", "spark.sql.shuffle.partitions=4")
+    conf = {
+        "spark.master": "local[2]",
+        "spark.sql.shuffle.partitions": "4",
+        # Less than half of what it is: a test waits for it.
+        "spark.connect.session.manager.defaultSessionTimeout": "20s",
+    }
+    started = made.command("start", *(word for key, value in conf.items() for word in ("--conf", f"{key}={value}")))
     assert started.returncode == 0, started.stderr
     assert f"SPARK_REMOTE={made.remote}" in started.stdout
     process = made.process()
