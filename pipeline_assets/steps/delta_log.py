@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 from pipeline_assets.steps.file_systems import Folder
 
+_LOG = "_delta_log"
 _COMMIT = re.compile(r"(\d{20})\.json")
+# Of one file, of many, or with a UUID.
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\..+")
 # Other writers may have committed since; more of them than this in so short a time are not to be expected.
 _NEWEST = 50
 
@@ -56,8 +59,12 @@ def find_transaction(table: Folder, app_id: str, number: int, after: int | None 
 
 
 def _find(table: Folder, wanted: Callable[[Sequence[dict[str, Any]]], bool], after: int | None = None) -> Commit | None:
-    for version, name in _newest(table, after):
-        actions = [json.loads(line) for line in table.below("_delta_log").read(name).splitlines() if line]
+    log = table.below(_LOG)
+    for version in _newest(log, after):
+        content = log.read_if_there(_commit_name(version))
+        if content is None:  # Delta has cleaned up, and so the older ones are gone as well
+            return None
+        actions = [json.loads(line) for line in content.splitlines() if line]
         if wanted(actions):
             added = tuple(_added_file(action["add"]) for action in actions if "add" in action)
             return Commit(version, _info(actions).get("operationMetrics", {}), added)
@@ -74,11 +81,46 @@ def _info(actions: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def newest_version(table: Folder) -> int | None:
     """Return the table's version, or None when its log can't be seen from here."""
-    return next((version for version, _ in _newest(table)), None)
+    log = table.below(_LOG)
+    newest = _last_commit(log)
+    return newest if newest is not None else max(_listed(log, _COMMIT, _CHECKPOINT), default=None)
 
 
-def _newest(table: Folder, after: int | None = None) -> Iterator[tuple[int, str]]:
-    commits = sorted(
-        (int(match[1]), name) for name in table.below("_delta_log").files_in() if (match := _COMMIT.fullmatch(name))
-    )
-    return reversed(commits[-_NEWEST:] if after is None else [found for found in commits if found[0] > after])
+def _newest(log: Folder, after: int | None) -> Iterable[int]:
+    """Return the newest commits, from the last one back; the oldest of them may be gone."""
+    newest = _last_commit(log)
+    if newest is not None:
+        return range(newest, newest - _NEWEST if after is None else after, -1)
+    commits = sorted(_listed(log, _COMMIT), reverse=True)
+    return commits[:_NEWEST] if after is None else [version for version in commits if version > after]
+
+
+def _last_commit(log: Folder) -> int | None:
+    """Return the last commit by a few looks from the last checkpoint on; None where all of ``log`` is to be listed.
+
+    A month's commits stay in the log, and it is looked at for each micro-batch. From a checkpoint on there are no gaps.
+    """
+    try:
+        last = json.loads(log.read_if_there("_last_checkpoint") or "{}")["version"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    if not isinstance(last, int) or not log.has(_commit_name(last)):
+        return None
+    step = 1
+    while log.has(_commit_name(last + step)):
+        last, step = last + step, step * 2
+    # ``last`` is there, and ``last + step`` is not.
+    while step > 1:
+        step //= 2
+        if log.has(_commit_name(last + step)):
+            last += step
+    return last
+
+
+def _listed(log: Folder, *kinds: re.Pattern[str]) -> set[int]:
+    """Return the versions of the files of these ``kinds``."""
+    return {int(match[1]) for name in log.files_in() for kind in kinds if (match := kind.fullmatch(name))}
+
+
+def _commit_name(version: int) -> str:
+    return f"{version:020}.json"

@@ -47,10 +47,6 @@ class Folder(ABC):
         """Return the names of the files right in this folder: none when there is no such folder."""
 
     @abstractmethod
-    def open(self, name: str) -> Any:
-        """Open the file called ``name`` for random access; close it, or use it as a context manager."""
-
-    @abstractmethod
     def write(self, name: str, content: bytes) -> None:
         """Put ``content`` into the file called ``name``. Readers see the old file or the new one."""
 
@@ -63,6 +59,9 @@ class Folder(ABC):
         """Delete this folder and what is in it, if there is any."""
 
     @abstractmethod
+    def _open(self, name: str) -> Any: ...
+
+    @abstractmethod
     def _make(self) -> None: ...
 
     @abstractmethod
@@ -71,10 +70,27 @@ class Folder(ABC):
     @abstractmethod
     def _delete(self, path: str) -> None: ...
 
+    def open(self, name: str) -> Any:
+        """Open the file called ``name`` for random access; close it, or use it as a context manager."""
+        with _file_errors(self.path):
+            return self._open(name)
+
     def read(self, name: str) -> bytes:
         """Return what the file called ``name`` holds."""
-        with _file_errors(self.path), self.open(name) as source:
+        with _file_errors(self.path), self._open(name) as source:
             return bytes(source.read())
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """Return what the file called ``name`` holds; None when there is no such file."""
+        with _file_errors(self.path), suppress(FileNotFoundError), self._open(name) as source:
+            return bytes(source.read())
+        return None
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file called ``name``: one request to an object store, however many files it has."""
+        with _file_errors(self.path), suppress(FileNotFoundError), self._open(name):
+            return True
+        return False
 
     def take(self, source: Folder, names: list[str]) -> None:
         """Move the files called ``names`` from ``source`` here; when one can't be moved, take all back."""
@@ -120,9 +136,8 @@ class LocalFolder(Folder):
             except FileNotFoundError:
                 return []
 
-    def open(self, name: str) -> Any:
-        with _file_errors(self.path):
-            return open(f"{self.path}/{name}", "rb")
+    def _open(self, name: str) -> Any:
+        return open(f"{self.path}/{name}", "rb")
 
     def write(self, name: str, content: bytes) -> None:
         with _file_errors(self.path):
@@ -169,9 +184,8 @@ class S3Folder(Folder):
             found = self.files.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=recursive))
         return [info for info in found if info.type == fs.FileType.File]
 
-    def open(self, name: str) -> Any:
-        with _file_errors(self.path):
-            return self.files.open_input_file(f"{self.path}/{name}")
+    def _open(self, name: str) -> Any:
+        return self.files.open_input_file(f"{self.path}/{name}")
 
     def write(self, name: str, content: bytes) -> None:
         with _file_errors(self.path), self.files.open_output_stream(f"{self.path}/{name}") as target:
