@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
 from prometheus_client.registry import Collector
@@ -19,6 +20,7 @@ from pipeline_assets.metrics.run_files import RunFilesReader
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _STEP = ("pipeline", "step")
+_STREAM = "stream"
 _PREFIX = "pipeline_assets"
 # From a view's planning to a load of hours.
 _SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
@@ -95,6 +97,8 @@ class RunMetrics:
                     self._set(self._succeeded, labels, record, record.time)
                 elif record.status == "failed":
                     self._set(self._failed, labels, record, record.time)
+                if record.step == _STREAM:
+                    self._end_stream(record, labels)
             case "check":
                 checked = (*labels, record.check or "")
                 self._checked.labels(*checked, record.status).inc()
@@ -109,6 +113,18 @@ class RunMetrics:
                 self._take_numbers(record, labels)
                 if record.kind == "progress":
                     self._set(self._progressed, labels, record, record.time)
+
+    def _end_stream(self, record: MetricsRecord, labels: tuple[str, str]) -> None:
+        """Have no series about the stream's progress any more; of one that was stopped, none about an earlier failure.
+
+        That it went well after the failure is known from its progress alone: a stream that is stopped never succeeds.
+        """
+        gauges = {self._progressed, *(self._latest[name] for name in _PROGRESS)}
+        for gauge, told in list(self._told_at):
+            if gauge in gauges and told[0] == record.pipeline:
+                self._drop(gauge, told, record)
+        if record.status == "canceled":
+            self._drop(self._failed, labels, record)
 
     def forget_progress(self) -> None:
         """Have no series about streams in progress any more: what they said last is wrong once they have ended."""
@@ -128,6 +144,12 @@ class RunMetrics:
         if record.time >= self._told_at.get((gauge, labels), 0.0):
             self._told_at[gauge, labels] = record.time
             gauge.labels(*labels).set(value)
+
+    def _drop(self, gauge: Gauge, labels: tuple[str, ...], record: MetricsRecord) -> None:
+        if record.time >= self._told_at.get((gauge, labels), 0.0):
+            self._told_at[gauge, labels] = record.time
+            with suppress(KeyError):  # some versions raise it where there is no such series
+                gauge.remove(*labels)
 
 
 class RecordedMetrics(Collector):

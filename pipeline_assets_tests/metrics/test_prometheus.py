@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from devstack.prometheus import PrometheusServer
@@ -116,6 +117,62 @@ def test_of_runs_that_overlap_the_last_word_counts(tmp_path: Path) -> None:
     assert told() == [2, 20, 1, 2, 2, 20, 20, 8]
     write("last", 30.0, 0, "succeeded")
     assert told() == [0, 30, 1, 0, 0, 30, 30, 8]
+
+
+def streams_of(metrics: RunMetrics) -> dict[str, set[str]]:
+    """Return which streams have series, by what those are about: how they go, and that they failed."""
+    samples = [found for family in metrics.registry.collect() for found in family.samples]
+    failed = "pipeline_assets_step_last_failure_timestamp_seconds"
+    return {
+        "progress": {found.labels["pipeline"] for found in samples if "_assets_stream_" in found.name},
+        "failure": {found.labels["pipeline"] for found in samples if found.name == failed},
+    }
+
+
+PROGRESS = dict.fromkeys(
+    ("lag", "input_rows_per_second", "processed_rows_per_second", "batch_duration_ms", "continuous"), 1
+)
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "canceled"])
+def test_the_progress_of_a_stream_goes_when_its_run_ends(tmp_path: Path, status: str) -> None:
+    recorded = RecordedMetrics(RunFilesReader(tmp_path))
+    for pipeline in ("clicks", "orders"):
+        for step in ("out", "letters"):
+            row = record(kind="progress", pipeline=pipeline, step=step, run_id=pipeline, time=5.0, numbers=PROGRESS)
+            RunFile(tmp_path, pipeline).append(row)
+    list(recorded.collect())
+    assert streams_of(recorded._metrics)["progress"] == {"clicks", "orders"}
+    end = record(kind="step", pipeline="clicks", step="stream", run_id="clicks", time=9.0, status=status)
+    RunFile(tmp_path, "clicks").append(end)
+    list(recorded.collect())
+    assert streams_of(recorded._metrics)["progress"] == {"orders"}
+    again = record(kind="progress", pipeline="clicks", step="out", run_id="next", time=10.0, numbers=PROGRESS)
+    RunFile(tmp_path, "next").append(again)
+    list(recorded.collect())
+    assert streams_of(recorded._metrics)["progress"] == {"clicks", "orders"}
+
+
+def test_the_end_of_a_run_takes_nothing_of_one_that_came_later() -> None:
+    metrics = RunMetrics()
+    metrics.take(record(kind="progress", pipeline="clicks", run_id="later", time=20.0, numbers=PROGRESS))
+    metrics.take(record(kind="progress", pipeline="clicks", run_id="first", time=5.0, numbers=PROGRESS))
+    metrics.take(record(kind="step", pipeline="clicks", step="stream", run_id="first", time=9.0, status="canceled"))
+    assert streams_of(metrics)["progress"] == {"clicks"}
+
+
+def test_a_stream_that_was_stopped_is_not_one_that_has_failed() -> None:
+    metrics = RunMetrics()
+    for pipeline, time, status in (
+        ("stopped", 1.0, "failed"),
+        ("stopped", 9.0, "canceled"),
+        ("failed", 9.0, "failed"),
+        ("failed", 1.0, "canceled"),
+    ):
+        metrics.take(record(kind="step", pipeline=pipeline, step="stream", time=time, status=status))
+    metrics.take(record(kind="step", pipeline="batch", step="load", time=1.0, status="failed"))
+    metrics.take(record(kind="step", pipeline="batch", step="load", time=9.0, status="canceled"))
+    assert streams_of(metrics)["failure"] == {"failed", "batch"}
 
 
 class Meeting(dict[str, int]):
