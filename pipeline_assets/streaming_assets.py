@@ -23,6 +23,7 @@ from pipeline_assets.plan import PipelinePlan, Role
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import told_to_dagster
 from pipeline_assets.steps.extract_kafka import FromKafka
+from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_checks import StreamChecks, stream_check_specs
 from pipeline_assets.streaming.checkpoint_lease import Process
 from pipeline_assets.streaming.micro_batches import BatchChecks
@@ -296,6 +297,8 @@ def _progress_metadata(progress: BatchProgress) -> dict[str, Any]:
         "processed_rows_per_second": progress.processed_rows_per_second,
         "batch_duration_ms": progress.duration_ms,
         OPERATION_TIMES: progress.operation_ms,
+        # A number, so that the metrics have it: one that has ended by itself is not missing.
+        "continuous": int(not cast(StreamingLoad, progress.load.method).takes_what_there_is),
     }
     if progress.end_offsets:
         metadata["lag"] = sum(progress.lag.values())

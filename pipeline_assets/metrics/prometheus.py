@@ -51,6 +51,7 @@ _PROGRESS = {
     "input_rows_per_second": ("stream_input_rows_per_second", "Rows that arrive, of the last micro-batch."),
     "processed_rows_per_second": ("stream_processed_rows_per_second", "Rows processed, of the last micro-batch."),
     "batch_duration_ms": ("stream_batch_duration_seconds", "How long the last micro-batch took."),
+    "continuous": ("stream_continuous", "1 where the stream goes on, 0 where it ends when it has read what there is."),
 }
 
 

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     stream = RunFile(folder, "stream")
     rates = {"input_rows_per_second": 10.0, "processed_rows_per_second": 20.0}
     for lag in (500, 20):
-        numbers = {"lag": lag, "batch_duration_ms": 1500, "batch_id": 3, **rates}
+        numbers = {"lag": lag, "batch_duration_ms": 1500, "batch_id": 3, "continuous": 1, **rates}
         stream.append(record(kind="progress", pipeline="clicks", time=7.0, numbers=numbers))
     stream.append(record(pipeline="clicks", step="events_dead_letters", numbers={"dead_letters": 2}))
     return folder

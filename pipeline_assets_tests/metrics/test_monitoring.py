@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from pipeline_assets.config import load_file
 from pipeline_assets.metrics.dagster_events import RunEvents
 from pipeline_assets.metrics.prometheus import RunMetrics
 from pipeline_assets.plan import plan_pipeline
+from pipeline_assets.streaming.queries import BatchProgress
+from pipeline_assets.streaming_assets import _progress_metadata
 from pipeline_assets_tests.config_documents import EVENT_STREAM, write_config
 from pipeline_assets_tests.integration.run_processes import wait_until
 
@@ -54,10 +57,19 @@ def test_the_step_of_a_stream_has_the_label_that_the_alerts_leave_out(tmp_path: 
     assert f'{{pipeline="clicks", step="{step}"}}' in (MONITORING / "alerts_test.yaml").read_text()
 
 
+@pytest.mark.parametrize(("trigger", "goes_on"), [("5 seconds", 1), (None, 1), ("availableNow", 0), ("once", 0)])
+def test_progress_tells_whether_a_stream_goes_on(tmp_path: Path, trigger: str | None, goes_on: int) -> None:
+    document = copy.deepcopy(EVENT_STREAM)
+    document["steps"][2]["config"] |= {"trigger": trigger}
+    (load,) = plan_pipeline(load_file(write_config(tmp_path, document), {})).stream_loads()
+    progress = BatchProgress(load, "id", 0, "2026-11-28T10:00:00Z", 1, 1.0, 1.0, 10, {}, {}, {}, None)
+    assert _progress_metadata(progress)["continuous"] == goes_on
+
+
 def test_every_alert_is_tested() -> None:
     alerts = {line.split()[-1] for line in (MONITORING / "alerts.yaml").read_text().splitlines() if "- alert:" in line}
     tests = (MONITORING / "alerts_test.yaml").read_text()
-    assert len(alerts) == 6
+    assert len(alerts) == 7
     assert {alert for alert in alerts if f"alertname: {alert}\n        exp_alerts" in tests} == alerts
 
 
