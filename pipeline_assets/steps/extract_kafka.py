@@ -448,19 +448,12 @@ class FromKafka(ExtractMethod):
         """
         known: dict[str, str] = document.get("topicIds", {})
         ids = known | read_topic_ids(self.kafka(context.connections), context.connections.secrets, list(there))
-        again = [topic for topic in known if ids[topic] != known[topic]]
+        if self.fail_on_data_loss:
+            require_same_topics(known, ids)
+        again = _made_again(known, ids)
         if again:
-            said = (
-                f"topic {', '.join(map(repr, again))} is not that of the stream's last start: it was deleted and made "
-                "again, or is on another cluster, and what the stream had not read yet is lost"
-            )
-            if self.fail_on_data_loss:
-                raise PipelineExecutionError(
-                    f"{said}. Give each load of the stream a new checkpointLocation, with startingOffsets 'earliest' "
-                    "to begin with the first record that is there; or start once with failOnDataLoss false, to go on "
-                    "at the old offsets"
-                )
-            _log.warning("%s: %s; it goes on at the old offsets, as failOnDataLoss is false", source.step, said)
+            told = "%s: %s; it goes on at the old offsets, as failOnDataLoss is false"
+            _log.warning(told, source.step, _said_of(again))
         start = document["startingOffsets"] | {topic: there[topic] for topic in again}
         return {**document, "startingOffsets": start, "topicIds": ids}
 
@@ -540,6 +533,28 @@ def kept_source(step: str, checkpoints: Sequence[Checkpoint]) -> dict[str, Any] 
     """
     documents = (found.read_document(_named(step)) for found in sorted(checkpoints, key=lambda each: not each.is_read))
     return next((document for document in documents if document is not None), None)
+
+
+def require_same_topics(known: Mapping[str, str], ids: Mapping[str, str]) -> None:
+    """Raise PipelineExecutionError when ``ids`` has another id for a topic than is ``known``."""
+    again = _made_again(known, ids)
+    if again:
+        raise PipelineExecutionError(
+            f"{_said_of(again)}. Give each load of the stream a new checkpointLocation, with startingOffsets "
+            "'earliest' to begin with the first record that is there; or start once with failOnDataLoss false, to go "
+            "on at the old offsets"
+        )
+
+
+def _made_again(known: Mapping[str, str], ids: Mapping[str, str]) -> list[str]:
+    return [topic for topic in known if ids.get(topic, known[topic]) != known[topic]]
+
+
+def _said_of(again: Sequence[str]) -> str:
+    return (
+        f"topic {', '.join(map(repr, again))} is not that of the stream's last start: it was deleted and made again, "
+        "or is on another cluster, and what the stream had not read yet is lost"
+    )
 
 
 def _keep(source: StreamSource, document: dict[str, Any]) -> None:

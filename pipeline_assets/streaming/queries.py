@@ -37,6 +37,7 @@ from pipeline_assets.streaming.commits import Commits
 from pipeline_assets.streaming.connect_batches import connect_batches
 from pipeline_assets.streaming.dead_letters import DeadLetters, dead_letters_of
 from pipeline_assets.streaming.micro_batches import BatchChecks, MicroBatches
+from pipeline_assets.streaming.topic_watch import TopicWatch
 from pipeline_assets.transience import marked, transience_of
 
 if TYPE_CHECKING:
@@ -109,10 +110,12 @@ class StreamingPipeline:
                 self._prepare()
             try:
                 self._start(held)
+                topics = TopicWatch(self.run)
                 while not self._cancellation.stop.is_set() and any(query.is_active for query in self._queries):
                     yield from self._news()
                     yield from self._until_failure()
                     self._check_leases()
+                    topics.look()
                     self._cancellation.stop.wait(poll_seconds)
                     poll_seconds = min(_POLL_SECONDS, poll_seconds * _POLL_GROWTH)
             finally:

@@ -15,9 +15,10 @@ import pytest
 from py4j.protocol import Py4JJavaError
 
 from devstack.kafka import KafkaBroker, KafkaServer
+from pipeline_assets.streaming import topic_watch
 from pipeline_assets_tests.integration.delta_tables import count_rows, delta_files, rows_of
 from pipeline_assets_tests.integration.location import Location, failure_text
-from pipeline_assets_tests.integration.run_processes import Start, wait_until
+from pipeline_assets_tests.integration.run_processes import LIMIT, Start, wait_until
 from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
 
@@ -215,6 +216,30 @@ def test_a_topic_that_was_made_again(location: Location, topic: Topic, count: in
     result = location.run("stream", fail=True)
     assert "failOnDataLoss" in failure_text(result)
     assert ids(location) == Counter(range(100))
+
+
+def test_a_topic_that_is_made_again_while_the_stream_runs(
+    location: Location, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two micro-batches: the next one would read on at the old offsets, which the new topic has as well."""
+    monkeypatch.setattr(topic_watch, "_EVERY_SECONDS", 0.0)
+    ended = threading.Event()
+
+    def make_again() -> None:
+        wait_until(lambda: written(location) == 100)
+        topic.delete()
+        topic.make().send(events(100, 150))
+        if not ended.wait(LIMIT):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    location.write(stream(from_kafka(topic, schema=SCHEMA), to_delta(trigger="12 hours")))
+    topic.send(events(0, 100))
+    threading.Thread(target=make_again, daemon=True).start()
+    result = location.run("stream", fail=True)
+    ended.set()
+    assert "failOnDataLoss" in failure_text(result)
+    assert ids(location) == Counter(range(100))
+    assert "failOnDataLoss" in failure_text(location.run("stream", fail=True)), "the next start says so as well"
 
 
 def test_a_checkpoint_that_cannot_be_written(location: Location, topic: Topic) -> None:
