@@ -11,11 +11,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
+from devstack.s3 import S3Server
+from pipeline_assets.connections import Connections, parse_connections
 from pipeline_assets.errors import RetryableError
 from pipeline_assets.steps import delta_table
 from pipeline_assets.steps.delta_log import find_transaction, newest_version
 from pipeline_assets.steps.delta_table import DeltaWrite
-from pipeline_assets.steps.file_systems import Folder, LocalFolder, S3Folder
+from pipeline_assets.steps.file_systems import Folder, LocalFolder, S3Folder, open_folder
 
 
 class Requests:
@@ -118,6 +120,27 @@ def test_a_checkpoint_counts_whose_commit_has_been_cleaned_up(log: Log, name: st
     log.add("00000000000000000001.00000000000000000009.compacted.json")
     log.add("00000000000000000009.crc")
     assert (log.version(), log.found(7)) == (7, None)
+
+
+def test_a_log_on_s3(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_S3_KEY", s3.access_key_id)
+    monkeypatch.setenv("TEST_S3_SECRET", s3.secret_access_key)
+    keys = {"accessKeyId": "env:TEST_S3_KEY", "secretAccessKey": "env:TEST_S3_SECRET"}
+    entry = {"endpoint": s3.endpoint, "region": s3.region, **keys}
+    connections = Connections(parse_connections({"s3": {"default": entry}}))
+    table = open_folder("s3a://data/delta-log/table", "default", connections)
+    assert newest_version(table) is None
+    log = table.below("_delta_log")
+    for version in range(2, 6):
+        action = {"txn": {"appId": "stream", "version": version}}
+        log.write(f"{version:020}.json", json.dumps(action).encode())
+    for content in ("", '{"version": 3}', '{"version": 9}'):
+        log.write("_last_checkpoint", content.encode())
+        assert newest_version(table) == 5
+        commit = find_transaction(table, "stream", 2)
+        assert commit is not None
+        assert commit.version == 2
+        assert find_transaction(table, "stream", 1) is None
 
 
 def test_a_folder_that_is_no_table(tmp_path: Path) -> None:
