@@ -289,7 +289,6 @@ def test_spark_does_not_see_the_lease(checkpoint: Checkpoint) -> None:
 
 
 def test_on_an_object_store(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_lease, "_SETTLE_SECONDS", 0.3)
     monkeypatch.setenv("TEST_S3_KEY", s3.access_key_id)
     monkeypatch.setenv("TEST_S3_SECRET", s3.secret_access_key)
     entry = {
@@ -300,7 +299,7 @@ def test_on_an_object_store(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> No
     }
     connections = Connections(parse_connections({"s3": {"default": entry}}))
     checkpoint = Checkpoint.at("s3a://data/checkpoints/lease", "default", connections)
-    for _ in range(5):
+    for _ in range(3):
         barrier = threading.Barrier(2)
         held: list[CheckpointLease] = []
 
