@@ -139,24 +139,25 @@ class _Keeping:
             self._groups[step.index] = self._is_grouped(step)
         self._runs: dict[int, float] = {}
         self._passes: dict[int, float] = {}
+        self._own_chance = {step.index: _chance_part(step.method) for step in plan.steps}
 
     def decide(self) -> dict[int, Kept]:
         """Return what is to be kept."""
         kept: set[int] = set()
-        costs = self._costs(kept)
+        costs, chances = self._costs(kept), self._chances(kept)
         # The last steps first: what is kept there is not read again before.
         for step in reversed(self._steps):
             self._passes[step.index] = sum(self._times(step, reader) for reader in self._readers[step.index])
-            if self._is_worth_it(step, costs[step.index]):
+            if self._is_worth_it(step, costs[step.index], chances[step.index]):
                 kept.add(step.index)
             self._runs[step.index] = self._run(step, step.index in kept)
         # What is made of something kept may have become cheap.
         for index in sorted(kept):
-            cost = self._costs(kept)[index]
-            if not self._is_worth_it(self._steps[index], cost):
+            cost, chance = self._costs(kept)[index], self._chances(kept)[index]
+            if not self._is_worth_it(self._steps[index], cost, chance):
                 kept.discard(index)
-        costs = self._costs(kept)
-        return {index: self._described(index, costs[index]) for index in sorted(kept)}
+        costs, chances = self._costs(kept), self._chances(kept)
+        return {index: self._described(index, costs[index], chances[index]) for index in sorted(kept)}
 
     def _costs(self, kept: Collection[int]) -> dict[int, float]:
         """Return what it costs to compute each DataFrame once more, when the ``kept`` are there."""
@@ -171,18 +172,41 @@ class _Keeping:
                 read[index] = _COLUMNAR if step.role is Role.TABLE else own[index]
         return own
 
-    def _is_worth_it(self, step: PlannedStep, cost: float) -> bool:
+    def _chances(self, kept: Collection[int]) -> dict[int, str | None]:
+        """Return, of each DataFrame, a part that gives other values each time it is computed; of the ``kept``, once."""
+        found: dict[int, str | None] = {}
+        handed_on: dict[int, str | None] = {}
+        for step in self._steps:
+            index = step.index
+            inherited = (handed_on[source] for source in step.inputs)
+            found[index] = self._own_chance[index] or next(filter(None, inherited), None)
+            once = index in kept or index in self.kept_by_config or step.quarantine or step.role is Role.TABLE
+            handed_on[index] = None if once else found[index]
+        return found
+
+    def _is_worth_it(self, step: PlannedStep, cost: float, chance: str | None) -> bool:
         index = step.index
         if step.role is not Role.VIEW or step.quarantine or index in self.same or index in self.kept_by_config:
             return False
         readers = self._readers[index]
         if len(readers) == 1 and _passes(readers[0].method) == 1:
             return False  # where its one reader is read twice, that one is the one to keep
-        if _chance_part(step.method) is not None and len(self._movers(index)) > 1:
+        if chance is not None and self._is_read_again(index):
             return True
         passes = self._passes[index]
         keep = _KEEPING_GROUPS if self._groups[index] else _KEEPING
         return (passes - 1) * cost > keep + passes * _KEPT
+
+    def _is_read_again(self, index: int) -> bool:
+        """Whether the rows of a DataFrame that divides here are taken more than once in a run."""
+        taking = [step for step in self._readers[index] if self._takes_rows(step)]
+        return len(taking) > 1 or any(_passes(step.method) > 1 for step in taking)
+
+    def _takes_rows(self, step: PlannedStep) -> bool:
+        """Whether rows go through ``step`` in the run."""
+        if step.role is Role.VIEW and step.quarantine is None:
+            return bool(self._movers(step.index))
+        return step.index in self._selected and not isinstance(step.method, CacheControlMethod)
 
     def _times(self, step: PlannedStep, reader: PlannedStep) -> float:
         """Return how many passes over the rows of ``step`` one reader stands for."""
@@ -214,11 +238,10 @@ class _Keeping:
         narrow = self._own_costs[step.index] == _NARROW and bool(step.inputs)
         return narrow and all(self._groups[source] for source in step.inputs)
 
-    def _described(self, index: int, cost: float) -> Kept:
+    def _described(self, index: int, cost: float, chance: str | None) -> Kept:
         *names, last = dict.fromkeys(reader.name for reader in self._readers[index])
         taking = f"{', '.join(names)} and {last} take it" if names else f"{last} takes it again and again"
         movers = frozenset(self._movers(index))
-        chance = _chance_part(self._steps[index].method)
         why = (
             f"{chance} would give each other values"
             if chance is not None

@@ -72,6 +72,11 @@ def test_what_chance_makes_is_made_once(tmp_path: Path) -> None:
     assert kept(tmp_path, *made("concat('x', uuid())"), *loads) == {"keyed": {"a", "b"}}
     assert kept(tmp_path, *made("concat('x', uuid())"), load("a", "keyed")) == {}
     assert kept(tmp_path, *made("current_timestamp()"), *loads) == {}
+    chain = [transform("filterRows", registerAs="some", condition="x > 1"), load("a", "some"), load("b", "some")]
+    assert kept(tmp_path, *made("uuid()"), *chain) == {"some": {"a", "b"}}
+    itself = transform("joinDataFrames", registerAs="pairs", inputDataFrames=["keyed", "some"], keys=["key"])
+    assert kept(tmp_path, *made("uuid()"), chain[0], itself, load("a", "pairs")) == {"keyed": {"a"}}
+    assert kept(tmp_path, *made("uuid()"), *chain, load("c", "keyed")) == {"keyed": {"a", "b", "c"}}
     plan = planned(tmp_path, *made("uuid()"), *loads)
     told = optimize(plan).told(plan, plan.steps[1])
     assert told == (
