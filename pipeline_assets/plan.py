@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from graphlib import CycleError, TopologicalSorter
 from typing import TypeVar, cast
 
 from pipeline_assets.config import InvalidPipelineError, Pipeline, sorted_issues
@@ -269,7 +270,10 @@ class _Planner:
                     is_stream=streams[index],
                 )
             )
-        return PipelinePlan(self.pipeline, tuple(steps))
+        plan = PipelinePlan(self.pipeline, tuple(steps))
+        if not self.is_streaming:
+            self._refuse_writes_in_a_circle(plan)
+        return plan
 
     def _step_names(self) -> list[str]:
         """Name every step; names that the user chose must differ, those made from the method get a number."""
@@ -399,6 +403,33 @@ class _Planner:
                         f"DataFrame {name!r} would wait for this check, and this check for {name!r}: use onFailure "
                         "'warn', or compare in a pipeline of its own",
                     )
+
+    def _refuse_writes_in_a_circle(self, plan: PipelinePlan) -> None:
+        """Refuse a check that would wait for itself by way of what is written: see ``before_write``."""
+        stopping: dict[int, list[int]] = {}
+        for step in plan.steps:
+            if step.role is Role.CHECK and cast(ValidateMethod, step.method).reaction == "fail":
+                stopping.setdefault(step.inputs[0], []).append(step.index)
+        waits: dict[int, set[int]] = {}
+        for step in plan.steps if stopping else ():
+            is_check = step.role is Role.CHECK
+            others = (*plan.before_write(step), *plan.writers_before(step), *(plan.steps[i] for i in step.after))
+            # Nothing waits for a check but for what it checks, nor a check for more than it takes.
+            before = {*step.inputs, *(each.index for each in others if not is_check and each.role is not Role.CHECK)}
+            checked = step.inputs[:1] if is_check else ()
+            checks = {check for source in before.difference(checked) for check in stopping.get(source, ())}
+            waits[step.index] = before | checks
+        try:
+            TopologicalSorter(waits).prepare()
+        except CycleError as error:
+            circle = [plan.steps[index] for index in error.args[1]]
+            check = next(step for step in circle if step.role is Role.CHECK)
+            self._issue(
+                ("steps", check.index),
+                f"this check would wait for itself ({' <- '.join(step.name for step in reversed(circle))}): use "
+                "onFailure 'warn', or compare in a pipeline of its own",
+            )
+            raise ConfigurationError.from_issues(self.issues) from None
 
     def _waited_for(self, index: int, stopping: Mapping[int, Sequence[int]]) -> set[int]:
         """Return the steps that come before something that takes the DataFrame of step ``index``."""

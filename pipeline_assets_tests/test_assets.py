@@ -145,6 +145,26 @@ def test_a_source_is_written_when_all_before_have_read_it(tmp_path: Path) -> Non
     assert parents("other") == {"current"}
 
 
+def test_a_check_that_waits_for_itself_by_what_is_written_is_refused(tmp_path: Path) -> None:
+    """`a` is archived before its table is written; that waits for the check, and the check for what is read then."""
+
+    def extract(name: str) -> dict[str, Any]:
+        return {"type": "extract", "method": "fromPostgres", "config": {"table": "t", "registerAs": name}}
+
+    def load(source: str, table: str) -> dict[str, Any]:
+        config = {"inputDataFrame": source, "table": table, "mode": "overwrite"}
+        return {"type": "load", "method": "toPostgres", "name": f"to_{table}", "config": config}
+
+    compared: dict[str, Any] = {"inputDataFrame": "a", "columns": ["id"], "references": "b"}
+    check = {"type": "validate", "method": "referential", "name": "check", "config": compared}
+    steps = [extract("a"), load("a", "x"), extract_file("c", "/c.csv"), load("c", "t"), extract("b"), check]
+    defs = definitions(tmp_path, CUSTOMER_360, batch("circle", *steps))
+    assert "would wait for itself" in node(defs, "broken_configs", "circle").description
+    assert defs.resolve_job_def("customer_360")
+    compared["onFailure"] = "warn"
+    assert definitions(tmp_path, batch("circle", *steps)).resolve_job_def("circle")
+
+
 def test_lineage_crosses_pipelines(tmp_path: Path) -> None:
     delta = {"type": "load", "method": "toDeltaLake", "config": {"path": "/lake/b"}}
     writer = batch("writer", extract_file("rows", "/in.csv"), delta)
