@@ -237,8 +237,9 @@ class _Move:
 
         The staging table is dropped in it, too: by that one can tell whether it was committed.
         """
-        # Another run that replaces the same rows, or makes the table, at the same time would not see these.
-        database.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (self.target.sql,))
+        # Each statement is to see what others have committed before it, whatever the server's default.
+        database.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        self._wait_for_others(database)
         # No task of Spark's that was given up may add rows once they have been counted.
         database.execute(f"LOCK TABLE {self.staging.sql}")
         self._check_staging(database, expected)
@@ -256,6 +257,16 @@ class _Move:
         written = self._checked(database, self._insert(there)).rowcount
         database.execute(f"DROP TABLE {self.staging.sql}")
         return written
+
+    def _wait_for_others(self, database: psycopg.Connection[Any]) -> None:
+        """Wait until no other run makes the table or replaces the same rows: one would not see the other's."""
+        locks = []
+        if not self.target.exists(database):
+            locks.append(self.target.sql)
+        if self.step.mode != "upsert" and (self.context.partition is not None or self.step.mode == "overwrite"):
+            locks.append(f"{self.target.sql} {self.context.partition.key if self.context.partition else ''}")
+        for name in locks:
+            database.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline-assets'), hashtext(%s))", (name,))
 
     def _checked_columns(self, database: psycopg.Connection[Any]) -> dict[str, str] | None:
         """Return the same as ``_target_columns``. Raises ConfigurationError when the rows do not fit what is there."""
