@@ -141,7 +141,8 @@ class FilesExtract(ExtractMethod):
 
 def _named_by_spark(columns: Sequence[str]) -> bool:
     """Whether Spark may have found a name itself, with the column's place in it: of an empty or a repeated header."""
-    stems = [name.removesuffix(str(place)) for place, name in enumerate(columns) if name.endswith(str(place))]
+    ends = [(name.casefold(), str(place)) for place, name in enumerate(columns)]
+    stems = [name.removesuffix(place) for name, place in ends if name.endswith(place)]
     return "_c" in stems or len(set(stems)) < len(stems)
 
 

@@ -144,7 +144,7 @@ def test_headers_that_differ(any_spark: SparkSession, context: StepContext, tmp_
         found.collect()
 
 
-@pytest.mark.parametrize("header", ["id,,name", "id,id,name"])
+@pytest.mark.parametrize("header", ["id,,name", "id,id,name", "id,ID,name"])
 def test_headers_that_spark_completes(header: str, context: StepContext, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(f"{header}\n1,2,a\n")
     assert rows_of(FromFile(path=f"{tmp_path}/rows.csv").extract(context)) == [(1, 2, "a")]
