@@ -99,7 +99,7 @@ class ConnectServer:
             with log.open("wb") as output, archived_classes(jars), java_options(options):
                 process = psutil.Popen(
                     [_spark_submit(), "--properties-file", str(properties), str(_DRIVER)],
-                    env={**os.environ, "PYSPARK_DRIVER_PYTHON": sys.executable, **workers},
+                    env={**os.environ, **workers},
                     stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
             record = ServerRecord(self._host, self._port, process.pid, process.create_time(), str(log))
@@ -129,6 +129,8 @@ class ConnectServer:
             "spark.scheduler.allocation.file": pools.as_uri(),
             **_SESSIONS,
             **spark_conf,
+            # Of the driver beside the server, which needs this package; the others are of the workers.
+            "spark.pyspark.driver.python": sys.executable,
             "spark.connect.grpc.binding.address": self._host,
             "spark.connect.grpc.binding.port": str(self._port),
         }

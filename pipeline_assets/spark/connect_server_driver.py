@@ -60,7 +60,6 @@ class ServerCaches:
 def main() -> None:
     """Serve until Java ends, or the server in it."""
     from py4j.java_gateway import GatewayParameters, JavaGateway
-    from py4j.protocol import Py4JError
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     # By itself, as PySpark's start of it loads NumPy, for 100 MB.
@@ -68,16 +67,19 @@ def main() -> None:
     gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token))
     server = threading.Thread(target=_serve, args=(gateway,), daemon=True)
     server.start()
-    caches = ServerCaches(gateway)
+    caches, is_failing = ServerCaches(gateway), False
     while True:
         server.join(_SECONDS_BETWEEN_LOOKS)
         if not server.is_alive():
             return
         try:
             caches.let_go_of_ended_runs()
-        except Py4JError as error:
-            # The runs that go on matter more.
-            _log.warning("what ended runs have cached was not let go of: %s", error)
+        except Exception as error:  # noqa: BLE001  (the server ends with this process, and the runs on it)
+            if not is_failing:
+                _log.warning("what runs that were killed have cached can't be let go of: %s", error)
+            is_failing = True
+        else:
+            is_failing = False
 
 
 def _serve(gateway: JavaGateway) -> None:
