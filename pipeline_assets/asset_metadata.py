@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import dagster as dg
 
 from pipeline_assets.checked_rows import checked_and_references
-from pipeline_assets.errors import PipelineError
+from pipeline_assets.errors import ConfigurationError, PipelineError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.plan import PlannedStep
@@ -125,6 +125,8 @@ def column_origins(
             return {column: [dg.TableColumnDep(upstream[index], column)] for column in frame.columns}
 
     with _context_of_stubs(run, step, inputs) as context:
+        if context is None:
+            return {}
 
         def apply(stubs: Mapping[str, "DataFrame"]) -> "DataFrame":
             if isinstance(method, LoadMethod):
@@ -138,14 +140,25 @@ def column_origins(
 
 
 @contextmanager
-def _context_of_stubs(run: PipelineRun, step: PlannedStep, inputs: Mapping[int, "DataFrame"]) -> Iterator[StepContext]:
-    """Give the context in which ``step`` is applied to empty stand-ins, which a query registers as its inputs."""
+def _context_of_stubs(
+    run: PipelineRun, step: PlannedStep, inputs: Mapping[int, "DataFrame"]
+) -> Iterator[StepContext | None]:
+    """Give the context in which ``step`` is applied to empty stand-ins, which a query registers as its inputs.
+
+    None where there is none that other processes do not look into.
+    """
     if not isinstance(step.method, Sql):
         yield run.context
     elif run.shares_session:
         # Another process may be reading one of the views by its name.
-        with cloned_session(run.context.spark) as apart:
-            yield replace(run.context, spark=apart)
+        with ExitStack() as opened:
+            try:
+                apart = opened.enter_context(cloned_session(run.context.spark))
+            except ConfigurationError as error:
+                _log.info("%s: no column lineage: %s", run.plan.location(step), error)
+                yield None
+            else:
+                yield replace(run.context, spark=apart)
     else:
         try:
             yield run.context
