@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 from pipeline_assets.connections import KafkaConnection
 from pipeline_assets.errors import PipelineError
@@ -16,18 +17,24 @@ from pipeline_assets.steps.kafka_offsets import read_topic_ids
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_log = logging.getLogger(__name__)
 _EVERY_SECONDS = 60.0
 # Whoever watches the queries waits meanwhile.
 _TIMEOUT_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Source:
-    """A Kafka source: its connection with the secrets in it, and the ids of its topics when the stream began."""
+    """A Kafka source, and the ids of its topics when the stream began.
+
+    ``connection`` has the secrets in it, as each look would be one more access to them, in the audit and in the run's
+    events; None: it is to be made. ``is_failing``: the last look was in vain.
+    """
 
     step: PlannedStep
-    connection: KafkaConnection
     topic_ids: Mapping[str, str]
+    connection: KafkaConnection | None = field(default=None, repr=False)
+    is_failing: bool = False
 
 
 class TopicWatch:
@@ -39,7 +46,7 @@ class TopicWatch:
         self._next_look = time.monotonic() + _EVERY_SECONDS
 
     def _found(self) -> Iterator[_Source]:
-        plan, connections = self._run.plan, self._run.context.connections
+        plan = self._run.plan
         for step in plan.steps:
             if not step.is_stream or not isinstance(step.method, FromKafka) or not step.method.fail_on_data_loss:
                 continue
@@ -47,10 +54,16 @@ class TopicWatch:
             with self._run.scope.errors_of(step):
                 kept = kept_source(step.name, [self._run.checkpoint(load) for load in loads]) or {}
                 if kept.get("topicIds"):
-                    connection = step.method.kafka(connections)
-                    # Once: each look would be one more access to the secrets, in the audit and in the run's events.
-                    options = connections.secrets.resolve(connection.options)
-                    yield _Source(step, connection.model_copy(update={"options": options}), kept["topicIds"])
+                    yield _Source(step, kept["topicIds"])
+
+    def _ids_now(self, source: _Source) -> Mapping[str, str]:
+        connections = self._run.context.connections
+        if source.connection is None:
+            connection = cast(FromKafka, source.step.method).kafka(connections)
+            options = connections.secrets.resolve(connection.options)
+            source.connection = connection.model_copy(update={"options": options})
+        topics = list(source.topic_ids)
+        return read_topic_ids(source.connection, connections.secrets, topics, timeout=_TIMEOUT_SECONDS)
 
     def look(self) -> None:
         """Raise PipelineExecutionError for a topic that was made again. Asks the brokers once in a while only."""
@@ -58,11 +71,16 @@ class TopicWatch:
             return
         for source in self._sources:
             try:
-                topics = list(source.topic_ids)
-                secrets = self._run.context.connections.secrets
-                ids = read_topic_ids(source.connection, secrets, topics, timeout=_TIMEOUT_SECONDS)
-            except PipelineError:  # of brokers that do not answer, and of a topic that is not there, Spark tells
+                ids = self._ids_now(source)
+            except PipelineError as error:
+                # Where it can't go on, Spark tells. The secrets may have been replaced.
+                source.connection = None
+                if not source.is_failing:
+                    told = "%s: whether a topic was deleted and made again can't be told for now: %s"
+                    _log.warning(told, self._run.plan.location(source.step), error)
+                source.is_failing = True
                 continue
+            source.is_failing = False
             with self._run.scope.errors_of(source.step):
                 require_same_topics(source.topic_ids, ids)
         self._next_look = time.monotonic() + _EVERY_SECONDS

@@ -80,7 +80,6 @@ def test_a_topic_that_is_made_again_while_the_stream_runs(
     watch_of: Callable[..., TopicWatch], brokers: Brokers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = watch_of({"topicIds": {"events": "first"}})
-    monkeypatch.delenv("TEST_KEY_PASSWORD")
     watch.look()
     brokers.now += 59
     watch.look()
@@ -89,6 +88,7 @@ def test_a_topic_that_is_made_again_while_the_stream_runs(
         brokers.now += 61
         watch.look()
         watch.look()
+        monkeypatch.delenv("TEST_KEY_PASSWORD", raising=False)
     assert brokers.asked == [("a-password", "events")] * 2
     brokers.ids = {"events": "second"}
     watch.look()
@@ -101,14 +101,22 @@ def test_a_topic_that_is_made_again_while_the_stream_runs(
 
 @pytest.mark.parametrize("ids", [None, {}], ids=["no answer", "no ids"])
 def test_brokers_that_do_not_tell_are_no_error(
-    watch_of: Callable[..., TopicWatch], brokers: Brokers, ids: dict[str, str] | None
+    watch_of: Callable[..., TopicWatch],
+    brokers: Brokers,
+    ids: dict[str, str] | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     watch = watch_of({"topicIds": {"events": "first"}})
     brokers.ids = ids
-    for _ in range(2):
+    for password in ("a-password", "a-new-one"):
+        monkeypatch.setenv("TEST_KEY_PASSWORD", password)
         brokers.now += 61
         watch.look()
-    assert len(brokers.asked) == 2
+    used = "a-password" if ids is not None else "a-new-one"
+    assert brokers.asked == [("a-password", "events"), (used, "events")]
+    told = [record.message for record in caplog.records if "can't be told for now" in record.message]
+    assert len(told) == (ids is None)
 
 
 @pytest.mark.parametrize(
