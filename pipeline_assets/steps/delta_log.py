@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from pipeline_assets.errors import PipelineError
 from pipeline_assets.steps.file_systems import Folder
 
 _LOG = "_delta_log"
@@ -100,6 +101,14 @@ def _last_commit(log: Folder) -> int | None:
 
     A month's commits stay in the log, and it is looked at for each micro-batch. From a checkpoint on there are no gaps.
     """
+    try:
+        return _probed(log)
+    except PipelineError:
+        # S3 refuses to say that a file is not there to who may list parts of the bucket only.
+        return None
+
+
+def _probed(log: Folder) -> int | None:
     try:
         last = json.loads(log.read_if_there("_last_checkpoint") or "{}")["version"]
     except (ValueError, LookupError, TypeError):

@@ -163,7 +163,28 @@ def test_after_a_commit_spark_is_asked_for_a_log_that_cannot_be_read(
     def refuse(_: Any) -> list[Any]:
         raise error
 
-    folder = S3Folder("bucket/table", SimpleNamespace(open_input_file=refuse))
+    folder = S3Folder("bucket/table", SimpleNamespace(open_input_file=refuse, get_file_info=refuse))
     told = DeltaWrite(rows=2, version=7, files=1)
     monkeypatch.setattr(delta_table, "_find_write_by_spark", lambda spark, path, mark: told)
     assert delta_table._written(cast(Any, None), "/data/table", "mark", folder) is told
+
+
+def test_a_log_of_which_only_what_is_there_may_be_looked_at_is_listed(tmp_path: Path) -> None:
+    """S3 refuses to say of a file that it is not there to who may list parts of the bucket only."""
+
+    class Scoped(LocalFolder):
+        def _open(self, name: str) -> Any:
+            try:
+                return super()._open(name)
+            except FileNotFoundError:
+                raise OSError("AWS Error ACCESS_DENIED") from None
+
+        def below(self, name: str) -> Scoped:
+            return Scoped(f"{self.path}/{name}")
+
+    log = tmp_path / "_delta_log"
+    log.mkdir()
+    for version in range(3):
+        (log / f"{version:020}.json").write_text("{}")
+    (log / "_last_checkpoint").write_text('{"version": 1}')
+    assert newest_version(Scoped(str(tmp_path))) == 2
