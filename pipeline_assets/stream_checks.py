@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
 from pipeline_assets.asset_metadata import Metadata
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
-from pipeline_assets.streaming.micro_batches import BatchChecks
 from pipeline_assets.validation_assets import check_results, check_specs, quarantine_key
+
+if TYPE_CHECKING:
+    from pipeline_assets.streaming.micro_batches import BatchChecks
 
 _REPORT_SECONDS = 5.0
 
@@ -50,7 +52,7 @@ class StreamChecks:
         self._told_at: dict[int, float] = {}
         self._failed_since: dict[int, dict[str, int]] = {}
 
-    def take(self, news: BatchChecks) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    def take(self, news: "BatchChecks") -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
         """Add the checks of a micro-batch; tell of them when some time has passed, or at once before the run fails."""
         index = news.step.index
         sums = self._sums.setdefault(index, {})

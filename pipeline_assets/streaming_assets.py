@@ -3,8 +3,8 @@
 # No postponed annotations here: Dagster inspects those of the functions that it turns into assets.
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
@@ -26,9 +26,11 @@ from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_checks import StreamChecks, stream_check_specs
 from pipeline_assets.streaming.checkpoint_lease import Process
-from pipeline_assets.streaming.micro_batches import BatchChecks
-from pipeline_assets.streaming.queries import BatchProgress, StreamingPipeline
 from pipeline_assets.validation_assets import quarantine_key, quarantine_properties, set_aside_properties
+
+if TYPE_CHECKING:
+    from pipeline_assets.streaming.micro_batches import BatchChecks
+    from pipeline_assets.streaming.queries import BatchProgress
 
 HOST_TAG = "pipeline_assets/host"
 PID_TAG = "pipeline_assets/pid"
@@ -93,6 +95,9 @@ def streaming_asset(
         ):
             with spark.cancellation.guard():
                 run: PipelineRun = spark.pipeline_run(plan, context.run.run_id)
+            # Here, as a batch needs none of it.
+            from pipeline_assets.streaming.queries import StreamingPipeline
+
             pipeline = StreamingPipeline(run, lambda run_id: _is_finished(instance, run_id), spark.stream_grace_seconds)
             report = _Report(run, keys, sources, letters, names)
             watching = pipeline.watch()
@@ -175,7 +180,7 @@ class _Interval:
     rows: int = 0
     is_complete: bool = True  # whether ``rows`` are all of them
     dead_letters: dict[str, int] = field(default_factory=dict)
-    last: BatchProgress | None = None
+    last: "BatchProgress | None" = None
     reported_at: float = 0.0
 
 
@@ -201,10 +206,12 @@ class _Report:
         self.dead_letters: dict[str, int] = {}
         self.checks = StreamChecks(run.plan, keys, self._columns)
 
-    def take(self, progress: BatchProgress | BatchChecks) -> Iterator[Event]:
+    def take(self, progress: "BatchProgress | BatchChecks") -> Iterator[Event]:
         if not self._views_told:
             self._views_told = True
             yield from self._views()
+        from pipeline_assets.streaming.micro_batches import BatchChecks
+
         if isinstance(progress, BatchChecks):
             yield from self.checks.take(progress)
             return
@@ -280,8 +287,8 @@ class _Report:
         self._intervals[progress.load.index] = _Interval(reported_at=time.monotonic())
 
 
-def _with_commit(progress: BatchProgress, earlier: BatchProgress) -> BatchProgress:
-    return BatchProgress(**{**progress.__dict__, "written": earlier.written})
+def _with_commit(progress: "BatchProgress", earlier: "BatchProgress") -> "BatchProgress":
+    return replace(progress, written=earlier.written)
 
 
 def _rows(metrics: Mapping[str, str]) -> int:
@@ -289,7 +296,7 @@ def _rows(metrics: Mapping[str, str]) -> int:
     return sum(int(metrics.get(name, 0)) for name in names)
 
 
-def _progress_metadata(progress: BatchProgress) -> dict[str, Any]:
+def _progress_metadata(progress: "BatchProgress") -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "batch_id": progress.batch_id,
         "input_rows": progress.input_rows,

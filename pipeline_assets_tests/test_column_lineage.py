@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import dagster as dg
 import pytest
@@ -14,6 +14,7 @@ from pipeline_assets import asset_metadata
 from pipeline_assets.asset_metadata import ColumnOrigins, column_origins, quarantine_origins
 from pipeline_assets.assets import dataset_key
 from pipeline_assets.connections import Connections
+from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.partitions import PartitionSlice
 from pipeline_assets.settings import Settings
@@ -349,3 +350,11 @@ def test_views_that_other_processes_of_a_run_read_stay_as_they_are(
     assert texts(column_origins(run, step, found, inputs, {0: dg.AssetKey(["p", "orders"])})) == {"id": "orders.id"}
     assert during == [3]
     assert found.count() == 3
+    monkeypatch.setattr(asset_metadata, "cloned_session", _refuses)
+    assert column_origins(run, step, found, inputs, {0: dg.AssetKey(["p", "orders"])}) == {}
+    assert during == [3]
+
+
+def _refuses(_: SparkSession) -> NoReturn:
+    """Stands for a server that is older than Spark 4.1."""
+    raise ConfigurationError("this Spark Connect server can't clone a session")
