@@ -394,9 +394,7 @@ class _PipelineFactory:
         }
 
     def _deps(self, step: PlannedStep) -> list[Any]:
-        earlier = {*step.after, *(other.index for other in self.plan.before_write(step))} - {*step.inputs}
-        after = [self._key(index) for index in sorted(earlier) if self.plan.steps[index].role is not Role.CHECK]
-        return [*after, *self._source_deps(step)]
+        return [*(self._key(other.index) for other in self.plan.waits_for(step)), *self._source_deps(step)]
 
     def _source_assets(self, step: PlannedStep) -> dict[Dataset, tuple[dg.AssetKey, ...]]:
         """Return, for each source of ``step``, the assets that write it, or else its external asset."""

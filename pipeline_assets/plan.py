@@ -145,17 +145,20 @@ class PipelinePlan:
         """Whether a step of the pipeline, before or after ``step``, writes what that reads from outside."""
         return any(self._writes(other, step.method.sources()) for other in self.steps)
 
-    def before_write(self, step: PlannedStep) -> tuple[PlannedStep, ...]:
-        """Return the earlier steps that write what ``step`` writes, or a part of it, or move rows that come from it.
+    def waits_for(self, step: PlannedStep) -> tuple[PlannedStep, ...]:
+        """Return the steps that must have run before ``step``, without its taking their data.
 
-        The rows of a view are read when they are moved.
+        They are those ``after`` which it comes, and those that write what it writes, or a part of it, or move rows that
+        come from it: the rows of a view are read when they are moved. Nothing waits so for a check.
         """
+        found = {*step.after, *self._before_write(step)}.difference(step.inputs)
+        return tuple(self.steps[index] for index in sorted(found) if self.steps[index].role is not Role.CHECK)
+
+    def _before_write(self, step: PlannedStep) -> Iterator[int]:
         written = [dataset for _, dataset in self.written_by(step)]
-        return tuple(
-            earlier
-            for earlier in (self.steps[: step.index] if written else ())
-            if self._writes(earlier, written) or (earlier.moves_rows and self._reads(earlier, written))
-        )
+        for earlier in self.steps[: step.index] if written else ():
+            if self._writes(earlier, written) or (earlier.moves_rows and self._reads(earlier, written)):
+                yield earlier.index
 
     def _reads(self, step: PlannedStep, datasets: Sequence[Dataset]) -> bool:
         sources = [source for each in (step, *self.upstream_of(step)) for source in each.method.sources()]
@@ -405,7 +408,7 @@ class _Planner:
                     )
 
     def _refuse_writes_in_a_circle(self, plan: PipelinePlan) -> None:
-        """Refuse a check that would wait for itself by way of what is written: see ``before_write``."""
+        """Refuse a check that would wait for itself by way of what is written: see ``waits_for``."""
         stopping: dict[int, list[int]] = {}
         for step in plan.steps:
             if step.role is Role.CHECK and cast(ValidateMethod, step.method).reaction == "fail":
@@ -413,9 +416,9 @@ class _Planner:
         waits: dict[int, set[int]] = {}
         for step in plan.steps if stopping else ():
             is_check = step.role is Role.CHECK
-            others = (*plan.before_write(step), *plan.writers_before(step), *(plan.steps[i] for i in step.after))
-            # Nothing waits for a check but for what it checks, nor a check for more than it takes.
-            before = {*step.inputs, *(each.index for each in others if not is_check and each.role is not Role.CHECK)}
+            # A check waits for no more than it takes, and not for the others of what it checks.
+            others = () if is_check else (*plan.waits_for(step), *plan.writers_before(step))
+            before = {*step.inputs, *(other.index for other in others)}
             checked = step.inputs[:1] if is_check else ()
             checks = {check for source in before.difference(checked) for check in stopping.get(source, ())}
             waits[step.index] = before | checks
