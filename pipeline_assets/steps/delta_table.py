@@ -205,8 +205,9 @@ def _check_merge_keys(keys: Sequence[str], there: Sequence[str], path: str) -> N
 def check_merged_columns(columns: Sequence[str], there: Sequence[str], path: str) -> None:
     """Raise ConfigurationError when the table at ``path`` lacks one of ``columns``: a MERGE would leave it out."""
     known = {column.casefold() for column in there}
-    if any(column.casefold() not in known for column in columns):
-        raise _not_fitting(path, f"new: {', '.join(column for column in columns if column.casefold() not in known)}")
+    new = [column for column in columns if column.casefold() not in known]
+    if new:
+        raise _not_fitting(path, f"new: {', '.join(new)}")
 
 
 def _not_fitting(path: str, details: str) -> ConfigurationError:
