@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -201,14 +201,7 @@ class Results:
             )
         for warm in self.warm:
             runs = {"a JVM of its own": warm.cold, "on a server that stays": warm.warm}
-            yield (
-                f"{warm.orders:,} orders, cold and warm: {len(warm.warm.costs)} runs of each",
-                ("", "wall time", "peak memory of Python", "peak memory of the JVM"),
-                [
-                    *(_runs_row(name, measured) for name, measured in runs.items()),
-                    ["ratio of the pairs", warm.ratio().text("x"), "", ""],
-                ],
-            )
+            yield _pairs_section(f"{warm.orders:,} orders, cold and warm", runs, warm.ratio())
             yield (
                 f"{warm.orders:,} orders, warm: where the time goes",
                 ("until", "on a server that stays"),
@@ -248,14 +241,7 @@ class Results:
             )
         for overhead in self.overheads:
             runs = {"all of it on": overhead.on, "none of it": overhead.off}
-            yield (
-                f"{overhead.what}, telling of itself: {len(overhead.on.costs)} runs of each",
-                ("", "wall time", "peak memory of Python", "peak memory of the JVM"),
-                [
-                    *(_runs_row(name, measured) for name, measured in runs.items()),
-                    ["ratio of the pairs", overhead.ratio().text("x"), "", ""],
-                ],
-            )
+            yield _pairs_section(f"{overhead.what}, telling of itself", runs, overhead.ratio())
         if self.recoveries:
             yield (
                 f"A stream's run worker is killed: {len(self.recoveries)} times",
@@ -301,6 +287,17 @@ def _goal_row(goal: Goal) -> list[str]:
     else:
         limit, measured = f"{goal.limit:.0f}", f"{goal.measured.median:.0f}"
     return [goal.what, f"at {'least' if goal.at_least else 'most'} {limit}", measured, "yes" if goal.met else "no"]
+
+
+def _pairs_section(what: str, runs: Mapping[str, Runs], ratio: Spread) -> Section:
+    """Return the table of ``runs`` that were made in pairs, and of what one took of the other's time."""
+    count = len(next(iter(runs.values())).costs)
+    rows = [_runs_row(name, measured) for name, measured in runs.items()]
+    return (
+        f"{what}: {count} runs of each",
+        ("", "wall time", "peak memory of Python", "peak memory of the JVM"),
+        [*rows, ["ratio of the pairs", ratio.text("x"), "", ""]],
+    )
 
 
 def _runs_row(name: str, runs: Runs) -> list[str]:
