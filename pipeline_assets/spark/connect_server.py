@@ -18,6 +18,7 @@ from filelock import FileLock
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
 from pipeline_assets.settings import Settings, cache_folder
 from pipeline_assets.spark.class_archive import archived_classes
+from pipeline_assets.spark.driver_memory import default_driver_memory
 from pipeline_assets.spark.driver_start import own_python
 from pipeline_assets.spark.java_options import java_options
 from pipeline_assets.spark.jvm_log import log_options
@@ -96,7 +97,12 @@ class ConnectServer:
             write_properties(properties, conf)
             python = own_python(conf["spark.master"])
             workers = {"PYSPARK_PYTHON": python} if python else {}
-            with log.open("wb") as output, archived_classes(jars), java_options(options):
+            with (
+                log.open("wb") as output,
+                default_driver_memory(conf["spark.master"]),
+                archived_classes(jars),
+                java_options(options),
+            ):
                 process = psutil.Popen(
                     [_spark_submit(), "--properties-file", str(properties), str(_DRIVER)],
                     env={**os.environ, **workers},

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import PipelineExecutionError
 from pipeline_assets.spark.class_archive import archived_classes
+from pipeline_assets.spark.driver_memory import default_driver_memory
 from pipeline_assets.spark.java_options import java_defaults, java_options
 from pipeline_assets.spark.numpy_converters import defer_numpy
 
@@ -46,6 +47,7 @@ class DriverStart:
     def __init__(self, conf: Mapping[str, str], jars: Sequence[Path], options: str) -> None:
         from dagster_pyspark import LazyPySparkResource
 
+        self._master = conf["spark.master"]
         self._jars = jars
         self._options = options
         self._resource = LazyPySparkResource(spark_config=dict(conf))
@@ -62,7 +64,12 @@ class DriverStart:
     def _run(self) -> None:
         try:
             defer_numpy()
-            with java_defaults(_COMPILE_LATER), archived_classes(self._jars), java_options(self._options):
+            with (
+                default_driver_memory(self._master),
+                java_defaults(_COMPILE_LATER),
+                archived_classes(self._jars),
+                java_options(self._options),
+            ):
                 root: SparkSession = self._resource.spark_session
             if (python := own_python(str(root.sparkContext.master))) is not None:
                 root.sparkContext.pythonExec = python

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import threading
 import uuid
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError, did_you_mean
 from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
+from pipeline_assets.spark.driver_memory import runs_in_driver
 from pipeline_assets.spark.driver_start import DriverStart, bounded
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import resolve_jars
@@ -93,7 +93,7 @@ def session_conf(settings: Settings, spark_conf: Mapping[str, str] | None = None
     conf |= {**_DELTA, **_EVERYWHERE, **_QUIET, **_IN_UTC, **log_conf(settings)}
     if master.startswith("local"):
         conf |= _LOCAL
-    if not re.fullmatch(r"local(\[.*\])?", master) or has_own_class_path():
+    if not runs_in_driver(master) or has_own_class_path():
         conf["spark.jars"] = ",".join(map(str, driver_jars(given)))
     return conf | given
 
