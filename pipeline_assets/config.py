@@ -54,6 +54,11 @@ def _check_owner(text: str) -> str:
 def _check_name(text: str) -> str:
     if text.replace("-", "_") in _RESERVED_NAMES:
         raise ValueError(f"a pipeline can't be called {text!r}: the word is reserved")
+    if "__" in (name := text.replace("-", "_")) or name.endswith("_"):
+        raise ValueError(
+            f"a pipeline can't be called {text!r}: two dashes or underscores in a row, and one at the end, are what "
+            "parts it from the names of its steps in Dagster (<pipeline>__<step>)"
+        )
     return text
 
 

@@ -29,12 +29,9 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
     """Plan every pipeline of ``folder``; one that can't be planned joins the broken ones."""
     plans: list[PipelinePlan] = []
     broken = [replace(each, error=with_graph_issues(each.error)) for each in folder.broken]
-    graphs: dict[str, str] = {}
     for pipeline in folder.pipelines:
         try:
-            plan = plan_pipeline(pipeline)
-            _take_graph_names(plan, graphs)
-            plans.append(plan)
+            plans.append(plan_pipeline(pipeline))
         except ConfigurationError as error:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.asset_prefix, error))
     issues = [*_shared_checkpoints(plans), *_unknown_tables(plans)]
@@ -92,30 +89,6 @@ def _table_advice(plan: PipelinePlan, asset: str) -> str:
     if isinstance(view.method, DataFrameMethod) and plan.pipeline.config.mode == "batch":
         return ', but a view of that name: give its step "materialized": "table"'
     return ", but a view of that name: load that by toDeltaLake, and read it by 'path' here"
-
-
-def _take_graph_names(plan: PipelinePlan, taken: dict[str, str]) -> None:
-    """Add the names of the job and the ops of ``plan``, with what they are: Dagster takes each once in a location.
-
-    Raises ConfigurationError for those that another pipeline has, as the ops of ``a`` / ``b__c`` and ``a__b`` / ``c``.
-    """
-    steps = () if plan.pipeline.config.mode == "streaming" else plan.steps
-    own = {plan.op_name(step): (f"step {step.name!r}", pointer("steps", step.index)) for step in steps}
-    if not steps:
-        own[plan.stream_op_name] = ("the op", "/name")
-    own[plan.name] = ("the job", "/name")
-    issues = [
-        ConfigIssue(
-            plan.pipeline.file,
-            at,
-            f"{what} is called {name!r} in Dagster, as {taken[name]} is: give one of them another 'name'",
-        )
-        for name, (what, at) in own.items()
-        if name in taken
-    ]
-    if issues:
-        raise ConfigurationError.from_issues(issues)
-    taken.update({name: f"{what} of {plan.pipeline.file}" for name, (what, _) in own.items()})
 
 
 def select(folder: PlannedFolder, name: str) -> PipelinePlan:

@@ -388,41 +388,6 @@ def test_a_step_may_be_called_what_its_dataframe_is_called(tmp_path: Path) -> No
     assert [step.name for step in plan.steps] == ["rows"]
 
 
-def test_names_that_dagster_would_join_to_the_same_are_refused(tmp_path: Path) -> None:
-    write_config(tmp_path, batch("a", {**extract_file("rows", "/in.csv"), "name": "b__c"}))
-    write_config(tmp_path, batch("a__b", {**extract_file("rows", "/in.csv"), "name": "c"}))
-    folder = plan_folder(load_folder(tmp_path, {}))
-    assert [plan.name for plan in folder.plans] == ["a"]
-    assert [broken.file for broken in folder.broken] == ["a__b.json"]
-    assert "'a__b__c' in Dagster, as step 'b__c' of a.json" in str(folder.broken[0].error)
-
-
-def test_jobs_and_the_ops_of_streams_are_among_the_names_that_are_taken_once(tmp_path: Path) -> None:
-    stream = {**copy.deepcopy(EVENT_STREAM), "name": "x--a"}
-    rows = extract_file("rows", "/in.csv")
-    for documents, refused in (
-        (
-            [batch("sales--daily", rows), batch("sales", {**rows, "name": "daily"})],
-            "sales.json: /steps/0: step 'daily' is called 'sales__daily' in Dagster, as the job of sales--daily.json",
-        ),
-        (
-            [stream, batch("x", {**rows, "name": "a__stream"})],
-            "x.json: /steps/0: step 'a__stream' is called 'x__a__stream' in Dagster, as the op of x--a.json is",
-        ),
-        (
-            [batch("a", {**rows, "name": "b"}), batch("a__b", rows)],
-            "a__b.json: /name: the job is called 'a__b' in Dagster, as step 'b' of a.json is",
-        ),
-    ):
-        folder = tmp_path / documents[0]["name"]
-        folder.mkdir()
-        for document in documents:
-            write_config(folder, document)
-        found = plan_folder(load_folder(folder, {}))
-        assert [plan.pipeline.config.name for plan in found.plans] == [documents[0]["name"]]
-        assert refused in str(found.broken[0].error)
-
-
 def referential(checked: str, references: str, **config: Any) -> dict[str, Any]:
     more = {"inputDataFrame": checked, "columns": ["id"], "references": references, **config}
     return {"type": "validate", "method": "referential", "config": more}
