@@ -34,15 +34,17 @@ from pipeline_assets.report.runs import find_run, own_ops, selected_ops
 from pipeline_assets.report.schema_changes import schema_changes
 from pipeline_assets.spark.job_metrics import JobMetrics, StageTime
 
-_STEP_EVENTS = {
-    dg.DagsterEventType.STEP_START,
-    dg.DagsterEventType.STEP_RESTARTED,
-    dg.DagsterEventType.STEP_SUCCESS,
-    dg.DagsterEventType.STEP_FAILURE,
-    dg.DagsterEventType.STEP_UP_FOR_RETRY,
-    dg.DagsterEventType.STEP_SKIPPED,
-    dg.DagsterEventType.RUN_FAILURE,
-}
+_STEP_EVENTS = frozenset(
+    {
+        dg.DagsterEventType.STEP_START,
+        dg.DagsterEventType.STEP_RESTARTED,
+        dg.DagsterEventType.STEP_SUCCESS,
+        dg.DagsterEventType.STEP_FAILURE,
+        dg.DagsterEventType.STEP_UP_FOR_RETRY,
+        dg.DagsterEventType.STEP_SKIPPED,
+        dg.DagsterEventType.RUN_FAILURE,
+    }
+)
 _RUN_STATUS: Mapping[dg.DagsterRunStatus, Status] = {
     dg.DagsterRunStatus.QUEUED: "not started",
     dg.DagsterRunStatus.NOT_STARTED: "not started",
@@ -58,17 +60,71 @@ _PER_CHECK = ("failed_rows", "total_rows", "failed_percent", "failed_sample", "d
 _LOOK_BACK = 25
 
 
+@dataclass(frozen=True)
+class _Records:
+    """Events as the log has them, and whether some between the first and the last ones are left out."""
+
+    records: Sequence[dg.EventLogRecord]
+    is_cut: bool
+
+
+class EventLog:
+    """The event log of one run, read once for all pipelines that were in it."""
+
+    def __init__(self, instance: dg.DagsterInstance, run_id: str) -> None:
+        self._instance = instance
+        self._run_id = run_id
+        self._found: dict[object, _Records] = {}
+        self.last_time = 0.0
+
+    def entries(self, kinds: frozenset[dg.DagsterEventType]) -> Iterator[dg.EventLogEntry]:
+        """Yield all events of these kinds."""
+        if kinds not in self._found:
+            found = self._instance.get_records_for_run(self._run_id, of_type=set(kinds)).records
+            self._found[kinds] = self._told(found, is_cut=False)
+        for record in self._found[kinds].records:
+            yield record.event_log_entry
+
+    def some(self, kind: dg.DagsterEventType, most: int | None) -> _Records:
+        """Return all events of a kind, or the first and the last of those that are too many."""
+        if (kind, most) not in self._found:
+            self._found[kind, most] = self._some(kind, most)
+        return self._found[kind, most]
+
+    def _some(self, kind: dg.DagsterEventType, most: int | None) -> _Records:
+        half = None if most is None else max(1, most // 2)
+        first = self._instance.get_records_for_run(self._run_id, of_type=kind, limit=half).records
+        found = {record.storage_id: record for record in first}
+        is_cut = False
+        if half is not None and len(first) == half:
+            last = self._instance.get_records_for_run(self._run_id, of_type=kind, limit=half, ascending=False).records
+            is_cut = not any(record.storage_id in found for record in last)
+            found |= {record.storage_id: record for record in last}
+        return self._told([found[storage_id] for storage_id in sorted(found)], is_cut)
+
+    def _told(self, records: Sequence[dg.EventLogRecord], is_cut: bool) -> _Records:
+        self.last_time = max([self.last_time, *(record.event_log_entry.timestamp for record in records)])
+        return _Records(records, is_cut)
+
+
 def read_run(
-    instance: dg.DagsterInstance, plan: PipelinePlan, run_id: str | None = None, most_events: int | None = None
+    instance: dg.DagsterInstance,
+    plan: PipelinePlan,
+    run_id: str | None = None,
+    most_events: int | None = None,
+    log: EventLog | None = None,
 ) -> RunReport:
     """Return what the event log has of a run of ``plan``: of ``run_id``, or of the last one.
 
-    ``most_events``: how many events of a kind to read, the first and the last ones, as a stream may have a million of
-    them; all by default. Raises RunNotFoundError as ``find_run`` does.
+    ``most_events``: how many events of a kind to read of a stream, the first and the last ones, as it may have a
+    million of them; all by default. ``log``: that run's, if it has been read for another pipeline. Raises
+    RunNotFoundError as ``find_run`` does.
     """
     record = find_run(instance, plan, run_id)
     run = record.dagster_run
-    log = _Log(instance, run.run_id, most_events)
+    log = log or EventLog(instance, run.run_id)
+    is_stream = plan.pipeline.config.mode == "streaming"
+    is_cut = False
     ops = _Ops(selected_ops(instance, run))
     for entry in log.entries(_STEP_EVENTS):
         ops.take(entry)
@@ -78,14 +134,15 @@ def read_run(
         dg.DagsterEventType.ASSET_OBSERVATION,
         dg.DagsterEventType.ASSET_CHECK_EVALUATION,
     ):
-        for found in log.some(kind):
-            told.take(found)
+        found = log.some(kind, most_events if is_stream else None)
+        is_cut = is_cut or found.is_cut
+        for each in found.records:
+            told.take(each)
     told.work |= ops.work
     own = own_ops(plan, run, ops.keys())
     start = record.start_time or record.create_timestamp.timestamp()
     ends = [attempt.end for key in own for attempt in ops.attempts(key) if attempt.end]
     reports = {key: ops.report(key, plan) for key in own}
-    is_stream = plan.pipeline.config.mode == "streaming"
     return RunReport(
         pipeline=plan.pipeline.config.name,
         run_id=run.run_id,
@@ -109,37 +166,8 @@ def read_run(
         progress=tuple(
             Progress(load, tuple(points), told.operation_seconds[load]) for load, points in told.progress.items()
         ),
-        is_cut=log.is_cut,
+        is_cut=is_cut,
     )
-
-
-class _Log:
-    """The event log of one run."""
-
-    def __init__(self, instance: dg.DagsterInstance, run_id: str, most: int | None) -> None:
-        self._instance = instance
-        self._run_id = run_id
-        self._most = most
-        self.is_cut = False
-        self.last_time = 0.0
-
-    def entries(self, kinds: set[dg.DagsterEventType]) -> Iterator[dg.EventLogEntry]:
-        for record in self._instance.get_records_for_run(self._run_id, of_type=kinds).records:
-            self.last_time = max(self.last_time, record.event_log_entry.timestamp)
-            yield record.event_log_entry
-
-    def some(self, kind: dg.DagsterEventType) -> Iterator[dg.EventLogRecord]:
-        """Yield all events of a kind, or the first and the last of those that are too many."""
-        half = None if self._most is None else max(1, self._most // 2)
-        first = self._instance.get_records_for_run(self._run_id, of_type=kind, limit=half).records
-        found = {record.storage_id: record for record in first}
-        if half is not None and len(first) == half:
-            last = self._instance.get_records_for_run(self._run_id, of_type=kind, limit=half, ascending=False).records
-            self.is_cut = self.is_cut or not any(record.storage_id in found for record in last)
-            found |= {record.storage_id: record for record in last}
-        for storage_id in sorted(found):
-            self.last_time = max(self.last_time, found[storage_id].event_log_entry.timestamp)
-            yield found[storage_id]
 
 
 class _Ops:
@@ -299,10 +327,11 @@ class _Told:
 
     def _made(self, storage_id: int, told: dg.AssetMaterialization) -> None:
         made = self.made.setdefault(told.asset_key.path[-1], _Made())
-        made.metadata |= _values(told.metadata)
+        values = _values(told.metadata)
+        made.metadata |= values
         made.metadata["code_version"] = (told.tags or {}).get("dagster/code_version")
         made.storage_id = storage_id
-        rows = made.metadata.get("rows_written")
+        rows = values.get("rows_written")
         if rows is not None:
             made.streamed_rows = (made.streamed_rows or 0) + int(rows)
 

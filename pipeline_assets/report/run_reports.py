@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import dagster as dg
@@ -15,12 +16,15 @@ from filelock import FileLock
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.settings import Settings
 
+if TYPE_CHECKING:
+    from pipeline_assets.report.run_history import EventLog
+
 _log = logging.getLogger(__name__)
 
 REPORT = "report"
 _FILES_KEPT = 1000
 _LOCK_SECONDS = 10.0
-# A run is not to wait for its report: this many of a kind are read in tenths of a second.
+# A stream is not to wait for its report: this many of a kind are read in tenths of a second.
 _MOST_EVENTS = 400
 _OWN_FILE = re.compile(r".+-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.html")
 
@@ -51,14 +55,21 @@ def write_reports(
     Several processes of a run may do this: each writes what there is by then, and the last one has it all. Whatever
     goes wrong is logged as a warning.
     """
+    if settings.reports is None:
+        return
+    from pipeline_assets.report.run_history import EventLog
+
+    log = EventLog(instance, run.run_id)
     for plan in plans:
         try:
-            _write(instance, run, plan, settings)
+            _write(instance, run, plan, settings, log)
         except Exception as error:  # noqa: BLE001  (what only tells of the run may not fail it)
             _log.warning("no report of %s in this run: %s: %s", plan.name, type(error).__name__, error)
 
 
-def _write(instance: dg.DagsterInstance, run: dg.DagsterRun, plan: PipelinePlan, settings: Settings) -> None:
+def _write(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, plan: PipelinePlan, settings: Settings, log: "EventLog"
+) -> None:
     # Not before a run ends that writes one: the template engine is loaded for it.
     from pipeline_assets.report.page import render_page
     from pipeline_assets.report.run_history import read_run
@@ -70,7 +81,7 @@ def _write(instance: dg.DagsterInstance, run: dg.DagsterRun, plan: PipelinePlan,
     # Whoever comes later reads later: an older state never takes the place of a newer one.
     with FileLock(file.parent / ".reports.lock", timeout=_LOCK_SECONDS):
         is_new = not file.exists()
-        save(render_page(read_run(instance, plan, run.run_id, _MOST_EVENTS)), file)
+        save(render_page(read_run(instance, plan, run.run_id, _MOST_EVENTS, log)), file)
         if is_new:
             _remove_oldest(file.parent)
             instance.report_engine_event(

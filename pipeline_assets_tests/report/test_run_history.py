@@ -13,7 +13,7 @@ from pipeline_assets.config import Retry, load_file
 from pipeline_assets.errors import PipelineExecutionError, RetryableError, RunNotFoundError, StepLocation
 from pipeline_assets.plan import PipelinePlan, plan_pipeline
 from pipeline_assets.report.model import ColumnChange, RunReport
-from pipeline_assets.report.run_history import read_run
+from pipeline_assets.report.run_history import EventLog, read_run
 from pipeline_assets.spark.description import markdown_table
 from pipeline_assets.step_op import told_to_dagster
 from pipeline_assets_tests.config_documents import EVENT_STREAM, batch, extract_file, transform, write_config
@@ -250,3 +250,43 @@ def test_a_stream_that_has_told_much(instance: dg.DagsterInstance, tmp_path: Pat
     else:
         assert (report.is_cut, len(lags)) == (True, most)
         assert report.rows_written < 10 * count
+
+
+def test_rows_of_a_stream_count_once_when_some_are_not_known(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    """What a batch has committed can't be looked up while its target is away: it is told of without a number."""
+    plan = plan_pipeline(load_file(write_config(tmp_path, EVENT_STREAM)))
+    load = plan.steps[-1].name
+
+    @dg.multi_asset(name=f"{plan.name}__stream", specs=[dg.AssetSpec([plan.name, load], skippable=True)])
+    def stream() -> Iterator[Any]:
+        for rows in (1000, None, None, 5):
+            told = {} if rows is None else {"rows_written": rows}
+            yield dg.AssetMaterialization([plan.name, load], metadata={"batch_id": 1, **told})
+
+    defined = dg.Definitions(assets=[stream], jobs=[dg.define_asset_job(plan.name, [stream])])
+    defined.resolve_job_def(plan.name).execute_in_process(instance=instance)
+    assert read_run(instance, plan).rows_written == 1005
+
+
+def test_a_run_of_many_pipelines_is_told_of_in_whole(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    names = [f"p{number}" for number in range(7)]
+    plans = [plan_pipeline(load_file(write_config(tmp_path, {**COUNTED, "name": name}))) for name in names]
+
+    def asset(key: list[str]) -> dg.AssetsDefinition:
+        @dg.asset(key=key)
+        def made() -> dg.MaterializeResult[Any]:
+            return dg.MaterializeResult(metadata={"dagster/row_count": 7})
+
+        return made
+
+    assets = [asset([name, step]) for name in names for step in ("rows", "kinds")]
+    assert dg.materialize(assets, instance=instance).success
+    (filed,) = instance.get_runs()
+    log = EventLog(instance, filed.run_id)
+    for plan in plans:
+        for report in (
+            read_run(instance, plan, filed.run_id, most_events=4),
+            read_run(instance, plan, filed.run_id, most_events=4, log=log),
+        ):
+            assert {step.name: step.rows for step in report.steps} == {"rows": 7, "kinds": 7}
+            assert not report.is_cut
