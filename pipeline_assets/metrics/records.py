@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ class MetricsRecord:
     - ``step``: an attempt of a step ended, with ``status``; ``numbers`` has its ``seconds``.
     - ``asset``: a step has materialized ``asset``; ``numbers`` are those of its metadata.
     - ``progress``: how a stream's load goes; ``numbers`` are those of the observation.
-    - ``check``: the check ``check`` of ``asset`` was evaluated, with ``status``; ``numbers`` has ``failed_rows``.
+    - ``check``: the check ``check`` of ``asset`` was evaluated, with ``status``; ``numbers`` has
+      ``failed_rows``, or the stream's ``dead_letters``.
     - ``secret``: ``source`` (vault, env, file) was asked for a secret, with ``status``; ``numbers`` has ``seconds``.
 
     ``pipeline`` and ``step`` are names as in asset keys; ``step`` is ``stream`` for a stream as a whole, and empty for
@@ -50,11 +51,15 @@ class MetricsRecord:
 
     @classmethod
     def parse(cls, line: str) -> MetricsRecord | None:
-        """Read a line; None for one of a later schema, and for one that was cut off."""
+        """Read a line, but for keys that are not known; None for one of a later schema, and one that was cut off."""
         try:
             says: dict[str, Any] = json.loads(line)
             if says.pop("schema") != SCHEMA_VERSION:
                 return None
-            return cls(**{**says, "time": datetime.fromisoformat(says["time"]).timestamp()})
+            known = {name: says[name] for name in _NAMES & says.keys()}
+            return cls(**{**known, "time": datetime.fromisoformat(says["time"]).timestamp()})
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+_NAMES = {field.name for field in fields(MetricsRecord)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,20 +53,27 @@ class RunFilesReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[str, int] = {}
+        self._read: dict[str, tuple[int, int]] = {}
+        """The number of each file, and how far it has been read."""
 
     def new_records(self) -> Iterator[MetricsRecord]:
         """Yield the records that were written since the last call, run by run in the order of their last lines."""
-        for path in sorted(self._folder.glob("*.jsonl"), key=_changed):
+        paths = sorted(self._folder.glob("*.jsonl"), key=_changed)
+        self._read = {path.name: self._read.get(path.name, (0, 0)) for path in paths}
+        for path in paths:
+            number, start = self._read[path.name]
             try:
                 with path.open("rb") as file:
-                    file.seek(self._read.get(path.name, 0))
+                    is_now = os.fstat(file.fileno())
+                    if is_now.st_ino != number or is_now.st_size < start:
+                        start = 0  # another by its name: that of a run which goes on after its file had to make room
+                    file.seek(start)
                     text = file.read()
             except FileNotFoundError:  # a run has removed it
                 continue
             # A line without an end is still being written.
             whole = text[: text.rfind(b"\n") + 1]
-            self._read[path.name] = self._read.get(path.name, 0) + len(whole)
+            self._read[path.name] = is_now.st_ino, start + len(whole)
             for line in whole.decode(errors="replace").splitlines():
                 record = MetricsRecord.parse(line)
                 if record is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,24 @@ def test_each_line_is_read_once(tmp_path: Path) -> None:
         file.write(record(attempt=4).line()[20:])
     assert [found.attempt for found in reader.new_records()] == [4]
     assert list(reader.new_records()) == []
+
+
+def test_a_run_goes_on_after_its_file_had_to_make_room(tmp_path: Path) -> None:
+    file, reader = RunFile(tmp_path, "a"), RunFilesReader(tmp_path)
+    for attempt in range(5):
+        file.append(record(attempt=attempt))
+    assert len(list(reader.new_records())) == 5
+    (tmp_path / "a.jsonl").unlink()
+    file.append(record(attempt=7))
+    assert [found.attempt for found in reader.new_records()] == [7]
+    file.append(record(attempt=8))
+    assert [found.attempt for found in reader.new_records()] == [8]
+
+
+def test_a_key_of_a_later_version_is_left_out() -> None:
+    told = record(attempt=3)
+    line = json.dumps({**json.loads(told.line()), "cluster": "b", "numbers": {}})
+    assert MetricsRecord.parse(line) == replace(told, numbers={})
 
 
 def test_a_long_file_is_rotated_and_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
