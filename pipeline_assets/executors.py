@@ -3,6 +3,7 @@
 # No postponed annotations here, as in all modules that define what Dagster runs.
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
@@ -18,6 +19,7 @@ from dagster._core.execution.step_dependency_config import StepDependencyConfig
 from dagster._core.executor.base import Executor
 
 from pipeline_assets.metrics.dagster_events import ROW_COUNTS
+from pipeline_assets.metrics.publishing import RunPublisher
 from pipeline_assets.openlineage.publishing import lineage_publisher
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.run_log import RunLog
@@ -99,9 +101,10 @@ class _TellingExecutor(Executor):
         self._dress_console(settings, plan_context)
         self._tell(settings, plan_context.instance, plan_context.dagster_run)
         outcome = _Outcome()
-        for event in self._executor.execute(plan_context, execution_plan):
-            outcome.take(event)
-            yield event
+        with self._published(settings, plan_context.instance, plan_context.dagster_run):
+            for event in self._executor.execute(plan_context, execution_plan):
+                outcome.take(event)
+                yield event
         if not outcome.failed:  # Dagster tells of that at a level that is always shown
             plan_context.log.info(str(outcome))
 
@@ -111,6 +114,19 @@ class _TellingExecutor(Executor):
         if plan is not None:
             log.know(plan)
         log.dress_console()
+
+    @contextmanager
+    def _published(self, settings: Settings, instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[None]:
+        """Publish the metrics of what this process files itself: that a step's process has died, or did not start."""
+        if not self._own_processes:  # the Spark resource does
+            yield
+            return
+        publisher = RunPublisher(settings, run, instance)
+        instance.add_event_listener(run.run_id, publisher.take)
+        try:
+            yield
+        finally:
+            publisher.end()
 
     def _tell(self, settings: Settings, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
         publisher = lineage_publisher(settings, run, instance)

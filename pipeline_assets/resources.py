@@ -84,7 +84,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
             if context.instance is not None and context.run is not None:
                 ending.callback(self._write_reports, context.instance, context.run)
                 file_stops_as_canceled(context.instance, context.run.run_id)
-                self._publisher = RunPublisher(self._settings, context.run)
+                self._publisher = RunPublisher(self._settings, context.run, context.instance)
                 context.instance.add_event_listener(context.run.run_id, self._publisher.take)
                 ending.callback(self._publisher.end)
                 self._lineage = lineage_publisher(

@@ -11,6 +11,7 @@ from pipeline_assets.metrics.records import MetricsRecord, Status
 
 ROW_COUNTS = ("dagster/row_count", "dagster/partition_row_count")
 """Dagster's own keys for the rows of a table, and of a partition."""
+_CHECKED = ("failed_rows", "total_rows", "dead_letters")
 _ENDS: Mapping[dg.DagsterEventType, Status] = {
     dg.DagsterEventType.STEP_SUCCESS: "succeeded",
     dg.DagsterEventType.STEP_FAILURE: "failed",
@@ -19,13 +20,13 @@ _ENDS: Mapping[dg.DagsterEventType, Status] = {
 
 
 class RunEvents:
-    """Turns one run's events, as they come, into records."""
+    """Turns one run's events, as they come, into records. What other processes of the run have seen, its log says."""
 
-    def __init__(self, run_id: str, partition: str | None) -> None:
-        self._run_id = run_id
-        self._partition = partition
-        self._started: dict[str, float] = {}
-        self._attempts: dict[str, int] = {}
+    def __init__(self, run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
+        self._run_id = run.run_id
+        self._instance = instance
+        self._partition = run.tags.get("dagster/partition")
+        self._starts: dict[str, list[float]] = {}
 
     def records_of(self, entry: dg.EventLogEntry) -> Iterator[MetricsRecord]:
         """Yield the records that the event holds."""
@@ -33,9 +34,10 @@ class RunEvents:
         if event is None or event.step_key is None:
             return
         match event.event_type:
-            case dg.DagsterEventType.STEP_START | dg.DagsterEventType.STEP_RESTARTED:
-                self._started[event.step_key] = entry.timestamp
-                self._attempts[event.step_key] = self._attempts.get(event.step_key, 0) + 1
+            case dg.DagsterEventType.STEP_START:
+                self._starts[event.step_key] = [entry.timestamp]
+            case dg.DagsterEventType.STEP_RESTARTED:
+                self._starts[event.step_key] = [*self._starts_of(event.step_key, entry.timestamp), entry.timestamp]
             case end if end in _ENDS:
                 yield self._end(entry, event, _ENDS[end])
             case dg.DagsterEventType.ASSET_MATERIALIZATION:
@@ -57,12 +59,26 @@ class RunEvents:
                 status = "canceled"
             told = failure.user_failure_data.metadata if failure.user_failure_data else {}
             error = str(told["error"].value) if "error" in told else None
-        seconds = max(0.0, entry.timestamp - self._started.get(key, entry.timestamp))
+        starts = self._starts_of(key, entry.timestamp)
+        seconds = entry.timestamp - starts[-1] if starts else 0.0
         pipeline, _, step = key.partition("__")
         return MetricsRecord(
             "step", entry.timestamp, self._run_id, pipeline, step, partition=self._partition,
-            attempt=self._attempts.get(key, 1), status=status, error=error, numbers={"seconds": round(seconds, 3)},
+            attempt=max(1, len(starts)), status=status, error=error, numbers={"seconds": round(seconds, 3)},
         )  # fmt: skip
+
+    def _starts_of(self, key: str, before: float) -> list[float]:
+        """Return when the attempts of a step began."""
+        if key not in self._starts:
+            began = {dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_RESTARTED}
+            entries = self._instance.all_logs(self._run_id, of_type=began)
+            self._starts[key] = [
+                entry.timestamp for entry in entries if entry.step_key == key and entry.timestamp < before
+            ]
+        return self._starts[key]
+
+    def _attempt(self, key: str) -> int:
+        return max(1, len(self._starts.get(key, ())))
 
     def _numbers(
         self, kind: Any, entry: dg.EventLogEntry, step_key: str, asset: Any, metadata: Mapping[str, Any]
@@ -74,15 +90,15 @@ class RunEvents:
         pipeline, step = _names(asset)
         return MetricsRecord(
             kind, entry.timestamp, self._run_id, pipeline, step, asset=asset.to_user_string(),
-            partition=self._partition, attempt=self._attempts.get(step_key, 1), numbers=numbers,
+            partition=self._partition, attempt=self._attempt(step_key), numbers=numbers,
         )  # fmt: skip
 
     def _check(self, entry: dg.EventLogEntry, step_key: str, told: Any) -> MetricsRecord:
-        numbers = {name: told.metadata[name].value for name in ("failed_rows", "total_rows") if name in told.metadata}
+        numbers = {name: told.metadata[name].value for name in _CHECKED if name in told.metadata}
         pipeline, step = _names(told.asset_key)
         return MetricsRecord(
             "check", entry.timestamp, self._run_id, pipeline, step, asset=told.asset_key.to_user_string(),
-            check=told.check_name, partition=self._partition, attempt=self._attempts.get(step_key, 1),
+            check=told.check_name, partition=self._partition, attempt=self._attempt(step_key),
             status="succeeded" if told.passed else "failed", numbers=numbers,
         )  # fmt: skip
 

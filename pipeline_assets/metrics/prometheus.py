@@ -7,7 +7,7 @@ many series as there are steps and checks, and no more with each run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
@@ -20,7 +20,8 @@ from pipeline_assets.metrics.run_files import RunFilesReader
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _STEP = ("pipeline", "step")
-_STREAM = "stream"
+STREAM = "stream"
+"""What a stream as a whole is called, in place of a step."""
 _PREFIX = "pipeline_assets"
 # From a view's planning to a load of hours.
 _SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
@@ -98,13 +99,15 @@ class RunMetrics:
                     self._set(self._succeeded, labels, record, record.time)
                 elif record.status == "failed":
                     self._set(self._failed, labels, record, record.time)
-                if record.step == _STREAM:
+                if record.step == STREAM:
                     self._end_stream(record, labels)
             case "check":
                 checked = (*labels, record.check or "")
                 self._checked.labels(*checked, record.status).inc()
                 self._set(self._met, checked, record, record.status == "succeeded")
-                self._set(self._bad, checked, record, record.numbers.get("failed_rows", 0))
+                for rows in ("failed_rows", "dead_letters"):
+                    if rows in record.numbers:
+                        self._set(self._bad, checked, record, record.numbers[rows])
             case "secret":
                 asked = (record.pipeline, record.source or "")
                 self._secrets.labels(*asked, record.status).inc()
@@ -133,6 +136,21 @@ class RunMetrics:
             self._latest[name].clear()
         self._progressed.clear()
 
+    def of_steps(self) -> Iterator[tuple[dict[str, str], Collector]]:
+        """Yield the metrics of each step by themselves, and those of a pipeline that are of no step, after the labels
+        that all of them have.
+        """
+        found: dict[tuple[tuple[str, str], ...], list[Metric]] = {}
+        for metric in self.registry.collect():
+            for sample in metric.samples:
+                labels = tuple((name, sample.labels[name]) for name in _STEP if name in sample.labels)
+                metrics = found.setdefault(labels, [])
+                if not metrics or metrics[-1].name != metric.name:
+                    metrics.append(Metric(metric.name, metric.documentation, metric.type))
+                metrics[-1].samples.append(sample)
+        for group, metrics in found.items():
+            yield dict(group), _Collected(metrics)
+
     def _take_numbers(self, record: MetricsRecord, labels: tuple[str, str]) -> None:
         for name, number in record.numbers.items():
             if name in self._sums and record.kind == "asset":
@@ -151,6 +169,16 @@ class RunMetrics:
             self._told_at[gauge, labels] = record.time
             with suppress(KeyError):  # some versions raise it where there is no such series
                 gauge.remove(*labels)
+
+
+class _Collected(Collector):
+    """Metrics as they were."""
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Sequence[Metric]:
+        return self._metrics
 
 
 class RecordedMetrics(Collector):

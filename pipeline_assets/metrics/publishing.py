@@ -23,20 +23,17 @@ _JOB = "pipeline_assets"
 class RunPublisher:
     """Publishes what a run's events tell. Nothing that goes wrong here fails the run: it is logged once."""
 
-    def __init__(self, settings: Settings, run: dg.DagsterRun) -> None:
+    def __init__(self, settings: Settings, run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
         self._settings = settings
-        self._job, self._run_id = run.job_name, run.run_id
-        self._events = RunEvents(run.run_id, run.tags.get("dagster/partition"))
+        self._run_id = run.run_id
+        self._events = RunEvents(run, instance)
         self._file = RunFile(settings.metrics, run.run_id) if settings.metrics else None
         # Not imported before it is asked for: a run without Prometheus has nothing to pay for it.
         self._metrics: Any = _run_metrics() if settings.metrics_listen or settings.pushgateway else None
         self._server: Any = None
-        self._step_key: str | None = None
 
     def take(self, entry: dg.EventLogEntry) -> None:
         """Publish what the event holds."""
-        if entry.dagster_event is not None and entry.dagster_event.step_key is not None:
-            self._step_key = entry.dagster_event.step_key
         for record in self._events.records_of(entry):
             self._publish(record)
 
@@ -83,15 +80,17 @@ class RunPublisher:
             self._push(self._settings.pushgateway)
 
     def _push(self, gateway: str) -> None:
-        from prometheus_client import push_to_gateway
+        from prometheus_client import push_to_gateway, pushadd_to_gateway
 
-        group = {"dagster_job": self._job}
-        if self._settings.executor == "multiprocess" and self._step_key is not None:
-            # This process has run that step alone, and a push replaces its whole group.
-            group["dagster_step"] = self._step_key
+        from pipeline_assets.metrics.prometheus import STREAM
+
         self._metrics.forget_progress()
         try:
-            push_to_gateway(gateway, _JOB, self._metrics.registry, grouping_key=group, timeout=_PUSH_SECONDS)
+            for group, metrics in self._metrics.of_steps():
+                # When a step last succeeded stays true when it fails. That a stream has failed does not when it was
+                # stopped since, which is no success.
+                push = push_to_gateway if group.get("step") == STREAM else pushadd_to_gateway
+                push(gateway, _JOB, metrics, grouping_key=group, timeout=_PUSH_SECONDS)
         except (OSError, ValueError, HTTPException) as error:  # the last two for what is no URL
             _log.warning("the metrics of this run could not be pushed to %s: %s", gateway, error)
 

@@ -110,6 +110,14 @@ class JobProcess:
                     killed += 1
         assert killed
 
+    def kill_step(self) -> None:
+        """Kill the process of the step that runs in one of its own: the one that has started a JVM."""
+        (java,) = [process for process in _marked(self.mark) if process.name() == "java"]
+        worker = java.parent()
+        assert worker is not None
+        assert worker.pid != self._process.pid
+        worker.kill()
+
     def end(self, seconds: float = LIMIT) -> int:
         """Wait for the end; returns the exit code. No process of it is left then."""
         code = self._process.wait(seconds)

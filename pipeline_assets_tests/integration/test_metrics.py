@@ -133,6 +133,31 @@ def test_a_folder_that_cannot_be_written_fails_no_run(
     assert caplog.text.count("the metrics of this run can't be recorded") == 1
 
 
+def test_a_step_whose_process_dies_has_failed(location: Location, tmp_path: Path) -> None:
+    """Which that process can't tell any more: the run's own does."""
+    location.write(counted(location))
+    home = tmp_path / "dagster_home"
+    home.mkdir()
+    environment = {
+        **location.environment,
+        "DAGSTER_HOME": str(home),
+        "SPARK_MASTER": "local[2]",
+        "PIPELINE_ASSETS_EXECUTOR": "multiprocess",
+        "PIPELINE_ASSETS_METRICS": str(tmp_path / "metrics"),
+    }
+    job = JobProcess("counted", environment, tmp_path / "run.log")
+    try:
+        job.wait_until(lambda: "Spark 4." in job.output)
+        job.kill_step()
+        assert job.end() != 0
+    finally:
+        job.kill_all()
+    (found,) = RunFilesReader(tmp_path / "metrics").new_records()
+    assert (found.kind, found.pipeline, found.step) == ("step", "counted", "rows")
+    assert (found.status, found.attempt) == ("failed", 1)
+    assert found.numbers["seconds"] > 0
+
+
 def test_a_batch_run_pushes(
     location: Location, pushgateway: PushgatewayServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +165,7 @@ def test_a_batch_run_pushes(
     location.write(counted(location))
     location.run("counted")
     text = pushgateway.exposition()
-    assert 'dagster_job="counted"' in text
+    assert 'pipeline="counted",step="kinds"' in text
     found = samples(text)
     assert found["pipeline_assets_step_written_rows_total", "kinds"] == ROWS["kind"].nunique()
     assert found["pipeline_assets_step_attempts_total", "rows"] == 1

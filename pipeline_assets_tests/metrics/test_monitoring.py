@@ -49,9 +49,9 @@ def test_the_step_of_a_stream_has_the_label_that_the_alerts_leave_out(tmp_path: 
         dg.op(name=name)(lambda: None)()
 
     with dg.DagsterInstance.ephemeral() as instance:
-        run_id = clicks.execute_in_process(instance=instance).run_id
-        events = RunEvents(run_id, None)
-        (step,) = {found.step for entry in instance.all_logs(run_id) for found in events.records_of(entry)}
+        run = clicks.execute_in_process(instance=instance).dagster_run
+        events = RunEvents(run, instance)
+        (step,) = {found.step for entry in instance.all_logs(run.run_id) for found in events.records_of(entry)}
     rules = (MONITORING / "alerts.yaml").read_text()
     assert f'pipeline_assets_step_last_success_timestamp_seconds{{step!="{step}"}}' in rules
     assert f'{{pipeline="clicks", step="{step}"}}' in (MONITORING / "alerts_test.yaml").read_text()

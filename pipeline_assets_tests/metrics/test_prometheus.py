@@ -80,6 +80,21 @@ def test_a_real_prometheus_answers_from_what_runs_have_recorded(
     wait_until(lambda: answer(f"pipeline_assets_step_written_rows_total{orders}") == 342)
 
 
+def test_rows_of_a_check_are_those_that_are_known(tmp_path: Path) -> None:
+    file = RunFile(tmp_path, "a")
+    for check, numbers in {"few": {"failed_rows": 3}, "letters": {"dead_letters": 7}, "none": {}}.items():
+        file.append(record(kind="check", check=check, status="failed", numbers=numbers))
+    registry = CollectorRegistry()
+    registry.register(RecordedMetrics(RunFilesReader(tmp_path)))
+    found = {
+        check: registry.get_sample_value(
+            "pipeline_assets_check_failed_rows", {"pipeline": "orders", "step": "load", "check": check}
+        )
+        for check in ("few", "letters", "none")
+    }
+    assert found == {"few": 3, "letters": 7, "none": None}
+
+
 def test_of_runs_that_overlap_the_last_word_counts(tmp_path: Path) -> None:
     def write(run_id: str, time: float, value: int, status: str) -> None:
         file = RunFile(tmp_path, run_id)

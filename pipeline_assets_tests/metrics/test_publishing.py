@@ -1,9 +1,12 @@
-"""What runs push when they end, to a real Pushgateway."""
+"""What runs push when they end, to a real Pushgateway, and what processes of one run record."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,67 +15,157 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from devstack.prometheus import PushgatewayServer
 from pipeline_assets.metrics.publishing import RunPublisher
+from pipeline_assets.metrics.records import MetricsRecord
+from pipeline_assets.metrics.run_files import RunFilesReader
 from pipeline_assets.settings import Settings
 
 
-def step(job: str, name: str) -> dg.OpDefinition:
-    @dg.op(name=f"{job}__{name}", ins={}, out=dg.Out(dg.Nothing))
+@dataclass
+class Told:
+    """A run that is over, and its events."""
+
+    instance: dg.DagsterInstance
+    run: dg.DagsterRun
+    entries: Sequence[dg.EventLogEntry]
+
+    def publish(self, settings: Settings, only: Collection[dg.EventLogEntry] | None = None) -> None:
+        """Publish the run, or these of its events alone, as one of its processes does that sees no others."""
+        publisher = RunPublisher(settings, self.run, self.instance)
+        for entry in self.entries if only is None else only:
+            publisher.take(entry)
+        publisher.end()
+
+
+def op(pipeline: str, name: str, *, fails: bool, retries: int) -> dg.OpDefinition:
+    @dg.op(name=f"{pipeline}__{name}", ins={}, out=dg.Out(dg.Nothing), retry_policy=dg.RetryPolicy(max_retries=retries))
     def run() -> Iterator[Any]:
-        yield dg.AssetMaterialization([job, name], metadata={"dagster/row_count": 7})
-        yield dg.AssetObservation([job, name], metadata={"lag": 5})
+        yield dg.AssetObservation([pipeline, name], metadata={"lag": 5})
+        if fails:
+            raise ValueError("no")
+        yield dg.AssetMaterialization([pipeline, name], metadata={"dagster/row_count": 7})
         yield dg.Output(None)
 
     return run
 
 
-def told(job: str, names: Sequence[str]) -> tuple[dg.DagsterRun, list[dg.EventLogEntry]]:
-    """Return a run of a job with steps of these ``names``, and its events."""
+@contextmanager
+def told(pipeline: str, steps: Mapping[str, bool], job: str = "__ASSET_JOB", retries: int = 0) -> Iterator[Told]:
+    """Give a run of ``job`` with the steps of these names, of which those that are False fail."""
 
-    @dg.job(name=job)
-    def steps() -> None:
-        for name in names:
-            step(job, name)()
+    @dg.job(name=job.strip("_"))
+    def all_steps() -> None:
+        for name, succeeds in steps.items():
+            op(pipeline, name, fails=not succeeds, retries=retries)()
 
     with dg.DagsterInstance.ephemeral() as instance:
-        result = steps.execute_in_process(instance=instance)
+        result = all_steps.execute_in_process(instance=instance, raise_on_error=False)
         run = instance.get_run_by_id(result.run_id)
         assert run is not None
-        return run, list(instance.all_logs(result.run_id))
+        yield Told(instance, run, list(instance.all_logs(result.run_id)))
 
 
-def samples(gateway: PushgatewayServer, job: str) -> dict[tuple[str, str], float]:
-    """Return what the gateway has of ``job``, by metric and step."""
+def samples(gateway: PushgatewayServer, pipeline: str) -> dict[tuple[str, str], float]:
+    """Return what the gateway has of ``pipeline``, by metric and step."""
     families = text_string_to_metric_families(gateway.exposition())
     return {
         (found.name.removeprefix("pipeline_assets_"), found.labels["step"]): found.value
         for family in families
         for found in family.samples
-        if found.labels.get("dagster_job") == job and "step" in found.labels
+        if found.labels.get("pipeline") == pipeline and found.name.startswith("pipeline_assets_")
     }
 
 
+@pytest.fixture
+def pipeline() -> str:
+    return f"pushed_{uuid.uuid4().hex}"
+
+
 @pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
-def test_no_step_replaces_another(pushgateway: PushgatewayServer, executor: str) -> None:
-    job, names = f"pushed_{uuid.uuid4().hex}", ("rows", "kinds", "out")
-    run, entries = told(job, names)
+def test_no_step_replaces_another(pushgateway: PushgatewayServer, pipeline: str, executor: str) -> None:
+    names = ("rows", "kinds", "out")
     settings = Settings(executor=executor, pushgateway=pushgateway.url)
-    keys: list[str | None] = [f"{job}__{name}" for name in names]
-    # With the multiprocess executor each step has a process, which sees its own events.
-    for seen in [keys] if executor == "in_process" else [[key] for key in keys]:
-        publisher = RunPublisher(settings, run)
-        for entry in entries:
-            if entry.dagster_event is not None and entry.dagster_event.step_key in seen:
-                publisher.take(entry)
-        publisher.end()
-    found = samples(pushgateway, job)
+    with told(pipeline, dict.fromkeys(names, True)) as run:
+        if executor == "in_process":
+            run.publish(settings)
+        else:  # each step has a process
+            for name in names:
+                key = f"{pipeline}__{name}"
+                run.publish(settings, [entry for entry in run.entries if entry.step_key == key])
+    found = samples(pushgateway, pipeline)
     assert {name: found["step_written_rows_total", name] for name in names} == dict.fromkeys(names, 7)
     assert {name: found["step_attempts_total", name] for name in names} == dict.fromkeys(names, 1)
     assert not [metric for metric, _ in found if metric.startswith("stream_")], "how an ended stream went"
 
 
+def test_no_pipeline_replaces_another(pushgateway: PushgatewayServer, pipeline: str) -> None:
+    """Runs from the UI and of automations all have the same job."""
+    settings = Settings(pushgateway=pushgateway.url)
+    with told(pipeline, {"rows": False}) as run, told(f"{pipeline}_2", {"rows": True}) as other:
+        run.publish(settings)
+        other.publish(settings)
+    assert ("step_last_failure_timestamp_seconds", "rows") in samples(pushgateway, pipeline)
+    assert ("step_last_success_timestamp_seconds", "rows") in samples(pushgateway, f"{pipeline}_2")
+
+
+def test_when_a_step_succeeded_is_known_after_it_has_failed(pushgateway: PushgatewayServer, pipeline: str) -> None:
+    settings = Settings(pushgateway=pushgateway.url)
+    ends = {}
+    for job, succeeds in (("own", True), ("__ASSET_JOB", False)):
+        with told(pipeline, {"rows": succeeds}, job) as run:
+            run.publish(settings)
+            ends[succeeds] = run.entries[-1].timestamp
+    found = samples(pushgateway, pipeline)
+    assert found["step_last_success_timestamp_seconds", "rows"] == pytest.approx(ends[True], abs=1)
+    assert found["step_last_failure_timestamp_seconds", "rows"] == pytest.approx(ends[False], abs=1)
+    assert found["step_last_failure_timestamp_seconds", "rows"] > found["step_last_success_timestamp_seconds", "rows"]
+
+
+def test_a_stream_that_ran_again_has_not_failed(pushgateway: PushgatewayServer, pipeline: str) -> None:
+    settings = Settings(pushgateway=pushgateway.url)
+    for succeeds in (False, True):
+        with told(pipeline, {"stream": succeeds}) as run:
+            run.publish(settings)
+        failed = ("step_last_failure_timestamp_seconds", "stream") in samples(pushgateway, pipeline)
+        assert failed is not succeeds
+
+
 @pytest.mark.parametrize("url", ["http://gw:abc", "http://[gw", "http://127.0.0.1:1", "http://127.0.0.1:1/a b"])
 def test_a_gateway_that_is_none_fails_no_run(caplog: pytest.LogCaptureFixture, url: str) -> None:
-    run, _ = told("pushed", ["rows"])
-    RunPublisher(Settings(pushgateway=url), run).end()
-    (record,) = caplog.records
-    assert record.getMessage().startswith(f"the metrics of this run could not be pushed to {url}: ")
+    with told("pushed", {"rows": True, "out": True}) as run:
+        run.publish(Settings(pushgateway=url))
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("pipeline_assets")]
+    assert warning.startswith(f"the metrics of this run could not be pushed to {url}: ")
+
+
+def recorded(folder: Path) -> list[MetricsRecord]:
+    return [record for record in RunFilesReader(folder).new_records() if record.kind == "step"]
+
+
+@pytest.mark.parametrize("processes", ["one", "one for each attempt"])
+def test_attempts_are_counted(tmp_path: Path, processes: str) -> None:
+    settings = Settings(metrics=tmp_path)
+    starts = (dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_RESTARTED)
+    with told("counted", {"rows": False}, retries=2) as run:
+        own = [entry for entry in run.entries if entry.step_key == "counted__rows"]
+        began = [at for at, entry in enumerate(own) if entry.get_dagster_event().event_type in starts]
+        if processes == "one":
+            run.publish(settings, own)
+        else:
+            for start, end in zip(began, [*began[1:], len(own)], strict=True):
+                run.publish(settings, own[start:end])
+    found = recorded(tmp_path)
+    assert [(record.status, record.attempt) for record in found] == [("retried", 1), ("retried", 2), ("failed", 3)]
+    for start, record in zip(began, found, strict=True):
+        assert record.numbers["seconds"] == pytest.approx(record.time - own[start].timestamp, abs=0.002)
+
+
+def test_a_process_that_sees_only_the_end_of_a_step_knows_its_start(tmp_path: Path) -> None:
+    """As the run's own does, with the multiprocess executor, when that of the step has died."""
+    with told("ended", {"rows": False}) as run:
+        own = [entry for entry in run.entries if entry.step_key == "ended__rows"]
+        (end,) = [e for e in own if e.get_dagster_event().event_type is dg.DagsterEventType.STEP_FAILURE]
+        (start,) = [e for e in own if e.get_dagster_event().event_type is dg.DagsterEventType.STEP_START]
+        run.publish(Settings(metrics=tmp_path), [end])
+    (record,) = recorded(tmp_path)
+    assert record.numbers["seconds"] == pytest.approx(end.timestamp - start.timestamp, abs=0.002)
+    assert (record.status, record.attempt) == ("failed", 1)
