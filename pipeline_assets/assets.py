@@ -10,6 +10,7 @@ from itertools import chain, count
 from typing import Any, cast
 
 import dagster as dg
+from dagster._core.storage.tags import PARTITION_NAME_TAG, REPOSITORY_LABEL_TAG, SCHEDULE_NAME_TAG
 
 from pipeline_assets.asset_metadata import (
     cache_metadata,
@@ -47,6 +48,8 @@ from pipeline_assets.validation_assets import (
 
 IO_MANAGER_KEY = "dataframe_io_manager"
 Links = Mapping[tuple[str, int], Mapping[Dataset, tuple[Link, ...]]]
+# A run that was made and never launched, as when the daemon has ended in between, is none.
+_LAUNCHED = [status for status in dg.DagsterRunStatus if status is not dg.DagsterRunStatus.NOT_STARTED]
 
 
 @dataclass
@@ -198,7 +201,7 @@ class _PipelineFactory:
                 job=job,
                 cron_schedule=schedule.cron,
                 execution_timezone=schedule.timezone,
-                execution_fn=lambda context: _last_partition(context, partitioned),
+                execution_fn=lambda context: _last_partition(context, name, partitioned),
             )
         elif self.partitions_def is not None:
             keys = self.partitions_def.get_partition_keys()
@@ -486,16 +489,35 @@ def partitions_definition(partitions: Partitions | None) -> dg.PartitionsDefinit
 
 
 def _last_partition(
-    context: dg.ScheduleEvaluationContext, partitions_def: dg.TimeWindowPartitionsDefinition
+    context: dg.ScheduleEvaluationContext, schedule: str, partitions_def: dg.TimeWindowPartitionsDefinition
 ) -> dg.RunRequest | dg.SkipReason:
-    """Request the run of the last partition that had ended when the schedule ticked."""
+    """Request the run of the last partition that had ended when the schedule ticked, if that has not had one yet.
+
+    So it is requested once: not again at each tick until the next one ends, nor after the last of all.
+    """
     tick = context.scheduled_execution_time
     with dg.partition_loading_context(effective_dt=tick):
         key = partitions_def.get_last_partition_key()
     if key is None:
         return dg.SkipReason(f"no partition has ended by {tick.isoformat()}: the first starts at the config's 'start'")
-    # Once, as Dagster's own schedules do it: not again at each tick until the next one ends, nor after the last of all.
-    return dg.RunRequest(run_key=key, partition_key=key)
+    # Dagster itself looks for the runs of one tick alone, whatever their key.
+    for run in context.instance.get_runs(_runs_of_partition(context, schedule, key), limit=1):
+        return dg.SkipReason(
+            f"partition {key} is the last that has ended, and run {run.run_id} of this schedule was for it: a schedule "
+            "runs each once; to run it again, launch it by hand"
+        )
+    return dg.RunRequest(partition_key=key)
+
+
+def _runs_of_partition(context: dg.ScheduleEvaluationContext, schedule: str, key: str) -> dg.RunsFilter:
+    repository = context.repository_def
+    loaded = repository.repository_load_data
+    # Another code location may have a pipeline of the same name. Where Dagster does not say which one this is, as of a
+    # server that was started without its name, the runs of both count.
+    location = loaded.code_location_name if loaded is not None else None
+    of_location = {REPOSITORY_LABEL_TAG: f"{repository.name}@{location}"} if location is not None else {}
+    tags = {PARTITION_NAME_TAG: key, SCHEDULE_NAME_TAG: schedule, **of_location}
+    return dg.RunsFilter(tags=tags, statuses=_LAUNCHED)
 
 
 def _input_name(index: int) -> str:

@@ -287,27 +287,6 @@ def test_a_schedule_runs_a_stream_that_ends(tmp_path: Path) -> None:
     assert (schedule.cron_schedule, schedule.job_name) == ("0 2 * * *", "event_stream")
 
 
-def test_a_schedule_of_a_partitioned_pipeline_runs_the_last_partition(tmp_path: Path) -> None:
-    document = batch(
-        "parted",
-        extract_file("rows", "/in/${partition}.csv"),
-        partitions={"type": "daily", "start": "2024-01-01"},
-        schedule="0 2 * * *",
-    )
-    defs = definitions(tmp_path, document)
-    schedule = defs.resolve_schedule_def("parted_schedule")
-
-    def keys_at(*tick: int) -> list[str | None]:
-        context = dg.build_schedule_context(
-            scheduled_execution_time=dt.datetime(*tick, tzinfo=dt.UTC),  # type: ignore[misc,arg-type]
-            repository_def=defs.get_repository_def(),
-        )
-        return [request.partition_key for request in schedule.evaluate_tick(context).run_requests or ()]
-
-    assert keys_at(2024, 3, 1, 2) == ["2024-02-29"]
-    assert keys_at(2024, 1, 1, 2) == [], "no partition has ended by then"
-
-
 @pytest.mark.parametrize(("automation", "label"), [("eager", "eager"), ("on_cron", "on_cron")])
 def test_automation_conditions(tmp_path: Path, automation: str, label: str) -> None:
     document = {**CUSTOMER_360, "automation": automation, "schedule": "0 2 * * *"}
@@ -374,27 +353,6 @@ def test_on_cron_does_not_wait_for_dead_letters(tmp_path: Path) -> None:
         automation = Automation(defs, instance, "p")
         assert automation.requested(2024, 5, 1, 1, 59) == set()
         assert automation.requested(2024, 5, 1, 2, 1) == {"p/broken", "p/late"}
-
-
-def test_a_schedule_runs_each_partition_once(tmp_path: Path) -> None:
-    """Also when it ticks more often than partitions end, and after the last of all has ended."""
-    partitions = {"type": "daily", "start": "2024-01-01", "end": "2024-03-01"}
-    defs = definitions(tmp_path, {**CUSTOMER_360, "schedule": "0 * * * *", "partitions": partitions})
-    (schedule,) = defs.schedules or ()
-    assert isinstance(schedule, dg.ScheduleDefinition)
-
-    def keys_at(*tick: int) -> list[tuple[str | None, str | None]]:
-        context = dg.build_schedule_context(
-            scheduled_execution_time=dt.datetime(*tick, tzinfo=dt.UTC),  # type: ignore[misc,arg-type]
-            repository_def=defs.get_repository_def(),
-        )
-        return [
-            (request.run_key, request.partition_key) for request in schedule.evaluate_tick(context).run_requests or ()
-        ]
-
-    # Dagster launches nothing for a run key that it knows.
-    assert keys_at(2024, 2, 3, 1) == keys_at(2024, 2, 3, 2) == [("2024-02-02", "2024-02-02")]
-    assert keys_at(2024, 3, 1, 0) == keys_at(2025, 3, 1, 0) == [("2024-02-29", "2024-02-29")]
 
 
 @pytest.mark.parametrize(
