@@ -35,12 +35,16 @@ MethodRegistry = Mapping[tuple[str, str], type[StepMethod]]
 
 
 def _check_cron(text: str) -> str:
-    from croniter import croniter
+    from croniter import CroniterBadDateError, croniter
 
-    if not croniter.is_valid(text) or len(expanded := croniter.expand(text)[0]) != 5:
+    if not croniter.is_valid(text) or len(croniter.expand(text)[0]) != 5:
         raise ValueError(f"{text!r} is not a cron expression (expected five fields, as in '0 2 * * *')")
-    if expanded[3] == [2] and expanded[2] in ([30], [31]):
-        raise ValueError(f"{text!r} never comes: February has no such day")
+    try:
+        # To Dagster a day of the month that never comes is an error, beside a day of the week too. Its one sensor looks
+        # for the times of all pipelines with 'on_cron', and an error of one stops them all.
+        croniter(text, day_or=False).get_next()
+    except CroniterBadDateError:
+        raise ValueError(f"{text!r} names a day that never comes: none of its months has it") from None
     return text
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._utils.schedules import get_latest_completed_cron_tick, get_next_cron_tick
+from dagster._vendored.croniter import CroniterBadDateError
 
 from pipeline_assets.code_location import build_definitions
 from pipeline_assets.config import PipelineConfig, Schedule
@@ -393,6 +396,23 @@ def test_what_dagster_refuses_in_names_is_refused_in_configs() -> None:
     for text in INVALID_PARTITION_SUBSTRINGS:
         with pytest.raises(ValueError, match="no key of a partition"):
             Partitions.model_validate({"type": "static", "values": [f"a{text}b"]})
+
+
+@pytest.mark.parametrize(
+    ("cron", "comes"),
+    [
+        ("0 0 31 4 *", False), ("0 0 31 2,4 *", False), ("0 0 30,31 2 *", False), ("0 0 31 4 1", False),
+        ("0 0 8 * 1#1", False), ("0 0 29 2 *", True), ("0 0 30 2,4 *", True), ("0 0 31 * 1", True),
+        ("0 0 l 2 *", True), ("0 0 29 2 1", True), ("0 0 29 2 1#5", True), ("@daily", True),
+    ],
+)  # fmt: skip
+def test_a_time_that_dagster_does_not_find_is_refused(cron: str, comes: bool) -> None:
+    now = dt.datetime(2024, 3, 1, tzinfo=dt.UTC)
+    with nullcontext() if comes else pytest.raises(CroniterBadDateError):
+        get_latest_completed_cron_tick(cron, now, "UTC")
+        get_next_cron_tick(cron, now, "UTC")
+    with nullcontext() if comes else pytest.raises(ValueError, match="names a day that never comes"):
+        Schedule(cron=cron)
 
 
 def test_broken_configs_of_like_names_are_all_shown(tmp_path: Path) -> None:

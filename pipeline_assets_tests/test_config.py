@@ -90,6 +90,7 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
         ({**CUSTOMER_360, "schedule": "61 * * * *"}, "/schedule", "not a cron expression"),
         ({**CUSTOMER_360, "schedule": "0 0 2 * * *"}, "/schedule", "expected five fields"),
         ({**CUSTOMER_360, "schedule": "0 0 31 2 *"}, "/schedule", "never comes"),
+        ({**CUSTOMER_360, "schedule": {"cron": "0 0 31 4,6 *"}}, "/schedule/cron", "never comes"),
         ({**CUSTOMER_360, "schedule": {"cron": "0 2 * * *", "timezone": "Europe"}}, "/schedule/timezone", "IANA"),
         ({**CUSTOMER_360, "schedule": {"cron": "0 2 * * *", "timezone": "x" * 5_000}}, "/schedule/timezone", "IANA"),
         ({**CUSTOMER_360, "name": "config"}, "/name", "reserved"),
