@@ -366,18 +366,21 @@ class _Move:
                 f"CREATE UNIQUE INDEX ON {self.target.sql} ({self._keys()});"
             ) from None
         except psycopg.errors.CardinalityViolation:
-            raise self._duplicates() from None
+            raise PipelineExecutionError(
+                f"several rows of the DataFrame have the same keys ({', '.join(self.step.keys)}): keep one of each, "
+                "e.g. with dropDuplicates before; nothing was written"
+            ) from None
         except psycopg.errors.UniqueViolation as error:
-            if self.step.mode == "upsert" and (error.diag.table_name or "") == self.target.table:
-                raise self._duplicates(error.diag.message_detail or "") from None
-            raise
-
-    def _duplicates(self, details: str = "") -> PipelineExecutionError:
-        return PipelineExecutionError(
-            f"several rows of the DataFrame have the same keys ({', '.join(self.step.keys)}): keep one of each, "
-            "e.g. with dropDuplicates before; nothing was written",
-            details=details,
-        )
+            where = (error.diag.schema_name, error.diag.table_name)
+            if self.step.mode != "upsert" or where != (self.target.schema, self.target.table):
+                raise
+            # What PostgreSQL says beside it are the values.
+            raise PipelineExecutionError(
+                f"two rows of {self.target} would have the same in the columns of its unique index "
+                f"{error.diag.constraint_name!r}, which is not the one on the keys ({', '.join(self.step.keys)}): "
+                "correct such rows of the DataFrame before, leave them out, or give the columns of that index as "
+                "'keys'; nothing was written"
+            ) from None
 
     def _check_staging(self, database: psycopg.Connection[Any], expected: int | None) -> None:
         """Hold that every row is there once (Spark repeats tasks), and, in a partitioned run, in its partition."""

@@ -266,6 +266,20 @@ def test_refused(
     assert staging_tables(database) == []
 
 
+def test_an_upsert_against_another_unique_index(postgres_context: StepContext, database: Database) -> None:
+    database.execute("CREATE TABLE shop.users (id bigint PRIMARY KEY, email text UNIQUE)")
+    database.execute("INSERT INTO shop.users VALUES (1, 'a@shop.example')")
+    upsert: dict[str, Any] = {"mode": "upsert", "keys": ["id"]}
+    told = r"two rows of shop\.users .* unique index 'users_email_key', which is not the one on the keys \(id\)"
+    for rows in ([(2, "a@shop.example")], [(2, "b@shop.example"), (3, "b@shop.example")]):
+        with pytest.raises(PipelineExecutionError, match=told) as caught:
+            load(rows, postgres_context, "users", "id INT, email STRING", **upsert)
+        assert "@shop.example" not in str(caught.value), "whose address it is"
+    load([(2, "b@shop.example")], postgres_context, "users", "id INT, email STRING", **upsert)
+    assert stored(database, "users", "id, email") == [(1, "a@shop.example"), (2, "b@shop.example")]
+    assert staging_tables(database) == []
+
+
 def test_schema_that_does_not_exist(postgres_context: StepContext) -> None:
     frame = frame_of(postgres_context.spark, "id INT", [(1,)])
     with pytest.raises(ConfigurationError, match='schema "nowhere" does not exist'):
