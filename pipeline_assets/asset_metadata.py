@@ -91,10 +91,11 @@ def _told(origins: Sequence[dg.TableColumnDep]) -> str | None:
 
 
 def source_origins(found: ColumnSources, assets: SourceAssets) -> ColumnOrigins:
-    """Return the columns of ``assets`` that stand for those of the datasets."""
+    """Return the columns of ``assets`` that stand for those of the datasets; one of a dataset without is left out."""
     return {
-        column: [dg.TableColumnDep(key, source) for dataset, source in origins for key in assets.get(dataset, ())]
+        column: [dg.TableColumnDep(key, source) for dataset, source in origins for key in assets[dataset]]
         for column, origins in found.items()
+        if all(dataset in assets for dataset, _ in origins)
     }
 
 

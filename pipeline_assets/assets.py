@@ -36,7 +36,7 @@ from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.report.run_reports import report_metadata
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import asset_key, step_op
-from pipeline_assets.steps.base import Dataset, ValidateMethod
+from pipeline_assets.steps.base import Dataset, ExtractMethod, ValidateMethod
 from pipeline_assets.streaming_assets import streaming_asset
 from pipeline_assets.validation import raise_for_failures
 from pipeline_assets.validation_assets import (
@@ -234,6 +234,9 @@ class _PipelineFactory:
                 for source in external:
                     context.log_event(dg.AssetObservation(source))
                 origins = column_origins(run, here, frame, inputs, upstream, sources)
+                if isinstance(step.method, ExtractMethod) and here.method != step.method:
+                    # The assets stand for what the config names: with the partition's key, the name is another one.
+                    origins = {**column_origins(run, step, frame, inputs, upstream, sources), **origins}
                 about_cache = {**cache_metadata(run, here), **optimization_metadata(run, here)}
                 if step.role is Role.VIEW:
                     metadata = {**work_metadata(run, here), **about_cache, **dataframe_metadata(frame, origins)}

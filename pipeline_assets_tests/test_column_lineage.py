@@ -316,6 +316,11 @@ def test_dead_letters() -> None:
     assert method.dead_letter_sources() == expected
 
 
+def test_a_source_without_an_asset_is_left_out(frames: Frames, tmp_path: Path) -> None:
+    run = frames.run(tmp_path, extract_file("orders", "/orders.csv"))
+    assert column_origins(run, run.plan.steps[0], frames.make(ORDERS), {}, {}, {}) == {}
+
+
 def test_a_query_on_views_leaves_the_real_ones_registered(frames: Frames, tmp_path: Path) -> None:
     run = frames.run(
         tmp_path, extract_file("orders", "/orders.csv"), transform("sql", query="SELECT amount FROM orders")

@@ -395,3 +395,29 @@ def test_sql_keeps_to_its_own_pipeline(location: Location) -> None:
         same_rows(rows_of(location.table(name, "sql")), pd.DataFrame({"w": [name]}))
         lineage = location.metadata(name, "sql")["dagster/column_lineage"].deps_by_column
         assert lineage["w"] == [dg.TableColumnDep(dg.AssetKey([name, "rows"]), "word")]
+
+
+@pytest.mark.usefixtures("reach_sources")
+def test_columns_come_from_sources_that_have_the_partition_in_their_names(location: Location) -> None:
+    for name in ("a", "b"):
+        write_rows(location.folder / "customers" / f"{name}.json", [{"id": 1}])
+
+    def extract(method: str, name: str, **config: Any) -> dict[str, Any]:
+        return {"type": "extract", "method": method, "config": {**config, "registerAs": name, "materialized": "view"}}
+
+    paths = [f"file://{location.folder}/${{partition}}/{name}.json" for name in ("a", "b")]
+    location.write(
+        batch(
+            "parted",
+            extract("fromFile", "files", paths=paths),
+            extract("fromPostgres", "whole", table="public.${partition}", columns=["id"]),
+            extract("fromPostgres", "asked", query="SELECT id FROM customers WHERE '${partition}' <> ''"),
+            partitions={"type": "static", "values": ["customers"]},
+        )
+    )
+    location.run("parted", partition="customers")
+    graph = location.definitions().resolve_asset_graph()
+    for name in ("files", "whole", "asked"):
+        (source,) = graph.get(dg.AssetKey(["parted", name])).parent_keys
+        lineage = location.metadata("parted", name)["dagster/column_lineage"].deps_by_column
+        assert lineage == {"id": [dg.TableColumnDep(source, "id")]}
