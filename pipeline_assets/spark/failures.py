@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,19 @@ def spark_errors(*, dataframe: str | None = None, columns: Sequence[str] = ()) -
             raise
         # Not chained: the original's text may show a secret, and its JVM trace buries the message.
         raise spark_failure(error, dataframe=dataframe, columns=columns) from None
+
+
+@contextmanager
+def explained_by(explain: Callable[[Cause], PipelineError | None]) -> Iterator[None]:
+    """Raise what ``explain`` has for one of the causes of Spark's exceptions inside the block, the outermost first."""
+    try:
+        yield
+    except Exception as error:
+        causes = causes_of(error) if is_spark_error(error) else []
+        explained = next((told for cause in causes if (told := explain(cause))), None)
+        if explained is None:
+            raise
+        raise explained from None
 
 
 def spark_failure(error: BaseException, *, dataframe: str | None = None, columns: Sequence[str] = ()) -> PipelineError:

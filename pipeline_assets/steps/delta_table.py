@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, ParamSpec
 
 from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError
-from pipeline_assets.partitions import PARTITION_KEY_COLUMN, PartitionSlice, sql_string
-from pipeline_assets.spark.failures import Cause, causes_of, is_spark_error, spark_failure
+from pipeline_assets.partitions import PARTITION_KEY_COLUMN, PartitionSlice
+from pipeline_assets.spark.failures import Cause, explained_by, is_spark_error, spark_failure
 from pipeline_assets.steps.delta_log import Commit, find_commit, newest_version
 from pipeline_assets.steps.file_systems import Folder
+from pipeline_assets.steps.partition_rows import holding, row_outside
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -83,8 +84,8 @@ def write_delta(
 ) -> DeltaWrite:
     """Write ``frame`` to the Delta table at ``path``, creating it when it is missing.
 
-    With ``partition``, append and overwrite replace the rows of that partition and no others. The counts
-    are those of the commit, which is found by a mark of its own, so that other writers don't confuse them.
+    With ``partition``, append and overwrite replace the rows of that partition and no others; merge takes rows of any.
+    The counts are those of the commit, which is found by a mark of its own, so that other writers don't confuse them.
     ``transaction``: what the write is known by, however often it is tried; once committed, it is not made again.
     ``mark``: by what ``find_write`` finds it later, the newest one of several, one of no rows too.
     """
@@ -101,7 +102,7 @@ def write_delta(
         # Without one, Delta makes no commit where no row is there and none comes.
         transaction = f"{mark}:{uuid.uuid4()}"
     mark = mark or transaction or f"pipeline-assets:{uuid.uuid4()}"
-    with _delta_errors(path, partition):
+    with explained_by(lambda cause: _explain(cause, path, partition)):
         if transaction is not None and there is not None and mode in ("merge", "errorIfExists"):
             # Delta takes the options below for no MERGE, and looks at them after this has looked for rows.
             committed = _find_write(spark, path, mark, folder)
@@ -133,10 +134,10 @@ def write_delta(
             options["mergeSchema"] = "true"
         if overwrite_schema:
             options["overwriteSchema"] = "true"
-        if there is None:
+        if there is None and mode != "merge":
             # Delta does not hold a first write to the condition.
             condition = partition.predicate if partition and partition.column else replace_where
-            frame = frame if condition is None else _holding(frame, condition)
+            frame = frame if condition is None else holding(frame, condition)
         writer = frame.write.format("delta").mode(save_mode).options(**options)
         if partition_by and (there is None or overwrite_schema):
             writer = writer.partitionBy(*partition_by)
@@ -218,12 +219,6 @@ def _not_fitting(path: str, details: str) -> ConfigurationError:
     )
 
 
-def _holding(frame: DataFrame, condition: str) -> DataFrame:
-    """Return ``frame`` so that a row that does not meet ``condition`` fails the query."""
-    message = f"[REPLACE_WHERE_MISMATCH] a row does not meet {condition}"
-    return frame.where(f"CASE WHEN ({condition}) THEN true ELSE raise_error({sql_string(message)}) END")
-
-
 def _merge(frame: DataFrame, path: str, keys: Sequence[str], *, merge_schema: bool, mark: str) -> None:
     spark = frame.sparkSession
     view = f"merge_source_{uuid.uuid4().hex}"
@@ -298,32 +293,11 @@ def _counted(version: int, texts: Mapping[str, str], commit: Commit | None) -> D
     return DeltaWrite(rows, version, int(files), metrics, commit)
 
 
-@contextmanager
-def _delta_errors(path: str, partition: PartitionSlice | None) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not is_spark_error(error):
-            raise
-        explained = next((told for cause in causes_of(error) if (told := _explain(cause, path, partition))), None)
-        if explained is None:
-            raise
-        raise explained from None
-
-
 def _explain(cause: Cause, path: str, partition: PartitionSlice | None) -> PipelineError | None:
-    text, condition = cause.message, cause.condition or ""
-    if condition == "DELTA_REPLACE_WHERE_MISMATCH" or "[REPLACE_WHERE_MISMATCH]" in text:
-        if partition is not None:
-            return PipelineExecutionError(
-                f"the DataFrame has rows outside partition {partition.key!r} ({partition.predicate}): keep the "
-                "partition's own with filterRows before; nothing was written",
-                details=text,
-            )
-        return PipelineExecutionError(
-            "the DataFrame has rows that do not meet replaceWhere; nothing was written", details=text
-        )
-    match condition:
+    outside = row_outside(cause, partition)
+    if outside is not None:
+        return outside
+    match cause.condition:
         case "DELTA_PATH_EXISTS":
             return PipelineExecutionError(
                 f"there is a table at {path} already: mode 'errorIfExists' leaves it as it is"
@@ -334,6 +308,6 @@ def _explain(cause: Cause, path: str, partition: PartitionSlice | None) -> Pipel
                 "before; nothing was written"
             )
         case "DELTA_METADATA_MISMATCH" | "DELTA_FAILED_TO_MERGE_FIELDS":
-            return _not_fitting(path, text)
+            return _not_fitting(path, cause.message)
         case _:
             return None

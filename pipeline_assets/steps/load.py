@@ -28,8 +28,8 @@ class ToDeltaLake(StreamingLoad):
 
     In a partitioned run, append and overwrite replace the rows of the run's partition and leave the others alone, so
     that a run repeated gives the same table; errorIfExists fails when the partition has rows. Without a partition
-    column of its own, the table gets the string column `partition_key` and is partitioned by it. merge finds rows by
-    `mergeKeys` in all partitions.
+    column of its own, the table gets the string column `partition_key` and is partitioned by it. merge takes rows of
+    any partition, and finds those to update by `mergeKeys` in all of them.
 
     In a streaming pipeline each micro-batch is one commit that is made once, whatever fails: Delta keeps the number of
     the last one. With `mergeKeys` a micro-batch updates the rows of its keys and adds the others, as outputMode

@@ -11,9 +11,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline_assets.errors import PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
+from pipeline_assets.spark.failures import explained_by
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
 from pipeline_assets.steps.columns import clustered
 from pipeline_assets.steps.file_systems import Folder, open_folder
+from pipeline_assets.steps.partition_rows import holding, row_outside
 from pipeline_assets.steps.paths import (
     OptionValue,
     check_any,
@@ -90,10 +92,16 @@ class ToS3(LoadMethod):
         return (files_dataset(self.path),)
 
     def check_schema(self, frame: DataFrame, context: StepContext) -> None:
-        require_columns(self.partition_by, self.input_data_frame or "input", frame)
+        partition = context.partition
+        own = () if partition is None or partition.column is None else (partition.column,)
+        require_columns((*self.partition_by, *own), self.input_data_frame or "input", frame)
 
     def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
         self.check_schema(frame, context)
+        partition = context.partition
+        if partition is not None and partition.column is not None:
+            partition = partition.of(dict(frame.dtypes))
+            frame = holding(frame, partition.predicate)
         (path,) = open_for_spark([self.path], self.connection, context)
         root = open_folder(path, self.connection, context.connections)
         subfolder = self._subfolder(context)
@@ -106,7 +114,8 @@ class ToS3(LoadMethod):
         is_new = not root.exists()
         staging = f"_staging_{uuid.uuid4().hex}"
         try:
-            rows = self._write(frame, f"{path.rstrip('/')}/{staging}", clusters=context.optimize)
+            with explained_by(lambda cause: row_outside(cause, partition)):
+                rows = self._write(frame, f"{path.rstrip('/')}/{staging}", clusters=context.optimize)
             new = _visible(root.below(staging).names())
             if rows and not new:
                 raise PipelineExecutionError(
@@ -117,7 +126,7 @@ class ToS3(LoadMethod):
             target.take(root.below(staging), list(new))
         finally:
             _clean(root, staging, is_new=is_new)
-        if self.mode == "overwrite" or (self.mode == "append" and context.partition is not None):
+        if self.mode == "overwrite" or (self.mode == "append" and partition is not None):
             target.remove(list(there))
         return LoadResult(
             uri=f"{path.rstrip('/')}/{subfolder}".rstrip("/"),

@@ -60,8 +60,9 @@ class ToPostgres(LoadMethod):
 
     Spark fills a staging table beside it (named `_staging_...`, dropped at the end however the step ends). In a
     partitioned run, append and overwrite replace the rows of the run's partition and leave the others alone; without
-    a partition column of its own, the rows get the column `partition_key`. Rows are not replaced where that would
-    delete or change those of another table, by a foreign key with ON DELETE CASCADE, SET NULL or SET DEFAULT.
+    a partition column of its own, the rows get the column `partition_key`. upsert takes rows of any partition, and
+    finds those to update by `keys` in all of them. Rows are not replaced where that would delete or change those of
+    another table, by a foreign key with ON DELETE CASCADE, SET NULL or SET DEFAULT.
     """
 
     method = "toPostgres"

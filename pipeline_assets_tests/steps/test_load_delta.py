@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
+import pandas as pd
 import pyarrow.parquet
 import pytest
 from pyspark.errors import PySparkException
@@ -210,6 +211,24 @@ def test_partitions_with_a_column(context: StepContext, tmp_path: Path) -> None:
     with pytest.raises(PipelineExecutionError, match="rows outside partition 'mon'"):
         load(NEW, in_partition(context, "mon", column="day"), path)
     assert table_rows(path) == OLD
+
+
+def test_merge_takes_rows_of_any_partition(context: StepContext, tmp_path: Path) -> None:
+    """The first run, which makes the table, as the later ones."""
+    path = tmp_path / "table"
+    expected = pd.DataFrame(columns=["id", "day", "amount"])
+    for key, rows in {"mon": OLD, "tue": NEW}.items():
+        load(rows, in_partition(context, key, column="day"), path, mode="merge", mergeKeys=["id"])
+        new = pd.DataFrame(rows, columns=expected.columns)
+        expected = pd.concat([expected[~expected["id"].isin(new["id"])], new])
+        assert table_rows(path) == in_order(expected.itertuples(index=False, name=None))
+
+
+def test_a_first_write_does_not_ask_rows_that_a_join_leaves_out(context: StepContext, tmp_path: Path) -> None:
+    frame = frame_of(context.spark, SCHEMA, OLD).join(frame_of(context.spark, "id INT", [(1,), (2,)]), "id")
+    inside = in_partition(context, "mon", column="day")
+    assert ToDeltaLake(path=str(tmp_path / "table")).load(frame, inside).rows == 2
+    assert table_rows(tmp_path / "table") == OLD[:2]
 
 
 def test_hours_that_clocks_show_twice(context: StepContext, tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ import dataclasses
 import gzip
 import io
 import json
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet
 import pytest
 from pyspark.errors import PySparkException
 
 from devstack.s3 import S3Server
-from pipeline_assets.errors import DataFrameResolutionError, PipelineExecutionError
+from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, PipelineExecutionError
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps.base import LoadResult, StepContext
 from pipeline_assets.steps.file_systems import Folder
@@ -216,6 +218,68 @@ def test_a_key_that_is_in_the_path_by_chance(context: StepContext, tmp_path: Pat
     for key in ("us", "eu", "us"):
         load(OLD, dataclasses.replace(context, partition=partitions.slice(key)), str(folder), mode="overwrite")
     assert {file.parent.name for file in folder.rglob("*.parquet")} == {"partition_key=eu", "partition_key=us"}
+
+
+DAYS = "id INT, day DATE"
+FIRST, SECOND = date(2024, 1, 1), date(2024, 1, 2)
+
+
+def on_day(context: StepContext, key: str, **more: Any) -> StepContext:
+    daily = Partitions.model_validate({"type": "daily", "start": "2024-01-01", "column": "day"})
+    return dataclasses.replace(context, partition=daily.slice(key), **more)
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite", "errorIfExists"])
+@pytest.mark.parametrize("names_partition", [False, True])
+def test_rows_of_another_partition_are_refused(
+    mode: str, names_partition: bool, context: StepContext, tmp_path: Path
+) -> None:
+    by_partition = frozenset({"path"} if names_partition else ())
+    method = ToS3.model_validate({"path": str(tmp_path / "out"), "mode": mode, "partitionBy": ["day"]})
+    inside = on_day(context, "2024-01-01", by_partition=by_partition, optimize=True)
+    for rows in ([(1, FIRST), (2, SECOND)], [(1, FIRST), (2, None)]):
+        with pytest.raises(PipelineExecutionError, match="rows outside partition '2024-01-01' .*nothing was written"):
+            method.load(frame_of(context.spark, DAYS, rows), inside)
+        assert not (tmp_path / "out").exists()
+    assert method.load(frame_of(context.spark, DAYS, [(1, FIRST), (3, FIRST)]), inside).rows == 2
+    written = on_disk(tmp_path / "out")
+    with pytest.raises(PipelineExecutionError, match="rows outside partition|files already"):
+        method.load(frame_of(context.spark, DAYS, [(2, SECOND)]), inside)
+    assert on_disk(tmp_path / "out") == written
+
+
+def test_rows_are_held_to_the_partition_by_the_write_itself(context: StepContext, tmp_path: Path) -> None:
+    """Also those of a join, which leaves out what is outside: what it takes is not asked."""
+    tracker = context.spark.sparkContext.statusTracker()
+    left = [(number, date(2024, 1, 1 + number % 3)) for number in range(9)]
+    frame = frame_of(context.spark, DAYS, left).join(frame_of(context.spark, "id INT", [(0,), (3,)]), "id")
+    jobs: list[int] = []
+    for inside in (context, on_day(context, "2024-01-01")):
+        before = set(tracker.getJobIdsForGroup(None))
+        ToS3(path=str(tmp_path / "out")).load(frame, inside)
+        jobs.append(len(set(tracker.getJobIdsForGroup(None)) - before))
+    expected = pd.DataFrame(left, columns=["id", "day"]).merge(pd.DataFrame({"id": [0, 3]}))
+    found = pd.read_parquet(tmp_path / "out" / "partition_key=2024-01-01").sort_values("id", ignore_index=True)
+    assert [*found.itertuples(index=False)] == [*expected.itertuples(index=False)]
+    assert jobs[0] == jobs[1]
+
+
+def test_a_partition_column_that_is_not_there(context: StepContext, tmp_path: Path) -> None:
+    with pytest.raises(DataFrameResolutionError, match="no column 'day'"):
+        load(OLD, on_day(context, "2024-01-01"), str(tmp_path / "out"))
+
+
+def test_an_hour_that_clocks_show_twice(context: StepContext, tmp_path: Path) -> None:
+    hourly = Partitions(type="hourly", start=datetime(2024, 10, 1), timezone="Europe/Berlin", column="at")
+    inside = dataclasses.replace(context, partition=hourly.slice("2024-10-27-02:00+0100"))
+    method = ToS3(path=str(tmp_path / "out"))
+    with pytest.raises(ConfigurationError, match="make it a TIMESTAMP"):
+        method.load(frame_of(context.spark, "at TIMESTAMP_NTZ", [(datetime(2024, 10, 27, 2, 30),)]), inside)
+    hours = [(datetime(2024, 10, 27, hour, 30, tzinfo=UTC),) for hour in (0, 1)]
+    with pytest.raises(PipelineExecutionError, match=r"outside partition '2024-10-27-02:00\+0100'"):
+        method.load(frame_of(context.spark, "at TIMESTAMP", hours), inside)
+    assert not (tmp_path / "out").exists()
+    assert method.load(frame_of(context.spark, "at TIMESTAMP", hours[1:]), inside).rows == 1
 
 
 def test_unknown_partition_column(context: StepContext, tmp_path: Path) -> None:

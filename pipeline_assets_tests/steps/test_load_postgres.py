@@ -469,6 +469,13 @@ def test_partitions_with_a_column(postgres_context: StepContext, database: Datab
     assert stored(database, "sliced", 'id, "Day"') == [(2, "mon")]
 
 
+def test_upsert_takes_rows_of_any_partition(postgres_context: StepContext, database: Database) -> None:
+    for key, rows in {"mon": [(1, "mon"), (2, "tue")], "o'clock": [(1, "wed")]}.items():
+        inside = in_partition(postgres_context, key, column="day")
+        load(rows, inside, "sliced", "id INT, day STRING", mode="upsert", keys=["id"])
+    assert stored(database, "sliced", "id, day") == [(1, "wed"), (2, "tue")]
+
+
 def test_sinks() -> None:
     (sink,) = ToPostgres(table="shop.items", connection="dwh").sinks()
     assert (sink.kind, sink.parts) == ("postgres", ("dwh", "shop", "items"))
