@@ -27,8 +27,9 @@ from pipeline_assets.steps.base import (
 )
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.delta_preview import Preview, rows_by_arrow, rows_by_driver
-from pipeline_assets.steps.delta_table import DeltaWrite, is_missing_table, with_partition, write_delta
+from pipeline_assets.steps.delta_table import DeltaWrite, is_missing_table, write_delta
 from pipeline_assets.steps.file_systems import folder_seen_from_here
+from pipeline_assets.steps.partition_rows import with_partition
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.streaming_load import StreamingLoad
@@ -174,16 +175,19 @@ class PipelineRun:
     def load(self, step: PlannedStep, frame: DataFrame) -> LoadResult:
         """Run a load step."""
         self._check_before_data_moves()
-        context = dataclasses.replace(
+        context = self._load_context(step)
+        with self.scope.errors_of(step, [frame]), self.scope.working(step):
+            result = cast(LoadMethod, step.method).load(frame, context)
+        self._let_go_after_write(step)
+        return result
+
+    def _load_context(self, step: PlannedStep) -> StepContext:
+        return dataclasses.replace(
             self.context,
             optimize=step.index in self.optimizations.clustered,
             by_partition=self.plan.pipeline.keys_with_partition(step.index),
             transaction=self._transaction(step),
         )
-        with self.scope.errors_of(step, [frame]), self.scope.working(step):
-            result = cast(LoadMethod, step.method).load(frame, context)
-        self._let_go_after_write(step)
-        return result
 
     def _reader(self, step: PlannedStep) -> str:
         return reader_of(self.context.run_id, self.plan.name, step.name)
@@ -196,10 +200,14 @@ class PipelineRun:
         return f"pipeline-assets:{self._reader(step)}"
 
     def written(self, step: PlannedStep, frame: DataFrame) -> DataFrame:
-        """Return ``frame`` with the columns that a load's target, or the table of ``step``, gets."""
-        if isinstance(step.method, LoadMethod):
-            return step.method.written(frame, self.context)
-        return with_partition(frame, self.context.partition) if step.role is Role.TABLE else frame
+        """Return ``frame`` with the columns that a load's target, or the table of ``step``, gets.
+
+        Raises ConfigurationError when one of them would take the place of one that is there.
+        """
+        with self.scope.errors_of(step, [frame]):
+            if isinstance(step.method, LoadMethod):
+                return step.method.written(frame, self.context)
+            return with_partition(frame, self.context.partition) if step.role is Role.TABLE else frame
 
     def inputs(self, step: PlannedStep) -> dict[int, DataFrame]:
         """Return the DataFrames that ``step`` takes, by step index."""
@@ -269,11 +277,14 @@ class PipelineRun:
             if isinstance(step.method, ValidateMethod):
                 self.checked_rows.check_fit(step, {index: plan(self.plan.steps[index]) for index in step.inputs})
             if step.has_dataframe:
-                plan(step)
+                frame = plan(step)
             elif step.role is Role.LOAD:
                 frame = plan(self.plan.steps[step.inputs[0]])
                 with self.scope.errors_of(step, [frame]):
-                    cast(LoadMethod, step.method).check_schema(frame, self.context)
+                    cast(LoadMethod, step.method).check_schema(frame, self._load_context(step))
+            else:
+                continue
+            self.written(step, frame)
         # Not before: after a mistake, a step that does not depend on it would go on and write.
         self._checked = True
 

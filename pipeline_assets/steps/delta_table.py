@@ -15,7 +15,7 @@ from pipeline_assets.partitions import PARTITION_KEY_COLUMN, PartitionSlice
 from pipeline_assets.spark.failures import Cause, explained_by, is_spark_error, spark_failure
 from pipeline_assets.steps.delta_log import Commit, find_commit, newest_version
 from pipeline_assets.steps.file_systems import Folder
-from pipeline_assets.steps.partition_rows import holding, row_outside
+from pipeline_assets.steps.partition_rows import holding, row_outside, with_partition
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -165,15 +165,6 @@ def is_missing_table(error: Exception) -> bool:
     from pyspark.errors import AnalysisException
 
     return isinstance(error, AnalysisException) and error.getCondition() in _MISSING
-
-
-def with_partition(frame: DataFrame, partition: PartitionSlice | None) -> DataFrame:
-    """Give the rows the partition's key where the table has no column of its own for it."""
-    from pyspark.sql import functions as F  # noqa: N812
-
-    if partition is None or partition.column is not None:
-        return frame
-    return frame.withColumn(PARTITION_KEY_COLUMN, F.lit(partition.key))
 
 
 def _check_slice_column(there: Sequence[str], partition: PartitionSlice, path: str, *, merge_schema: bool) -> None:

@@ -15,7 +15,7 @@ from pipeline_assets.spark.failures import explained_by
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
 from pipeline_assets.steps.columns import clustered
 from pipeline_assets.steps.file_systems import Folder, open_folder
-from pipeline_assets.steps.partition_rows import holding, row_outside
+from pipeline_assets.steps.partition_rows import check_own_key, holding, row_outside
 from pipeline_assets.steps.paths import (
     OptionValue,
     check_any,
@@ -95,6 +95,8 @@ class ToS3(LoadMethod):
         partition = context.partition
         own = () if partition is None or partition.column is None else (partition.column,)
         require_columns((*self.partition_by, *own), self.input_data_frame or "input", frame)
+        if self._subfolder(context):
+            check_own_key(frame, "or put ${partition} into 'path'")
 
     def load(self, frame: DataFrame, context: StepContext) -> LoadResult:
         self.check_schema(frame, context)

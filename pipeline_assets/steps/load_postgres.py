@@ -19,7 +19,7 @@ from pipeline_assets.errors import (
     RetryableError,
 )
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
-from pipeline_assets.steps.delta_table import with_partition
+from pipeline_assets.steps.partition_rows import with_partition
 from pipeline_assets.steps.postgres import (
     TableName,
     column_type,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.steps.base import ExpectationResult, Severity, StepContext, StreamTraits, ValidateMethod
 from pipeline_assets.steps.evaluation import (
     REASONS_COLUMN,
@@ -85,7 +86,8 @@ class ExpectationStep(ValidateMethod):
         check_all(self.stated(), frame, references, self._sampling)
         if self.quarantines:
             there = {column.casefold() for column in frame.columns}
-            taken = [name for name in (REASONS_COLUMN, RUN_ID_COLUMN, TIME_COLUMN) if name in there]
+            key = () if context.partition is None else (PARTITION_KEY_COLUMN,)
+            taken = [name for name in (REASONS_COLUMN, RUN_ID_COLUMN, TIME_COLUMN, *key) if name in there]
             if taken:
                 raise ConfigurationError(
                     f"the DataFrame has a column {taken[0]!r}, which rows in quarantine get: rename it before"

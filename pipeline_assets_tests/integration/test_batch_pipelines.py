@@ -23,6 +23,8 @@ from pipeline_assets_tests.config_documents import (
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
 from pipeline_assets_tests.integration.location import Location, failure_text
 
+DAYS = ["2024-01-30", "2024-01-31", "2024-02-01"]
+
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,6 +295,56 @@ class TestTables:
             (3, "2024-01-02", "2024-01-02"),
             (7, "2024-01-01", "2024-01-01"),
         ]
+
+    @pytest.mark.parametrize(
+        ("partitions", "keys", "condition"),
+        [
+            (
+                {"type": "monthly", "start": "2024-01-01"},
+                ["2024-01-01", "2024-02-01", "2024-01-01"],
+                "substr(partition_key, 1, 7) = substr('${partition}', 1, 7)",
+            ),
+            ({"type": "daily", "start": "2024-01-01"}, DAYS, "partition_key = '${partition}'"),
+            ({"type": "static", "values": DAYS}, DAYS, "partition_key = '${partition}'"),
+        ],
+        ids=["monthly", "daily", "static"],
+    )
+    def test_keys_of_another_pipeline_are_not_lost(
+        self, location: Location, partitions: dict[str, Any], keys: list[str], condition: str
+    ) -> None:
+        rows = [
+            {"id": f"{day} {number}", "partition_key": day} for n, day in enumerate(DAYS) for number in range(n + 1)
+        ]
+        for day in DAYS:
+            of_day = [{"id": row["id"]} for row in rows if row["partition_key"] == day]
+            write_rows(location.folder / day / "rows.json", of_day)
+        source = extract_file("rows", f"file://{location.folder}/${{partition}}/rows.json")
+        location.write(batch("a", source, partitions={"type": "daily", "start": "2024-01-01"}))
+        for day in DAYS:
+            location.run("a", partition=day)
+        steps = [
+            {"type": "extract", "method": "fromDeltaLake", "config": {"table": "a.rows", "registerAs": "all"}},
+            transform("filterRows", condition=condition, registerAs="kept", materialized="table"),
+            transform("aggregateData", groupBy=["partition_key"], aggregations={"n": "count(*)"}, registerAs="counts"),
+            load("toDeltaLake", path="/counts", mode="overwrite"),
+            load("toS3", path="/files/${partition}"),
+        ]
+        ids = transform("selectColumns", inputDataFrame="all", columns=["id"], registerAs="ids")
+        kept = {**steps[1], "config": {**steps[1]["config"], "inputDataFrame": "all"}}
+        location.write(batch("b", steps[0], ids, kept, partitions=partitions))
+        text = failure_text(location.run("b", partition=keys[0], fail=True))
+        assert "b: step 2 (transform filterRows): the DataFrame has a column 'partition_key'" in text
+        assert not location.table("b", "ids").exists(), "told before anything is written"
+
+        location.write(batch("b", *steps, partitions={**partitions, "column": "partition_key"}))
+        for key in keys:
+            location.run("b", partition=key)
+        expected = pd.DataFrame(rows)
+        same_rows(rows_of(location.table("b", "kept")), expected)
+        counts = expected.groupby("partition_key", as_index=False).agg(n=("id", "count"))
+        same_rows(rows_of(location.folder / "root" / "counts"), counts)
+        files = (location.folder / "root" / "files").rglob("*.parquet")
+        same_rows(pd.concat(pd.read_parquet(file, partitioning=None) for file in files), counts)
 
     def test_a_partition_of_files_is_replaced_alone(self, location: Location) -> None:
         rows = location.folder / "rows.json"

@@ -315,6 +315,20 @@ def test_partition_that_exists(context: StepContext, tmp_path: Path) -> None:
     assert table_rows(path, ("id", "partition_key")) == [(1, "mon"), (1, "tue")]
 
 
+@pytest.mark.parametrize(
+    "config", [{}, {"mode": "overwrite"}, {"mode": "errorIfExists"}, {"mode": "merge", "mergeKeys": ["id"]}]
+)
+def test_a_column_called_as_the_key_of_the_partition(
+    config: dict[str, Any], context: StepContext, tmp_path: Path
+) -> None:
+    path, schema = tmp_path / "table", "id INT, Partition_Key STRING"
+    with pytest.raises(ConfigurationError, match="column 'Partition_Key', .*rename .* 'column' 'partition_key'"):
+        load([(1, "jan")], in_partition(context, "mon"), path, schema, **config)
+    assert not path.exists()
+    load([(1, "mon")], in_partition(context, "mon", column="partition_key"), path, schema, **config)
+    assert table_rows(path, ("id", "Partition_Key")) == [(1, "mon")]
+
+
 def test_partition_into_a_table_without_partitions(table: Path, context: StepContext) -> None:
     with pytest.raises(ConfigurationError, match="has no column 'partition_key'"):
         load(NEW, in_partition(context, "mon"), table)

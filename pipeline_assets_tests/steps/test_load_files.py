@@ -264,6 +264,21 @@ def test_rows_are_held_to_the_partition_by_the_write_itself(context: StepContext
     assert jobs[0] == jobs[1]
 
 
+@pytest.mark.parametrize("column", [None, "Partition_Key"])
+def test_a_column_called_as_the_folder_of_the_partition(
+    column: str | None, context: StepContext, tmp_path: Path
+) -> None:
+    daily = Partitions.model_validate({"type": "daily", "start": "2024-01-01", "column": column})
+    inside = dataclasses.replace(context, partition=daily.slice("2024-01-01"))
+    frame = frame_of(context.spark, "id INT, Partition_Key STRING", [(1, "2024-01-01-05:00")])
+    method = ToS3(path=str(tmp_path / "out"))
+    with pytest.raises(ConfigurationError, match="column 'Partition_Key', .*rename .* into 'path'"):
+        method.load(frame, inside)
+    assert not (tmp_path / "out").exists()
+    method.load(frame, dataclasses.replace(inside, by_partition=frozenset({"path"})))
+    assert contents(on_disk(tmp_path / "out")) == [(1, "2024-01-01-05:00")]
+
+
 def test_a_partition_column_that_is_not_there(context: StepContext, tmp_path: Path) -> None:
     with pytest.raises(DataFrameResolutionError, match="no column 'day'"):
         load(OLD, on_day(context, "2024-01-01"), str(tmp_path / "out"))

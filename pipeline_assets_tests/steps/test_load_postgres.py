@@ -469,6 +469,19 @@ def test_partitions_with_a_column(postgres_context: StepContext, database: Datab
     assert stored(database, "sliced", 'id, "Day"') == [(2, "mon")]
 
 
+@pytest.mark.parametrize("config", [{}, {"mode": "overwrite"}, {"mode": "upsert", "keys": ["id"]}])
+def test_a_column_called_as_the_key_of_the_partition(
+    config: dict[str, Any], postgres_context: StepContext, database: Database
+) -> None:
+    rows: Rows = [(1, "mon")]
+    with pytest.raises(ConfigurationError, match="column 'partition_key', .*rename"):
+        load(rows, in_partition(postgres_context, "mon"), "sliced", "id INT, partition_key STRING", **config)
+    assert database.execute("SELECT to_regclass('shop.sliced')").fetchone() == (None,)
+    inside = in_partition(postgres_context, "mon", column="partition_key")
+    load(rows, inside, "sliced", "id INT, partition_key STRING", **config)
+    assert stored(database, "sliced", "id, partition_key") == rows
+
+
 def test_upsert_takes_rows_of_any_partition(postgres_context: StepContext, database: Database) -> None:
     for key, rows in {"mon": [(1, "mon"), (2, "tue")], "o'clock": [(1, "wed")]}.items():
         inside = in_partition(postgres_context, key, column="day")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import re
 from decimal import Decimal
@@ -14,6 +15,7 @@ import pytest
 
 from devstack.demo_data import cdnow_customers, cdnow_purchases, flight_logs
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, DataValidationError
+from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps.base import ExpectationResult, Samples, StepContext, ValidateMethod
 from pipeline_assets.steps.validate import (
     Expectations,
@@ -445,6 +447,11 @@ def test_good_and_bad_rows(context: StepContext) -> None:
     assert all(row.quarantined_at is not None for row in bad)
     with pytest.raises(ConfigurationError, match="'quarantine_reasons'"):
         step.check_schema(frame.selectExpr("*", "1 AS Quarantine_Reasons"), {}, context)
+    named = frame.selectExpr("*", "1 AS Partition_Key")
+    step.check_schema(named, {}, context)
+    partition = Partitions(type="static", values=("a",), column="id").slice("a")
+    with pytest.raises(ConfigurationError, match="'partition_key', which rows in quarantine get: rename it"):
+        step.check_schema(named, {}, dataclasses.replace(context, partition=partition))
 
 
 KNOWN: dict[str, Any] = {
