@@ -238,6 +238,11 @@ class Pipeline:
         substitute(self.document["steps"][index].get("config", {}), {}, note, _PARTITION)
         return frozenset(found)
 
+    def text_for_partition(self, index: int, key: str, partition: str) -> str:
+        """Return the text at ``key`` in the config of step ``index``, as a run for ``partition`` has it."""
+        text = self.document["steps"][index]["config"][key]
+        return str(unescape(substitute(text, {"partition": partition}, lambda name, at: None)))
+
 
 # What is the run's own to say, and never the environment's, nor a default's.
 _PARTITION = ("partition",)

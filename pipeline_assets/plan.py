@@ -29,7 +29,8 @@ from pipeline_assets.steps.base import (
     ValidateMethod,
 )
 from pipeline_assets.steps.extract_kafka import FromKafka
-from pipeline_assets.steps.paths import delta_dataset, warehouse_dataset
+from pipeline_assets.steps.load_files import ToS3
+from pipeline_assets.steps.paths import delta_dataset, place_of, warehouse_dataset
 from pipeline_assets.steps.transform import Sql, Uncache, UncacheAll
 from pipeline_assets.stream_rules import stream_flags, stream_issues
 
@@ -314,11 +315,31 @@ class _Planner:
                     )
 
     def _refuse_in_partitions(self) -> None:
-        if self.pipeline.config.partitions is None:
+        partitions = self.pipeline.config.partitions
+        if partitions is None:
             return
         for index, method in enumerate(self.pipeline.methods):
             if isinstance(method, LoadMethod) and (problem := method.partition_problem()) is not None:
                 self._issue(("steps", index), problem)
+            if isinstance(method, ToS3) and "path" in self.pipeline.keys_with_partition(index):
+                self._refuse_folders_in_one_another(index, partitions.values)
+
+    def _refuse_folders_in_one_another(self, index: int, partitions: Sequence[str]) -> None:
+        """Refuse partitions one of whose folders is, or lies in, that of another: a run for that deletes its files."""
+        paths = {key: self.pipeline.text_for_partition(index, "path", key) for key in partitions}
+        parts = {key: place_of(path).split("/") for key, path in paths.items()}
+        outer: str | None = None
+        # What lies in a folder comes right after it.
+        for key in sorted(partitions, key=parts.__getitem__):
+            if outer is None or parts[key][: len(parts[outer])] != parts[outer]:
+                outer = key
+                continue
+            self._issue(
+                ("steps", index, "config", "path"),
+                f"a run for partition {outer!r}, which replaces the files below {paths[outer]}, would delete those of "
+                f"partition {key!r} at {paths[key]}: rename one of the two in 'partitions', or leave ${{partition}} "
+                "out of the path, so that each has a folder 'partition_key=...' below it",
+            )
 
     def _refuse_in_batches(self) -> None:
         for index, method in enumerate(() if self.is_streaming else self.pipeline.methods):

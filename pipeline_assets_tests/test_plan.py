@@ -21,6 +21,7 @@ from pipeline_assets_tests.config_documents import (
     OPTIMIZED_AGGREGATION,
     batch,
     extract_file,
+    load,
     transform,
     write_config,
 )
@@ -297,6 +298,35 @@ def test_what_a_run_for_a_partition_would_leave_out(tmp_path: Path, config: dict
     planned(tmp_path, document)
     with pytest.raises(ConfigurationError, match=f"'{next(iter(config))}' is for pipelines without partitions"):
         planned(tmp_path, {**document, "partitions": {"type": "daily", "start": "2024-01-01"}})
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "pairs"),
+    [
+        ("/out/${partition}", ["eu", "eu/north", "eu-west", "europe"], [("eu", "eu/north")]),
+        ("/out/${partition}", ["a/b/c", "x", "a/d", "a"], [("a", "a/b/c"), ("a", "a/d")]),
+        ("s3://data/${partition}/", ["eu//north", "eu-west", "eu"], [("eu", "eu//north")]),
+        ("/out/${partition}", ["eu", "eu/"], [("eu", "eu/")]),
+        ("/out/${partition}/of", ["eu", "eu/of", "eu/north"], [("eu", "eu/of")]),
+        ("/out/day=${partition}", ["eu/north", "us/north"], []),
+        ("/out", ["eu", "eu/north"], []),
+        ("/out/$${partition}", ["eu", "eu/north"], []),
+    ],
+)
+def test_a_folder_of_one_partition_in_that_of_another(
+    tmp_path: Path, path: str, values: list[str], pairs: list[tuple[str, str]]
+) -> None:
+    document = batch("p", extract_file("rows", "/a.csv"), load("toS3", path=path))
+    document["partitions"] = {"type": "static", "values": values}
+    if not pairs:
+        planned(tmp_path, document)
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        planned(tmp_path, document)
+    assert {issue.pointer for issue in caught.value.issues} == {"/steps/1/config/path"}
+    for (outer, inner), issue in zip(pairs, caught.value.issues, strict=True):
+        told = f"a run for partition {outer!r}, .* would delete those of partition {inner!r} at"
+        assert re.match(told, issue.message)
 
 
 def write_pipeline(folder: Path, name: str, reads: str, writes: str) -> None:

@@ -56,7 +56,8 @@ class ToS3(LoadMethod):
     Each file is complete whenever it is seen. For atomic tables there is toDeltaLake.
 
     In a partitioned run whose path does not contain `${partition}`, files go to `partition_key=<key>/` below the path.
-    All modes but errorIfExists then replace the files of that folder.
+    All modes but errorIfExists then replace the files of that folder. In a path with `${partition}` no partition's
+    folder may lie in that of another.
     """
 
     method = "toS3"
