@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +38,17 @@ _STOP_SECONDS = 20.0
 
 
 class DriverStart:
-    """The start of an embedded or cluster session, and how it is undone wherever it got to.
+    """The start of an embedded or cluster session, and how it is undone wherever it got to. ``is_alone``: whether the
+    run has no other.
 
     It runs in a thread of its own: an interrupt of the main thread then leaves it whole, so that ``undo``
     finds the process it has launched; and PySpark does not replace Dagster's SIGINT handler there.
     """
 
-    def __init__(self, conf: Mapping[str, str], jars: Sequence[Path], options: str) -> None:
+    def __init__(self, conf: Mapping[str, str], jars: Sequence[Path], options: str, *, is_alone: bool) -> None:
         from dagster_pyspark import LazyPySparkResource
 
-        self._master = conf["spark.master"]
+        self._memory = default_driver_memory(conf["spark.master"]) if is_alone else nullcontext()
         self._jars = jars
         self._options = options
         self._resource = LazyPySparkResource(spark_config=dict(conf))
@@ -65,7 +66,7 @@ class DriverStart:
         try:
             defer_numpy()
             with (
-                default_driver_memory(self._master),
+                self._memory,
                 java_defaults(_COMPILE_LATER),
                 archived_classes(self._jars),
                 java_options(self._options),

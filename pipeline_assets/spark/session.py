@@ -160,7 +160,9 @@ class SparkSessions:
             if borrowed is None:
                 options = log_options(self._settings, run_id, pipeline)
                 jars = driver_jars(self._spark_conf)
-                self._start = DriverStart(session_conf(self._settings, self._spark_conf), jars, options)
+                is_alone = self._settings.executor == "in_process"
+                conf = session_conf(self._settings, self._spark_conf)
+                self._start = DriverStart(conf, jars, options, is_alone=is_alone)
                 self._start.begin()
                 root = self._start.root()
                 if self._settings.log_format == "json":

@@ -71,7 +71,8 @@ def test_pointers_stay_short_on_a_large_machine(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("master", ["spark://host:7077", "local-cluster[2,1,1024]", "yarn", "k8s://host"])
-def test_a_driver_beside_executors_has_what_spark_says(master: str) -> None:
+def test_a_driver_beside_executors_has_what_spark_says(master: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPARK_DRIVER_MEMORY", raising=False)
     with default_driver_memory(master):
         assert "SPARK_DRIVER_MEMORY" not in os.environ
 
@@ -80,6 +81,14 @@ def test_a_driver_takes_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPARK_DRIVER_MEMORY", raising=False)
     printed = in_fresh_process(HEAP.format(master="local[1]", conf={}))
     assert printed.splitlines()[-1] == f"['-Xmx{driver_memory() // 2**20}m'] False"
+
+
+def test_drivers_of_steps_have_what_spark_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the multiprocess executor there are several at a time."""
+    monkeypatch.delenv("SPARK_DRIVER_MEMORY", raising=False)
+    script = HEAP.replace('spark_master="{master}"', 'spark_master="{master}", executor="multiprocess"')
+    printed = in_fresh_process(script.format(master="local[1]", conf={}))
+    assert printed.splitlines()[-1] == "['-Xmx1g'] False"
 
 
 def test_what_someone_says_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
