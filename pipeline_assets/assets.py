@@ -504,7 +504,7 @@ def _last_partition(
     if key is None:
         return dg.SkipReason(f"no partition has ended by {tick.isoformat()}: the first starts at the config's 'start'")
     # Dagster itself looks for the runs of one tick alone, whatever their key.
-    for run in context.instance.get_runs(_runs_of_partition(context, schedule, key), limit=1):
+    for run in context.instance.get_runs(_runs_of_partition(context, schedule, partitions_def, key), limit=1):
         return dg.SkipReason(
             f"partition {key} is the last that has ended, and run {run.run_id} of this schedule was for it: a schedule "
             "runs each once; to run it again, launch it by hand"
@@ -512,7 +512,9 @@ def _last_partition(
     return dg.RunRequest(partition_key=key)
 
 
-def _runs_of_partition(context: dg.ScheduleEvaluationContext, schedule: str, key: str) -> dg.RunsFilter:
+def _runs_of_partition(
+    context: dg.ScheduleEvaluationContext, schedule: str, partitions_def: dg.TimeWindowPartitionsDefinition, key: str
+) -> dg.RunsFilter:
     repository = context.repository_def
     loaded = repository.repository_load_data
     # Another code location may have a pipeline of the same name. Where Dagster does not say which one this is, as of a
@@ -520,7 +522,9 @@ def _runs_of_partition(context: dg.ScheduleEvaluationContext, schedule: str, key
     location = loaded.code_location_name if loaded is not None else None
     of_location = {REPOSITORY_LABEL_TAG: f"{repository.name}@{location}"} if location is not None else {}
     tags = {PARTITION_NAME_TAG: key, SCHEDULE_NAME_TAG: schedule, **of_location}
-    return dg.RunsFilter(tags=tags, statuses=_LAUNCHED)
+    # Before it had ended, a run was for another one with the same key: of the first day, when partitions were days.
+    ended = partitions_def.time_window_for_partition_key(key).end
+    return dg.RunsFilter(tags=tags, statuses=_LAUNCHED, created_after=ended)
 
 
 def _input_name(index: int) -> str:

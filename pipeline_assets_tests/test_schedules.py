@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -60,12 +60,16 @@ class Scheduler:
 
 @contextmanager
 def scheduler(
-    folder: Path, cron: str, on_since: tuple[int, ...], locations: Sequence[str] = ("here",)
+    folder: Path,
+    cron: str,
+    on_since: tuple[int, ...],
+    locations: Sequence[str] = ("here",),
+    partitions: Mapping[str, str] = DAILY,
 ) -> Iterator[Scheduler]:
     configs = folder / "configs"
     configs.mkdir()
     rows = extract_file("rows", "/in/${partition}.csv")
-    write_config(configs, batch("parted", rows, partitions=DAILY, schedule=cron))
+    write_config(configs, batch("parted", rows, partitions=partitions, schedule=cron))
     origins = []
     for name in locations:
         file = folder / f"{name}_{folder.name}.py"
@@ -125,6 +129,14 @@ def test_a_pipeline_of_another_code_location_is_another_one(tmp_path: Path) -> N
         assert found.look(2024, 2, 28, 2) == ["2024-02-27"] * 2
         origins = [run.remote_job_origin for run in found.instance.get_runs()]
         assert {origin.location_name for origin in origins if origin is not None} == {"ours", "theirs"}
+
+
+def test_a_run_of_before_the_partition_had_ended_was_for_another_one(tmp_path: Path) -> None:
+    """As that of a month's first day, when days were the partitions. Runs are made today, whatever ticks say."""
+    coming = {"type": "monthly", "start": "2024-01-01"}
+    with scheduler(tmp_path, "0 * * * *", (2099, 2, 1, 1), partitions=coming) as found:
+        assert found.look(2099, 2, 1, 1) == ["2099-01-01"]
+        assert found.look(2099, 2, 1, 2) == ["2099-01-01"] * 2
 
 
 def _refuses(*_: Any) -> NoReturn:
