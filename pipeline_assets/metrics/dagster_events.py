@@ -1,13 +1,17 @@
 """The records that Dagster's events of a run hold: all that is recorded is also seen in Dagster's UI."""
 
 # No postponed annotations here, as in all modules that define what Dagster runs.
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 from dagster._core.execution.plan.objects import ErrorSource
 
+from pipeline_assets.errors import first_line
 from pipeline_assets.metrics.records import MetricsRecord, Status
+
+_log = logging.getLogger(__name__)
 
 ROW_COUNTS = ("dagster/row_count", "dagster/partition_row_count")
 """Dagster's own keys for the rows of a table, and of a partition."""
@@ -71,7 +75,11 @@ class RunEvents:
         """Return when the attempts of a step began."""
         if key not in self._starts:
             began = {dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_RESTARTED}
-            entries = self._instance.all_logs(self._run_id, of_type=began)
+            try:
+                entries = self._instance.all_logs(self._run_id, of_type=began)
+            except Exception as error:  # noqa: BLE001  (what only tells of the run may not fail it)
+                _log.warning("attempts of %s before this one are not known: %s", key, first_line(str(error)))
+                entries = []
             self._starts[key] = [
                 entry.timestamp for entry in entries if entry.step_key == key and entry.timestamp < before
             ]

@@ -20,6 +20,7 @@ from pipeline_assets.metrics.run_files import RunFilesReader
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _STEP = ("pipeline", "step")
+_OF_ONE = (*_STEP, "check", "source")
 STREAM = "stream"
 """What a stream as a whole is called, in place of a step."""
 _PREFIX = "pipeline_assets"
@@ -137,13 +138,14 @@ class RunMetrics:
         self._progressed.clear()
 
     def of_steps(self) -> Iterator[tuple[dict[str, str], Collector]]:
-        """Yield the metrics of each step by themselves, and those of a pipeline that are of no step, after the labels
-        that all of them have.
+        """Yield the metrics of each step, check and source of secrets by themselves, after the labels they all have.
+
+        What one process of a run tells of, no other does.
         """
         found: dict[tuple[tuple[str, str], ...], list[Metric]] = {}
         for metric in self.registry.collect():
             for sample in metric.samples:
-                labels = tuple((name, sample.labels[name]) for name in _STEP if name in sample.labels)
+                labels = tuple((name, sample.labels[name]) for name in _OF_ONE if name in sample.labels)
                 metrics = found.setdefault(labels, [])
                 if not metrics or metrics[-1].name != metric.name:
                     metrics.append(Metric(metric.name, metric.documentation, metric.type))

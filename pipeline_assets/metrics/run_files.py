@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from pipeline_assets.metrics.records import MetricsRecord
 # A run of a few steps has a few kilobytes; a load of a stream up to two lines in five seconds, one such file in a day.
 _FILE_BYTES = 16 * 1024 * 1024
 _FILES_KEPT = 1000
+# A line has its time before that.
+_TOLD_APART_BY = 200
 
 
 class RunFile:
@@ -53,19 +54,19 @@ class RunFilesReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[str, tuple[int, int]] = {}
-        """The number of each file, and how far it has been read."""
+        self._read: dict[str, tuple[bytes, int]] = {}
+        """How each file begins, and how far it has been read."""
 
     def new_records(self) -> Iterator[MetricsRecord]:
         """Yield the records that were written since the last call, run by run in the order of their last lines."""
         paths = sorted(self._folder.glob("*.jsonl"), key=_changed)
-        self._read = {path.name: self._read.get(path.name, (0, 0)) for path in paths}
+        self._read = {path.name: self._read.get(path.name, (b"", 0)) for path in paths}
         for path in paths:
-            number, start = self._read[path.name]
+            known, start = self._read[path.name]
             try:
                 with path.open("rb") as file:
-                    is_now = os.fstat(file.fileno())
-                    if is_now.st_ino != number or is_now.st_size < start:
+                    begin = file.readline(_TOLD_APART_BY)
+                    if begin != known:
                         start = 0  # another by its name: that of a run which goes on after its file had to make room
                     file.seek(start)
                     text = file.read()
@@ -73,7 +74,7 @@ class RunFilesReader:
                 continue
             # A line without an end is still being written.
             whole = text[: text.rfind(b"\n") + 1]
-            self._read[path.name] = is_now.st_ino, start + len(whole)
+            self._read[path.name] = begin, start + len(whole)
             for line in whole.decode(errors="replace").splitlines():
                 record = MetricsRecord.parse(line)
                 if record is not None:

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from devstack.prometheus import PushgatewayServer
+from pipeline_assets.credentials.audit import Access
 from pipeline_assets.metrics.publishing import RunPublisher
 from pipeline_assets.metrics.records import MetricsRecord
 from pipeline_assets.metrics.run_files import RunFilesReader
@@ -95,6 +96,31 @@ def test_no_step_replaces_another(pushgateway: PushgatewayServer, pipeline: str,
     assert {name: found["step_written_rows_total", name] for name in names} == dict.fromkeys(names, 7)
     assert {name: found["step_attempts_total", name] for name in names} == dict.fromkeys(names, 1)
     assert not [metric for metric, _ in found if metric.startswith("stream_")], "how an ended stream went"
+
+
+def test_no_check_and_no_secret_replaces_another(pushgateway: PushgatewayServer, pipeline: str) -> None:
+    """Each validate step has a process, and all of them check one asset."""
+    settings = Settings(pushgateway=pushgateway.url, executor="multiprocess")
+    with told(pipeline, {"rows": True}) as run:
+        for check, passed, source in (("few", False, "vault"), ("unique", True, "env")):
+            publisher = RunPublisher(settings, run.run, run.instance)
+            evaluated = dg.AssetCheckEvaluation(dg.AssetKey([pipeline, "rows"]), check, passed=passed, metadata={})
+            with_check = next(e for e in run.entries if e.step_key == f"{pipeline}__rows")
+            event = dg.DagsterEvent(
+                dg.DagsterEventType.ASSET_CHECK_EVALUATION.value, pipeline, step_key=f"{pipeline}__{check}",
+                event_specific_data=evaluated,
+            )  # fmt: skip
+            publisher.take(with_check._replace(dagster_event=event))
+            publisher.accessed(
+                Access("2026-11-28T10:00:00Z", None, pipeline, None, source, "a", (), "allowed", "ok", None, 1.0), None
+            )
+            publisher.end()
+    families = text_string_to_metric_families(pushgateway.exposition())
+    own = [found for each in families for found in each.samples if found.labels.get("pipeline") == pipeline]
+    checks = {found.labels["check"]: found.value for found in own if found.name == "pipeline_assets_check_passed"}
+    assert checks == {"few": 0, "unique": 1}
+    asked = {found.labels["source"] for found in own if found.name == "pipeline_assets_secret_requests_total"}
+    assert asked == {"vault", "env"}
 
 
 def test_no_pipeline_replaces_another(pushgateway: PushgatewayServer, pipeline: str) -> None:
