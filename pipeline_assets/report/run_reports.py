@@ -59,7 +59,8 @@ def write_reports(
         return
     from pipeline_assets.report.run_history import EventLog
 
-    log = EventLog(instance, run.run_id)
+    # Other processes of the run may write meanwhile what this one has not seen yet.
+    log = EventLog(instance, run.run_id) if settings.executor == "in_process" else None
     for plan in plans:
         try:
             _write(instance, run, plan, settings, log)
@@ -68,7 +69,7 @@ def write_reports(
 
 
 def _write(
-    instance: dg.DagsterInstance, run: dg.DagsterRun, plan: PipelinePlan, settings: Settings, log: "EventLog"
+    instance: dg.DagsterInstance, run: dg.DagsterRun, plan: PipelinePlan, settings: Settings, log: "EventLog | None"
 ) -> None:
     # Not before a run ends that writes one: the template engine is loaded for it.
     from pipeline_assets.report.page import render_page
