@@ -24,8 +24,8 @@ def wait_until_shown(descriptor: int) -> None:
     At once where nothing shows it, or where the system does not tell how far (other than Linux).
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    log = os.fstat(descriptor)
     with suppress(OSError):
+        log = os.fstat(descriptor)
         process = _tail_of(log)
         while process is not None and _shown_by(process) < log.st_size and _follows(process, log):
             if time.monotonic() > deadline:
