@@ -169,7 +169,12 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 StepContext(
                     pipeline=plan.name,
                     run_id=run_id,
-                    spark=self._sessions.session(run_id, plan.name, option_texts(plan.pipeline.config.spark_conf)),
+                    spark=self._sessions.session(
+                        run_id,
+                        plan.name,
+                        option_texts(plan.pipeline.config.spark_conf),
+                        is_stream=plan.pipeline.config.mode == "streaming",
+                    ),
                     settings=self._settings,
                     connections=connections,
                     cache=DataFrameCache(),

@@ -38,8 +38,8 @@ _STOP_SECONDS = 20.0
 
 
 class DriverStart:
-    """The start of an embedded or cluster session, and how it is undone wherever it got to. ``is_alone``: whether the
-    run has no other.
+    """The start of an embedded or cluster session, and how it is undone wherever it got to. ``is_alone``: whether it
+    may take a share of the machine's memory, as no others run beside it.
 
     It runs in a thread of its own: an interrupt of the main thread then leaves it whole, so that ``undo``
     finds the process it has launched; and PySpark does not replace Dagster's SIGINT handler there.

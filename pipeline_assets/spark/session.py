@@ -120,8 +120,12 @@ class SparkSessions:
         self._connect_mode_before: tuple[str | None] | None = None
         self._signs_of_life: list[_SignsOfLife] = []
 
-    def session(self, run_id: str, pipeline: str, conf: Mapping[str, str] | None = None) -> SparkSession:
+    def session(
+        self, run_id: str, pipeline: str, conf: Mapping[str, str] | None = None, *, is_stream: bool = False
+    ) -> SparkSession:
         """Return the session of ``pipeline`` in run ``run_id``, opening it on first use, with what ``conf`` sets in it.
+
+        A Spark that is started for it takes a share of the machine's memory, but for a stream, one of many that go on.
 
         Over Spark Connect it is the same session on the server in every process of the run. Raises ConfigurationError
         for a setting that there is not, or that is none of a session.
@@ -132,7 +136,7 @@ class SparkSessions:
                 if self._settings.spark_remote:
                     opened = self._open_remote(self._settings.spark_remote, run_id, pipeline)
                 else:
-                    opened = self._open_classic(run_id, pipeline)
+                    opened = self._open_classic(run_id, pipeline, is_stream=is_stream)
                 self._opened[run_id, pipeline] = opened
                 _log.info("%s", self._described(opened))
                 _quieten()
@@ -152,7 +156,7 @@ class SparkSessions:
         with self._lock:
             return self._start is not None and self._start.has_died()
 
-    def _open_classic(self, run_id: str, pipeline: str) -> SparkSession:
+    def _open_classic(self, run_id: str, pipeline: str, *, is_stream: bool) -> SparkSession:
         if self._start is not None:
             return self._start.root().newSession()
         with _START_LOCK:
@@ -160,7 +164,7 @@ class SparkSessions:
             if borrowed is None:
                 options = log_options(self._settings, run_id, pipeline)
                 jars = driver_jars(self._spark_conf)
-                is_alone = self._settings.executor == "in_process"
+                is_alone = self._settings.executor == "in_process" and not is_stream
                 conf = session_conf(self._settings, self._spark_conf)
                 self._start = DriverStart(conf, jars, options, is_alone=is_alone)
                 self._start.begin()

@@ -83,10 +83,19 @@ def test_a_driver_takes_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     assert printed.splitlines()[-1] == f"['-Xmx{driver_memory() // 2**20}m'] False"
 
 
-def test_drivers_of_steps_have_what_spark_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the multiprocess executor there are several at a time."""
+@pytest.mark.parametrize(
+    ("what", "instead"),
+    [
+        ('spark_master="{master}"', 'spark_master="{master}", executor="multiprocess"'),
+        ('session("run", "pipeline")', 'session("run", "pipeline", is_stream=True)'),
+    ],
+)
+def test_where_there_are_several_drivers_they_have_what_spark_says(
+    what: str, instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step has one with the multiprocess executor, and each stream."""
     monkeypatch.delenv("SPARK_DRIVER_MEMORY", raising=False)
-    script = HEAP.replace('spark_master="{master}"', 'spark_master="{master}", executor="multiprocess"')
+    script = HEAP.replace(what, instead)
     printed = in_fresh_process(script.format(master="local[1]", conf={}))
     assert printed.splitlines()[-1] == "['-Xmx1g'] False"
 
