@@ -160,7 +160,8 @@ class JoinDataFrames(TransformMethod):
                     + ": give one of them another name"
                 )
             seen.add(column.casefold())
-        return frame.withColumnsRenamed(renamed) if renamed else frame
+        # withColumnsRenamed takes one name after the other: where two are exchanged, both columns would get one.
+        return frame.toDF(*columns) if renamed else frame
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,19 @@ def test_rename_before_the_join(context: StepContext) -> None:
     )
 
 
+def test_two_columns_exchange_their_names(context: StepContext) -> None:
+    config = {
+        "inputDataFrames": ["customers", "orders"],
+        "rename": {"orders": {"id": "customer_id", "customer_id": "id"}},
+        "keys": ["id"],
+    }
+    result = join(config, context)
+    assert result.columns == ["id", "name", "country", "customer_id", "amount"]
+    assert rows_of(result) == by_duckdb(
+        "SELECT customers.id, name, country, orders.id, amount FROM customers JOIN orders ON customers.id = customer_id"
+    )
+
+
 def test_a_dataframe_joins_itself_under_a_second_name(context: StepContext) -> None:
     frame = frame_of(context.spark, "id INT, boss INT", [(1, None), (2, 1), (3, 1)])
     config = {"inputDataFrames": ["staff", "bosses"], "leftKeys": ["boss"], "rightKeys": ["id"]}
