@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
-_MEMORY = "SPARK_DRIVER_MEMORY"
+from pipeline_assets.spark.java_options import default_heap
+
 _MIB = 2**20
 _LEAST = 1024 * _MIB
 # Above it Java's pointers are twice as long: such a heap holds less, and is for its user to ask for.
@@ -23,22 +24,9 @@ def runs_in_driver(master: str) -> bool:
     return re.fullmatch(r"local(\[.*\])?", master) is not None
 
 
-@contextmanager
-def default_driver_memory(master: str) -> Iterator[None]:
-    """Have the drivers that are started inside take a share of the memory if they are all of Spark.
-
-    By the environment, which gives way to ``spark.driver.memory``, be it of the conf or of ``spark-defaults.conf``, and
-    is left alone where it says something:
-    https://spark.apache.org/docs/latest/configuration.html#application-properties
-    """
-    if not runs_in_driver(master) or _MEMORY in os.environ:
-        yield
-        return
-    os.environ[_MEMORY] = f"{driver_memory() // _MIB}m"
-    try:
-        yield
-    finally:
-        del os.environ[_MEMORY]
+def default_driver_memory(master: str) -> AbstractContextManager[None]:
+    """Have the drivers that are started inside take a share of the memory if they are all of Spark."""
+    return default_heap(f"{driver_memory() // _MIB}m") if runs_in_driver(master) else nullcontext()
 
 
 def driver_memory(processes: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -1,15 +1,16 @@
-"""What the JVMs that are started from here are told: options, and JARs on their class path."""
+"""What the JVMs that are started from here are told: options, JARs on their class path, and how much heap they have."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 _OPTIONS = "SPARK_SUBMIT_OPTS"
 _CLASS_PATH = "SPARK_DIST_CLASSPATH"
+_MEMORY = "SPARK_DRIVER_MEMORY"
 
 
 def given_java_options() -> str:
@@ -58,6 +59,17 @@ def has_own_class_path() -> bool:
     file = Path(folder, "spark-env.sh")
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     return re.search(rf"{_CLASS_PATH}|^\s*(\.|source)\s", text, re.MULTILINE) is not None
+
+
+@contextmanager
+def default_heap(size: str) -> Iterator[None]:
+    """Give the drivers that are started inside a heap of ``size``, such as ``4096m``, if nobody says how much.
+
+    ``spark.driver.memory`` has the word before it, be it of the conf or of ``spark-defaults.conf``:
+    https://spark.apache.org/docs/latest/configuration.html#application-properties
+    """
+    with nullcontext() if _MEMORY in os.environ else _added_to(_MEMORY, size, ""):
+        yield
 
 
 @contextmanager
