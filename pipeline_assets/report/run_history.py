@@ -34,6 +34,7 @@ from pipeline_assets.report.runs import find_run, own_ops, selected_ops
 from pipeline_assets.report.schema_changes import schema_changes
 from pipeline_assets.spark.job_metrics import JobMetrics, StageTime
 
+_Kinds = frozenset[dg.DagsterEventType]
 _STEP_EVENTS = frozenset(
     {
         dg.DagsterEventType.STEP_START,
@@ -74,37 +75,29 @@ class EventLog:
     def __init__(self, instance: dg.DagsterInstance, run_id: str) -> None:
         self._instance = instance
         self._run_id = run_id
-        self._found: dict[object, _Records] = {}
+        self._found: dict[tuple[_Kinds, int | None], _Records] = {}
         self.last_time = 0.0
 
-    def entries(self, kinds: frozenset[dg.DagsterEventType]) -> Iterator[dg.EventLogEntry]:
-        """Yield all events of these kinds."""
-        if kinds not in self._found:
-            found = self._instance.get_records_for_run(self._run_id, of_type=set(kinds)).records
-            self._found[kinds] = self._told(found, is_cut=False)
-        for record in self._found[kinds].records:
-            yield record.event_log_entry
+    def records(self, kinds: _Kinds, most: int | None = None) -> _Records:
+        """Return all events of these kinds, or the first and the last of those that are too many."""
+        if (kinds, most) not in self._found:
+            found = self._read(kinds, most)
+            self.last_time = max([self.last_time, *(each.event_log_entry.timestamp for each in found.records)])
+            self._found[kinds, most] = found
+        return self._found[kinds, most]
 
-    def some(self, kind: dg.DagsterEventType, most: int | None) -> _Records:
-        """Return all events of a kind, or the first and the last of those that are too many."""
-        if (kind, most) not in self._found:
-            self._found[kind, most] = self._some(kind, most)
-        return self._found[kind, most]
-
-    def _some(self, kind: dg.DagsterEventType, most: int | None) -> _Records:
+    def _read(self, kinds: _Kinds, most: int | None) -> _Records:
         half = None if most is None else max(1, most // 2)
-        first = self._instance.get_records_for_run(self._run_id, of_type=kind, limit=half).records
+        first = self._instance.get_records_for_run(self._run_id, of_type=set(kinds), limit=half).records
         found = {record.storage_id: record for record in first}
         is_cut = False
         if half is not None and len(first) == half:
-            last = self._instance.get_records_for_run(self._run_id, of_type=kind, limit=half, ascending=False).records
+            last = self._instance.get_records_for_run(
+                self._run_id, of_type=set(kinds), limit=half, ascending=False
+            ).records
             is_cut = not any(record.storage_id in found for record in last)
             found |= {record.storage_id: record for record in last}
-        return self._told([found[storage_id] for storage_id in sorted(found)], is_cut)
-
-    def _told(self, records: Sequence[dg.EventLogRecord], is_cut: bool) -> _Records:
-        self.last_time = max([self.last_time, *(record.event_log_entry.timestamp for record in records)])
-        return _Records(records, is_cut)
+        return _Records([found[storage_id] for storage_id in sorted(found)], is_cut)
 
 
 def read_run(
@@ -126,15 +119,15 @@ def read_run(
     is_stream = plan.pipeline.config.mode == "streaming"
     is_cut = False
     ops = _Ops(selected_ops(instance, run))
-    for entry in log.entries(_STEP_EVENTS):
-        ops.take(entry)
+    for step_event in log.records(_STEP_EVENTS).records:
+        ops.take(step_event.event_log_entry)
     told = _Told(plan)
     for kind in (
         dg.DagsterEventType.ASSET_MATERIALIZATION,
         dg.DagsterEventType.ASSET_OBSERVATION,
         dg.DagsterEventType.ASSET_CHECK_EVALUATION,
     ):
-        found = log.some(kind, most_events if is_stream else None)
+        found = log.records(frozenset({kind}), most_events if is_stream else None)
         is_cut = is_cut or found.is_cut
         for each in found.records:
             told.take(each)

@@ -55,8 +55,6 @@ def write_reports(
     Several processes of a run may do this: each writes what there is by then, and the last one has it all. Whatever
     goes wrong is logged as a warning.
     """
-    if settings.reports is None:
-        return
     from pipeline_assets.report.run_history import EventLog
 
     # Other processes of the run may write meanwhile what this one has not seen yet.
