@@ -64,7 +64,7 @@ class RunEvents:
             told = failure.user_failure_data.metadata if failure.user_failure_data else {}
             error = str(told["error"].value) if "error" in told else None
         starts = self._starts_of(key, entry.timestamp)
-        seconds = entry.timestamp - starts[-1] if starts else 0.0
+        seconds = max(0.0, entry.timestamp - starts[-1]) if starts else 0.0
         pipeline, _, step = key.partition("__")
         return MetricsRecord(
             "step", entry.timestamp, self._run_id, pipeline, step, partition=self._partition,
