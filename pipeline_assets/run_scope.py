@@ -11,7 +11,8 @@ from pipeline_assets.errors import PipelineError, PipelineExecutionError, error_
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.redaction import redact_data
 from pipeline_assets.spark.failures import is_spark_error, original_error, spark_errors, spark_failure
-from pipeline_assets.spark.job_metrics import JobMetrics, StageTime, longest, watched_jobs
+from pipeline_assets.spark.job_metrics import JobMetrics, StageTime, longest
+from pipeline_assets.spark.job_watch import JobWatch
 from pipeline_assets.steps.base import StepContext
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class RunScope:
         self.context = context
         self._work: dict[int, JobMetrics] = {}
         self._stages: dict[int, tuple[StageTime, ...]] = {}
+        self._watch: JobWatch | None = None
 
     def work(self, step: PlannedStep) -> JobMetrics | None:
         """Return what Spark's jobs have done for ``step`` so far; None where Spark does not tell."""
@@ -47,7 +49,9 @@ class RunScope:
             self._work[step.index] = self._work.get(step.index, JobMetrics()).plus(work)
             self._stages[step.index] = longest((*self.stages(step), *stages))
 
-        with watched_jobs(self.context.spark, add):
+        if self._watch is None:
+            self._watch = JobWatch(self.context.spark)
+        with self._watch.watched(add):
             yield
 
     @contextmanager

@@ -1,18 +1,25 @@
 """What spark-submit runs for ``pipeline-assets spark-server``: Spark Connect's own server, and what it leaves undone.
 
 Spark's cache outlives the sessions that have filled it. A run lets go of what it has cached; what a run that was killed
-had cached is let go of here, when its session has gone.
+had cached is let go of here, when its session has gone. And what jobs have done is in the driver's status store, which
+Connect has no way to: runs ask for it here.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import threading
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 from pipeline_assets.spark.caching import READER
+from pipeline_assets.spark.job_metrics import work_of_jobs
+from pipeline_assets.spark.job_watch import JOBS_PORT
 from pipeline_assets.spark.session import session_id
 
 if TYPE_CHECKING:
@@ -57,6 +64,53 @@ class ServerCaches:
         return {active.apply(number).sessionId() for number in range(active.size())}
 
 
+class JobsEndpoint(ThreadingHTTPServer):
+    """Answers ``GET /jobs?tag=TAG``, by JSON, with what the jobs that have the tag have done, and their longest stages.
+
+    Who does not know the tag of a step, which is drawn by chance, learns nothing.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, gateway: JavaGateway, host: str, port: int) -> None:
+        super().__init__((host, port), _JobsHandler)
+        self._jvm: Any = gateway.jvm
+
+    def work(self, tag: str) -> dict[str, Any]:
+        """Return what is told of the jobs with ``tag``. Raises Py4JError when Spark does not tell."""
+        spark = self._jvm.org.apache.spark.sql.classic.SparkSession.getDefaultSession().get()
+        metrics, stages = work_of_jobs(spark.sparkContext(), tag)
+        return {"metrics": asdict(metrics), "stages": [asdict(stage) for stage in stages]}
+
+
+class _JobsHandler(BaseHTTPRequestHandler):
+    server: JobsEndpoint
+
+    def do_GET(self) -> None:
+        from py4j.protocol import Py4JError
+
+        asked = urlsplit(self.path)
+        tags = parse_qs(asked.query).get("tag", [])
+        if asked.path != "/jobs" or len(tags) != 1:
+            self._answer(404, b"there is /jobs?tag=TAG alone")
+            return
+        try:
+            told = self.server.work(tags[0])
+        except (Py4JError, OSError) as error:
+            self._answer(500, str(error).partition("\n")[0].encode())
+        else:
+            self._answer(200, json.dumps(told).encode())
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (its name in http.server)
+        """Say nothing of what was asked."""
+
+
 def main() -> None:
     """Serve until Java ends, or the server in it."""
     from py4j.java_gateway import GatewayParameters, JavaGateway
@@ -65,6 +119,7 @@ def main() -> None:
     # By itself, as PySpark's start of it loads NumPy, for 100 MB.
     port, token = int(os.environ["PYSPARK_GATEWAY_PORT"]), os.environ["PYSPARK_GATEWAY_SECRET"]
     gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token))
+    _tell_of_jobs(gateway)
     server = threading.Thread(target=_serve, args=(gateway,), daemon=True)
     server.start()
     caches, is_failing = ServerCaches(gateway), False
@@ -80,6 +135,15 @@ def main() -> None:
             is_failing = True
         else:
             is_failing = False
+
+
+def _tell_of_jobs(gateway: JavaGateway) -> None:
+    """Answer at the port that is set, or at a free one: the Spark that is about to start tells it to its runs."""
+    system: Any = gateway.jvm.java.lang.System
+    host = system.getProperty("spark.connect.grpc.binding.address")
+    endpoint = JobsEndpoint(gateway, host, int(system.getProperty(JOBS_PORT, "0")))
+    threading.Thread(target=endpoint.serve_forever, name="jobs-endpoint", daemon=True).start()
+    system.setProperty(JOBS_PORT, str(endpoint.server_port))
 
 
 def _serve(gateway: JavaGateway) -> None:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import nlargest
-from typing import TYPE_CHECKING, Any
-
-from pipeline_assets.redaction import redact
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
-_log = logging.getLogger(__name__)
+from typing import Any
 
 _LISTENERS_MILLISECONDS = 10_000
 # How Delta names the jobs by which it reads its own log.
 _DELTA_DESCRIPTION = "Delta: "
 _DELTA_NAME = "DatabricksLogging.scala"
+# How it names the state of a table that it has cached.
+_DELTA_STATE = "Delta Table State"
+# How Spark Connect names all stages of a request, with the text of the request behind it.
+_CONNECT_NAME = "Spark Connect - "
 STAGES_KEPT = 20
-_TEXT_LENGTH = 120
 
 
 @dataclass(frozen=True)
@@ -82,50 +75,11 @@ def longest(stages: Iterable[StageTime]) -> tuple[StageTime, ...]:
     return tuple(nlargest(STAGES_KEPT, stages, key=lambda stage: stage.seconds))
 
 
-Told = Callable[[JobMetrics, tuple[StageTime, ...]], None]
-"""Takes what jobs have done, and the longest of their stages."""
+def work_of_jobs(core: Any, tag: str) -> tuple[JobMetrics, tuple[StageTime, ...]]:
+    """Return what the jobs with ``tag`` have done in ``core``, the JVM's SparkContext, and the longest of their stages.
 
-
-@contextmanager
-def watched_jobs(spark: SparkSession, told: Told) -> Iterator[None]:
-    """Watch the jobs that this thread has Spark run inside, and tell of them in the end, also when that has failed.
-
-    Nothing is told over Connect, where the driver's status store is out of reach.
+    Raises Py4JError when Spark does not tell.
     """
-    from pyspark.sql import SparkSession as ClassicSession
-
-    if not isinstance(spark, ClassicSession):
-        yield
-        return
-    context = spark.sparkContext
-    tag = f"pipeline-assets-work-{uuid.uuid4()}"
-    context.addJobTag(tag)
-    try:
-        yield
-    except Exception:
-        _tell(context, tag, told, logging.DEBUG)  # Spark may be gone: that is told already
-        raise
-    else:
-        _tell(context, tag, told, logging.WARNING)
-    finally:
-        with suppress(Exception):  # Spark may be gone
-            context.removeJobTag(tag)
-
-
-def _tell(context: Any, tag: str, told: Told, level: int) -> None:
-    from py4j.protocol import Py4JError
-
-    try:
-        metrics, stages = _found(context, tag)
-    except (Py4JError, OSError) as error:
-        # What only tells of the work may not fail the run, nor take the place of what has.
-        _log.log(level, "no metrics of Spark's jobs: %s", str(error).partition("\n")[0])
-    else:
-        told(metrics, stages)
-
-
-def _found(context: Any, tag: str) -> tuple[JobMetrics, tuple[StageTime, ...]]:
-    core = context._jsc.sc()
     # The store hears of the end of a job by an event, which may come after the action's return.
     core.listenerBus().waitUntilEmpty(_LISTENERS_MILLISECONDS)
     store = core.statusStore()
@@ -137,7 +91,11 @@ def _found(context: Any, tag: str) -> tuple[JobMetrics, tuple[StageTime, ...]]:
         numbers = (stages.apply(index) for index in range(stages.size()))
         (deltas if _is_deltas_own(job) else own).update(numbers)
     found = [(number in own, store.lastStageAttempt(number)) for number in sorted(own | deltas)]
-    ran = [(is_own, stage) for is_own, stage in found if stage.status().name() not in ("SKIPPED", "PENDING")]
+    ran = [
+        (is_own and not _reads_deltas_log(store, stage), stage)
+        for is_own, stage in found
+        if stage.status().name() not in ("SKIPPED", "PENDING")
+    ]
     sums = JobMetrics(
         spark_jobs=len(jobs),
         spark_stages=len(ran),
@@ -175,13 +133,22 @@ def _stage_time(store: Any, stage: Any, interval: tuple[int, int], is_own: bool)
 
 
 def _what(store: Any, stage: Any) -> str:
-    operators = store.operationGraphForStage(stage.stageId()).rootCluster().childClusters()
-    names = dict.fromkeys(operators.apply(index).name().strip() for index in range(operators.size()))
+    told = " → ".join(_operators(store, stage))
     # Where another thread has started the job, Spark names a closure of its own as the action.
     action = stage.name().partition(" at ")[0]
-    told = " → ".join(names)
-    text = redact(told if action.startswith("$") else f"{action}: {told}" if told else action)
-    return text if len(text) <= _TEXT_LENGTH else f"{text[: _TEXT_LENGTH - 1]}…"
+    return told if action.startswith(("$", _CONNECT_NAME)) else f"{action}: {told}" if told else action
+
+
+def _operators(store: Any, stage: Any) -> list[str]:
+    operators = store.operationGraphForStage(stage.stageId()).rootCluster().childClusters()
+    return list(dict.fromkeys(operators.apply(index).name().strip() for index in range(operators.size())))
+
+
+def _reads_deltas_log(store: Any, stage: Any) -> bool:
+    """Whether ``stage`` reads what Delta keeps of its log, where its job does not tell: over Connect."""
+    if not stage.name().startswith(_CONNECT_NAME) or not stage.inputRecords():
+        return False
+    return any(_DELTA_STATE in name for name in _operators(store, stage))
 
 
 def _is_deltas_own(job: Any) -> bool:

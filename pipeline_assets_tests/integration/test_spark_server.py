@@ -7,14 +7,17 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import dagster as dg
 import pandas as pd
 import psutil
 import pytest
 
+from benchmarks.spark_event_log import event_log_conf, read_events
 from devstack.ports import free_port
 from pipeline_assets_tests.config_documents import batch, extract_file, transform
 from pipeline_assets_tests.integration.delta_tables import count_rows, rows_of
@@ -33,6 +36,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.remote = f"sc://127.0.0.1:{self.port}"
+        self.event_log = folder / "event_log"
         self._environment = {**os.environ, "XDG_CACHE_HOME": str(folder), "PIPELINE_ASSETS_LOG_LEVEL": "INFO"}
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -68,6 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "spark.sql.shuffle.partitions": "4",
         # Less than half of what it is: a test waits for it.
         "spark.connect.session.manager.defaultSessionTimeout": "20s",
+        **event_log_conf(made.event_log),
     }
     started = made.command("start", *(word for key, value in conf.items() for word in ("--conf", f"{key}={value}")))
     assert started.returncode == 0, started.stderr
@@ -86,7 +91,7 @@ def job(location: Location, server: Server, tmp_path: Path) -> Iterator[Callable
 
     def start(name: str) -> JobProcess:
         home = tmp_path / f"{name}_home"
-        home.mkdir()
+        home.mkdir(exist_ok=True)
         environment = {**location.environment, "DAGSTER_HOME": str(home), "SPARK_REMOTE": server.remote}
         running.append(JobProcess(name, environment, tmp_path / f"{name}.log"))
         return running[-1]
@@ -130,6 +135,52 @@ def test_many_runs_at_once_do_not_mix(location: Location, job: Callable[[str], J
         pd.testing.assert_frame_equal(
             found.sort_values("id")[columns].reset_index(drop=True), frame[columns], check_dtype=False
         )
+
+
+def test_a_run_has_the_numbers_of_its_jobs(
+    location: Location, server: Server, job: Callable[[str], JobProcess], tmp_path: Path
+) -> None:
+    """They are those in Spark's own event log, but for the rows that Delta reads of its log to overwrite a table."""
+    rows = pd.DataFrame({"id": range(5000), "kind": [row % 7 for row in range(5000)]})
+    rows.to_parquet(location.folder / "rows.parquet", index=False)
+    kinds = transform("aggregateData", groupBy=["kind"], aggregations={"n": "count(*)"}, registerAs="kinds")
+    location.write(batch("counted", extract_file("rows", f"file://{location.folder}/rows.parquet"), kinds))
+    first = job("counted")
+    assert first.end() == 0, first.output
+    run = job("counted")
+    assert run.end() == 0, run.output
+    with dg.DagsterInstance.from_config(str(tmp_path / "counted_home")) as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey(["counted", "kinds"]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    told = {key: found.value for key, found in event.asset_materialization.metadata.items()}
+    logged = logged_work(server.event_log, f"_Session_{session_of(run)}_")
+    assert told["rows_read"] == len(rows) < logged.pop("rows_read")
+    assert logged["shuffle_write_bytes"] > 0
+    assert {key: told[key] for key in logged} == logged
+    stages = [record.data for record in told["spark_stage_times"].records]
+    assert len(stages) == logged["spark_stages"]
+    assert "Exchange" in str(stages)
+    assert "session_id" not in str(stages)  # of the request's text
+
+
+def logged_work(folder: Path, mark: str) -> dict[str, int]:
+    """Return what tasks did, by Spark's event log, for the jobs that have a tag with ``mark``."""
+    found = Counter({"spark_jobs": 0})
+    stages: set[int] = set()
+    for event in read_events(folder):
+        match event["Event"]:
+            case "SparkListenerJobStart" if mark in event["Properties"].get("spark.job.tags", ""):
+                found["spark_jobs"] += 1
+                stages.update(event["Stage IDs"])
+            case "SparkListenerStageCompleted" if event["Stage Info"]["Stage ID"] in stages:
+                found["spark_stages"] += 1
+            case "SparkListenerTaskEnd" if event["Stage ID"] in stages:
+                metrics = event["Task Metrics"]
+                found["spark_tasks"] += 1
+                found["rows_read"] += metrics["Input Metrics"]["Records Read"]
+                found["shuffle_write_bytes"] += metrics["Shuffle Write Metrics"]["Shuffle Bytes Written"]
+    return dict(found)
 
 
 def test_the_session_of_a_run_that_was_killed_goes(
