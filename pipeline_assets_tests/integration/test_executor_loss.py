@@ -16,13 +16,12 @@ import pytest
 
 from devstack.loopback_http import open_without_proxy
 from devstack.ports import LOOPBACK, free_port
-from devstack.processes import PartRun, is_alive
-from devstack.spark_servers import OwnSparkCluster, SparkConnect
-from pipeline_assets.settings import Settings
-from pipeline_assets.spark.session import session_conf
+from devstack.processes import is_alive
+from devstack.spark_servers import OwnSparkCluster
 from pipeline_assets_tests.config_documents import batch, extract_file, transform, write_config
 from pipeline_assets_tests.integration.delta_tables import rows_of, same_rows
 from pipeline_assets_tests.integration.run_processes import JobProcess
+from pipeline_assets_tests.integration.spark_server_program import SparkServer
 
 FILES, ROWS, KEYS, TASKS = 4, 50_000, 64, 16
 # So long does each group take in the task that it is in: some seconds in all, however fast the machine is.
@@ -87,15 +86,9 @@ def address(kind: str, master: str, ui_port: int, folder: Path) -> Iterator[Addr
     if kind == "driver":
         yield Address({"SPARK_MASTER": master}, conf)
         return
-    run = PartRun("spark-connect", data=folder / "connect", logs=folder / "connect-logs")
-    run.data.mkdir()
-    run.logs.mkdir()
-    try:
-        environment = {"SPARK_SUBMIT_OPTS": JAVA_OPTIONS}
-        server = SparkConnect(session_conf(Settings(spark_master=master)) | conf, environment).start(run)
-        yield Address(server.environment, {})
-    finally:
-        run.stop()
+    server = SparkServer(folder / "cache", {"SPARK_MASTER": master, "SPARK_SUBMIT_OPTS": JAVA_OPTIONS})
+    with server.started(conf):
+        yield Address({"SPARK_REMOTE": server.remote}, {})
 
 
 @pytest.mark.parametrize(("kind", "losses"), [("driver", ("executor", "worker")), ("connect", ("executor",))])

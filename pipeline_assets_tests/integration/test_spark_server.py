@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,78 +11,34 @@ from pathlib import Path
 
 import dagster as dg
 import pandas as pd
-import psutil
 import pytest
 
-from benchmarks.spark_event_log import event_log_conf, read_events
-from devstack.ports import free_port
+from benchmarks.spark_event_log import read_events
 from pipeline_assets_tests.config_documents import batch, extract_file, transform
 from pipeline_assets_tests.integration.delta_tables import count_rows, rows_of
 from pipeline_assets_tests.integration.location import Location
 from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
+from pipeline_assets_tests.integration.spark_server_program import SparkServer
 from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
 
-PROGRAM = Path(sys.executable).parent / "pipeline-assets"
 RUNS = 8
 
 
-class Server:
-    """``pipeline-assets spark-server`` with its state in a folder of the tests' own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self.remote = f"sc://127.0.0.1:{self.port}"
-        self.event_log = folder / "event_log"
-        self._environment = {**os.environ, "XDG_CACHE_HOME": str(folder), "PIPELINE_ASSETS_LOG_LEVEL": "INFO"}
-
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [PROGRAM, "spark-server", *arguments, "--port", str(self.port)],
-            env=self._environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    def process(self) -> psutil.Process:
-        found = re.search(r"process (\d+)", self.command("status").stdout)
-        assert found is not None
-        return psutil.Process(int(found[1]))
-
-    def log(self) -> Path:
-        found = re.search(r"log (\S+)", self.command("status").stdout)
-        assert found is not None
-        return Path(found[1])
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("cache")
-    (folder / "pipeline-assets").mkdir()
-    # The list of JARs that there are, so that nothing is looked for again, and the archive of their classes.
-    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipeline-assets"
-    for jars in own.glob("*.txt"):
-        (folder / "pipeline-assets" / jars.name).write_text(jars.read_text())
-    for classes in own.glob("*.jsa"):
-        (folder / "pipeline-assets" / classes.name).symlink_to(classes)
-    made = Server(folder)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkServer]:
     conf = {
         "spark.master": "local[2]",
         "spark.sql.shuffle.partitions": "4",
         # Less than half of what it is: a test waits for it.
         "spark.connect.session.manager.defaultSessionTimeout": "20s",
-        **event_log_conf(made.event_log),
     }
-    started = made.command("start", *(word for key, value in conf.items() for word in ("--conf", f"{key}={value}")))
-    assert started.returncode == 0, started.stderr
-    assert f"SPARK_REMOTE={made.remote}" in started.stdout
-    process = made.process()
-    yield made
-    assert made.command("stop").returncode == 0
-    assert not process.is_running()
-    assert made.command("status").returncode == 1
+    with SparkServer(tmp_path_factory.mktemp("cache")).started(conf) as started:
+        yield started
 
 
 @pytest.fixture
-def job(location: Location, server: Server, tmp_path: Path) -> Iterator[Callable[[str], JobProcess]]:
+def job(location: Location, server: SparkServer, tmp_path: Path) -> Iterator[Callable[[str], JobProcess]]:
     """Starts jobs of the location on the server."""
     running = []
 
@@ -101,7 +54,7 @@ def job(location: Location, server: Server, tmp_path: Path) -> Iterator[Callable
         each.kill_all()
 
 
-def test_a_second_one_is_refused(server: Server) -> None:
+def test_a_second_one_is_refused(server: SparkServer) -> None:
     refused = server.command("start")
     assert refused.returncode == 1
     assert f"a Spark server runs at {server.remote} already" in refused.stderr
@@ -138,7 +91,7 @@ def test_many_runs_at_once_do_not_mix(location: Location, job: Callable[[str], J
 
 
 def test_a_run_has_the_numbers_of_its_jobs(
-    location: Location, server: Server, job: Callable[[str], JobProcess], tmp_path: Path
+    location: Location, server: SparkServer, job: Callable[[str], JobProcess], tmp_path: Path
 ) -> None:
     """They are those in Spark's own event log, but for the rows that Delta reads of its log to overwrite a table."""
     rows = pd.DataFrame({"id": range(5000), "kind": [row % 7 for row in range(5000)]})
@@ -184,7 +137,7 @@ def logged_work(folder: Path, mark: str) -> dict[str, int]:
 
 
 def test_the_session_of_a_run_that_was_killed_goes(
-    location: Location, server: Server, topic: Topic, job: Callable[[str], JobProcess]
+    location: Location, server: SparkServer, topic: Topic, job: Callable[[str], JobProcess]
 ) -> None:
     """That of a stream too, while the server waits for the run to write a micro-batch.
 
