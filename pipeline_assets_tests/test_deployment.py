@@ -395,15 +395,22 @@ def test_the_deployment(containers: Containers, kafka: KafkaServer, postgres: Po
 
 
 def test_the_spark_connect_server(image: Path, tmp_path: Path) -> None:
-    """Its container's command, on the settings of its ConfigMap, serves Delta tables."""
+    """Its container's command, on the settings of its ConfigMap, serves Delta tables, and tells what its jobs did."""
     from pipeline_assets.settings import Settings
+    from pipeline_assets.spark.job_metrics import JobMetrics
+    from pipeline_assets.spark.job_watch import JobWatch
     from pipeline_assets.spark.session import SparkSessions
 
     server = SparkConnectServer(LOOPBACK, free_port())
     (container,) = manifest("Deployment", "spark-connect")["spec"]["template"]["spec"]["containers"]
     conf = manifest("ConfigMap", "spark-connect")["data"]["spark-defaults.conf"]
     (tmp_path / "spark").mkdir()
-    conf = conf.replace("15002", str(server.port)).replace("spark.driver.memory 4g", "spark.driver.memory 1g")
+    jobs_port = free_port()
+    conf = (
+        conf.replace("15002", str(server.port))
+        .replace("15003", str(jobs_port))
+        .replace("spark.driver.memory 4g", "spark.driver.memory 1g")
+    )
     conf += f"spark.connect.grpc.binding.address {LOOPBACK}\nspark.driver.host {LOOPBACK}\n"
     (tmp_path / "spark" / "spark-defaults.conf").write_text(conf)
     environment = server_environment(
@@ -421,10 +428,13 @@ def test_the_spark_connect_server(image: Path, tmp_path: Path) -> None:
         run.wait_until_ready(server.problem, limit=300)
         with SparkSessions(Settings(spark_remote=server.remote)) as sessions:
             spark = sessions.session("run", "pipeline")
-            spark.range(10).write.format("delta").save(str(tmp_path / "table"))
+            told: list[JobMetrics] = []
+            with JobWatch(spark).watched(lambda metrics, _: told.append(metrics)):
+                spark.range(10).write.format("delta").save(str(tmp_path / "table"))
     finally:
         run.stop()
     assert sorted(rows_of(tmp_path / "table")["id"]) == list(range(10))
+    assert [metrics.rows_read for metrics in told] == [10]
 
 
 # What docs/operations.md says

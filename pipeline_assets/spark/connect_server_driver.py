@@ -140,7 +140,8 @@ def main() -> None:
 def _tell_of_jobs(gateway: JavaGateway) -> None:
     """Answer at the port that is set, or at a free one: the Spark that is about to start tells it to its runs."""
     system: Any = gateway.jvm.java.lang.System
-    host = system.getProperty("spark.connect.grpc.binding.address")
+    # As Connect's server: at all addresses, where none is set.
+    host = system.getProperty("spark.connect.grpc.binding.address", "")
     endpoint = JobsEndpoint(gateway, host, int(system.getProperty(JOBS_PORT, "0")))
     threading.Thread(target=endpoint.serve_forever, name="jobs-endpoint", daemon=True).start()
     system.setProperty(JOBS_PORT, str(endpoint.server_port))
