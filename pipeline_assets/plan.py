@@ -277,7 +277,22 @@ class _Planner:
         plan = PipelinePlan(self.pipeline, tuple(steps))
         if not self.is_streaming:
             self._refuse_writes_in_a_circle(plan)
+            self._refuse_others_in_a_quarantine(plan)
         return plan
+
+    def _refuse_others_in_a_quarantine(self, plan: PipelinePlan) -> None:
+        """Refuse what is written into a table of rows in quarantine by another step: each run overwrites it."""
+        written = [(step, asset, dataset) for step in plan.steps for asset, dataset in plan.written_by(step)]
+        for step, aside, table in written:
+            for other, asset, dataset in written:
+                if aside == step.quarantine and asset != aside and dataset.overlaps(table):
+                    self._issue(
+                        ("steps", step.index, "config", "quarantinePath"),
+                        f"step {other.index} writes {asset!r} there, and this step overwrites the table in each run: "
+                        "give it a table of its own",
+                    )
+        if self.issues:
+            raise ConfigurationError.from_issues(self.issues)
 
     def _step_names(self) -> list[str]:
         """Name every step; names that the user chose must differ, those made from the method get a number."""

@@ -495,6 +495,19 @@ def test_a_quarantine_step_yields_the_rows_that_go_on(tmp_path: Path) -> None:
     assert [step.role for step in planned(tmp_path, checked).steps] == [Role.TABLE, Role.CHECK]
 
 
+def test_a_table_of_rows_in_quarantine_is_of_one_step(tmp_path: Path) -> None:
+    """A run overwrites it: what another step has put there would be lost."""
+    first, second = quarantine(quarantinePath="/q/bad"), quarantine(quarantinePath="/q/bad/", columns=["kind"])
+    both = batch("p", extract_file("rows", "/a.csv"), {**first, "name": "one"}, {**second, "name": "two"})
+    with pytest.raises(ConfigurationError, match=r"step 2 writes 'two_quarantine' there, and this step overwrites"):
+        planned(tmp_path, both)
+    load = {"type": "load", "method": "toDeltaLake", "config": {"path": "/q/bad", "mode": "append"}}
+    with pytest.raises(ConfigurationError, match=r"step 2 writes 'to_delta_lake' there"):
+        planned(tmp_path, batch("p", extract_file("rows", "/a.csv"), first, load))
+    apart = {**quarantine(quarantinePath="/q/others", columns=["kind"]), "name": "two"}
+    planned(tmp_path, batch("p", extract_file("rows", "/a.csv"), {**first, "name": "one"}, apart))
+
+
 def test_code_versions_follow_what_a_quarantine_leaves(tmp_path: Path) -> None:
     def version(**config: Any) -> str:
         steps = (extract_file("rows", "/a.csv"), quarantine(**config), transform("filterRows", condition="id > 1"))
