@@ -90,7 +90,9 @@ class DriverStart:
         return self._root
 
     def has_died(self) -> bool:
-        """Whether the process of the JVM, once it ran, is gone."""
+        """Whether the process of the JVM, once it ran, is gone, or Spark did not start in it: another may."""
+        if self._error is not None:
+            return True
         from pyspark.core.context import SparkContext
 
         gateway: Any = SparkContext._gateway

@@ -369,6 +369,31 @@ def test_nothing_is_left_behind_on_any_way_out() -> None:
     ]
 
 
+def test_a_start_that_failed_is_tried_anew(tmp_path: Path) -> None:
+    """A try of the step after that of a failed start may do better: what was not there is there by then."""
+    script = """
+        import sys
+        from pathlib import Path
+        from pipeline_assets.errors import PipelineError
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark.session import SparkSessions
+
+        events = Path(sys.argv[1])
+        conf = {"spark.master": "local[1]", "spark.eventLog.enabled": "true", "spark.eventLog.dir": events.as_uri()}
+        with SparkSessions(Settings(), conf) as sessions:
+            try:
+                sessions.session("run", "pipeline")
+            except PipelineError as error:
+                print(type(error).__name__)
+            events.mkdir()
+            print(sessions.has_died())
+            sessions.close()
+            print(sessions.session("run", "pipeline").range(3).count(), sessions.has_died())
+    """
+    told = in_fresh_process(script, str(tmp_path / "events")).splitlines()
+    assert told == ["PipelineExecutionError", "True", "3 False"]
+
+
 def test_what_python_lets_go_of_last_is_no_error() -> None:
     script = """
         import logging, signal, sys, threading
