@@ -2,7 +2,7 @@
 
 # No postponed annotations here, as in all modules that define what Dagster runs.
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline_assets.openlineage.publishing import lineage_publisher
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
+from pipeline_assets.spark.session import KeptSessions
 
 
 def executor_of(settings: Settings, plans: Mapping[str, PipelinePlan]) -> dg.ExecutorDefinition:
@@ -101,9 +102,13 @@ class _TellingExecutor(Executor):
         self._dress_console(settings, plan_context)
         self._tell(settings, plan_context.instance, plan_context.dagster_run)
         outcome = _Outcome()
-        with self._published(settings, plan_context.instance, plan_context.dagster_run):
+        with (
+            self._published(settings, plan_context.instance, plan_context.dagster_run),
+            self._kept_sessions(settings, plan_context.dagster_run) as keep,
+        ):
             for event in self._executor.execute(plan_context, execution_plan):
                 outcome.take(event)
+                keep(event)
                 yield event
         if not outcome.failed:  # Dagster tells of that at a level that is always shown
             plan_context.log.info(str(outcome))
@@ -127,6 +132,23 @@ class _TellingExecutor(Executor):
             yield
         finally:
             publisher.end()
+
+    @contextmanager
+    def _kept_sessions(self, settings: Settings, run: dg.DagsterRun) -> Iterator[Callable[[dg.DagsterEvent], None]]:
+        """Keep the sessions on a Connect server of the pipelines that the events tell of, while the run lasts."""
+        if not self._own_processes or settings.spark_remote is None:
+            yield lambda _: None
+            return
+        kept, own = KeptSessions(settings.spark_remote, run.run_id), {plan.name for plan in self._plans.values()}
+
+        def keep(event: dg.DagsterEvent) -> None:
+            if event.asset_key is not None and event.asset_key.path[0] in own:
+                kept.keep(event.asset_key.path[0])
+
+        try:
+            yield keep
+        finally:
+            kept.end()
 
     def _tell(self, settings: Settings, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
         publisher = lineage_publisher(settings, run, instance)

@@ -7,8 +7,9 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -75,6 +76,7 @@ _LOCAL = {
 _START_LOCK = threading.Lock()
 _CONNECT_PORT = 15002
 _ASK_SECONDS = 10.0
+_ASKED = "spark.sql.session.timeZone"
 
 
 def session_conf(settings: Settings, spark_conf: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -152,7 +154,9 @@ class SparkSessions:
         return f"Spark {session.version}, application {context.applicationId} on {context.master}"
 
     def has_died(self) -> bool:
-        """Whether the JVM that was started here has ended by itself. What was opened is of no more use then."""
+        """Whether the Spark that was started here has ended by itself, or did not start. What was opened is of no more
+        use then.
+        """
         with self._lock:
             return self._start is not None and self._start.has_died()
 
@@ -189,7 +193,7 @@ class SparkSessions:
         except BaseException:
             _close_remote(session, release=False)
             raise
-        self._signs_of_life.append(_SignsOfLife(session))
+        self._signs_of_life.append(_SignsOfLife(partial(session.conf.get, _ASKED)))
         return session
 
     def close(self, release: bool = True) -> None:
@@ -259,7 +263,7 @@ def cloned_session(session: SparkSession) -> Iterator[SparkSession]:
         raise ConfigurationError(
             "this Spark Connect server can't clone a session: it has to be of Spark 4.1 or later"
         ) from None
-    signs = _SignsOfLife(clone)
+    signs = _SignsOfLife(partial(clone.conf.get, _ASKED))
     try:
         yield clone
     finally:
@@ -293,14 +297,49 @@ def apply_s3_connection(spark: SparkSession, bucket: str, connection: S3Connecti
         spark.conf.set(f"fs.s3a.bucket.{bucket}.{key}", value)
 
 
+class KeptSessions:
+    """Keeps the sessions that the processes of a run share on a Connect server, for as long as the run lasts.
+
+    Each process asks for those that it works in. Between two of them nobody would, and a session that nothing has asked
+    for is ended by the server, for good.
+    """
+
+    def __init__(self, remote: str, run_id: str) -> None:
+        self._remote = remote
+        self._run_id = run_id
+        self._signs: dict[str, _SignsOfLife] = {}
+
+    def keep(self, pipeline: str) -> None:
+        """Keep the session of ``pipeline``, which a process of the run has opened."""
+        if pipeline not in self._signs:
+            self._signs[pipeline] = _SignsOfLife(_asking(connect_url(self._remote, self._run_id, pipeline)))
+
+    def end(self) -> None:
+        """Keep none any more."""
+        for signs in self._signs.values():
+            signs.end()
+
+
+def _asking(url: str) -> Callable[[], object]:
+    """Return what asks for a session of another process. Nothing is set in it."""
+
+    @cache
+    def client() -> Any:
+        from pyspark.sql.connect.client import SparkConnectClient
+
+        return SparkConnectClient(url)
+
+    return lambda: client().get_configs(_ASKED)
+
+
 class _SignsOfLife:
     """Asks a Connect server for a session again and again: one that is not asked for is that of a run that is gone.
 
     The server of ``pipeline-assets spark-server`` ends those within a minute.
     """
 
-    def __init__(self, session: SparkSession) -> None:
-        self._session = session
+    def __init__(self, ask: Callable[[], object]) -> None:
+        self._ask = ask
         self._ended = threading.Event()
         threading.Thread(target=self._run, name="signs-of-life", daemon=True).start()
 
@@ -311,7 +350,7 @@ class _SignsOfLife:
     def _run(self) -> None:
         while not self._ended.wait(_ASK_SECONDS):
             try:
-                self._session.conf.get("spark.sql.session.timeZone")
+                self._ask()
             except Exception as error:  # noqa: BLE001  (what the run itself asks for tells it, if it is of weight)
                 _log.debug("no answer for the session: %s", type(error).__name__)
 

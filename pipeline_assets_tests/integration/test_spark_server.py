@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -174,6 +177,39 @@ def test_the_session_of_a_run_that_was_killed_goes(
     for session in sessions:
         wait_until(partial(has_closed, log, session))
     wait_until(lambda: f"Removing RDD {cached} from persistence list" in log.read_text(errors="replace"))
+
+
+def test_a_session_outlives_the_wait_for_another_pipeline(
+    location: Location, server: SparkServer, tmp_path: Path
+) -> None:
+    """Of a run with a process for each step: none works in it meanwhile, for longer than the server keeps it."""
+    pd.DataFrame({"id": range(4)}).to_parquet(location.folder / "rows.parquet", index=False)
+    rows = extract_file("rows", f"file://{location.folder}/rows.parquet")
+    slow = "reflect('java.lang.Thread', 'sleep', 9000L) IS NULL OR id >= 0"
+    load = {"type": "load", "method": "toDeltaLake", "config": {"path": "/slow", "mode": "overwrite"}}
+    location.write(batch("first", rows, transform("filterRows", condition=slow, registerAs="slowly"), load))
+    others = {"type": "extract", "method": "fromDeltaLake", "name": "others", "config": {"path": "/slow"}}
+    joined = transform(
+        "joinDataFrames",
+        inputDataFrames=["rows", "others"],
+        joinType="inner",
+        leftKeys=["id"],
+        rightKeys=["id"],
+        registerAs="joined",
+    )
+    location.write(batch("second", rows, others, joined))
+    (tmp_path / "home").mkdir()
+    environment = {
+        **os.environ, **location.environment, "DAGSTER_HOME": str(tmp_path / "home"), "SPARK_REMOTE": server.remote,
+        "PIPELINE_ASSETS_EXECUTOR": "multiprocess",
+    }  # fmt: skip
+    command = [str(Path(sys.executable).parent / "dagster"), "asset", "materialize"]
+    done = subprocess.run(
+        [*command, "-m", "pipeline_assets.definitions", "--select", "*"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(rows_of(location.table("second", "joined"))["id"]) == list(range(4))
 
 
 def session_of(run: JobProcess) -> str | None:
