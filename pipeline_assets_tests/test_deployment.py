@@ -402,8 +402,9 @@ def test_the_spark_connect_server(image: Path, tmp_path: Path) -> None:
     from pipeline_assets.spark.session import SparkSessions
 
     server = SparkConnectServer(LOOPBACK, free_port())
+    files = manifest("ConfigMap", "spark-connect")["data"]
     (container,) = manifest("Deployment", "spark-connect")["spec"]["template"]["spec"]["containers"]
-    conf = manifest("ConfigMap", "spark-connect")["data"]["spark-defaults.conf"]
+    conf = files["spark-defaults.conf"].replace("/etc/spark", str(tmp_path / "spark"))
     (tmp_path / "spark").mkdir()
     jobs_port = free_port()
     conf = (
@@ -413,6 +414,7 @@ def test_the_spark_connect_server(image: Path, tmp_path: Path) -> None:
     )
     conf += f"spark.connect.grpc.binding.address {LOOPBACK}\nspark.driver.host {LOOPBACK}\n"
     (tmp_path / "spark" / "spark-defaults.conf").write_text(conf)
+    (tmp_path / "spark" / "pools.xml").write_text(files["pools.xml"])
     environment = server_environment(
         {
             "PATH": f"{image}:{os.environ['PATH']}",
@@ -435,6 +437,27 @@ def test_the_spark_connect_server(image: Path, tmp_path: Path) -> None:
         run.stop()
     assert sorted(rows_of(tmp_path / "table")["id"]) == list(range(10))
     assert [metrics.rows_read for metrics in told] == [10]
+
+
+def test_the_spark_connect_server_is_set_as_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To all that `pipeline-assets spark-server start` sets, but for what is of the place, and for logs."""
+    from pipeline_assets.settings import Settings
+    from pipeline_assets.spark.connect_server import ConnectServer
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = ConnectServer(LOOPBACK, 15002).conf(Settings(), {})
+    lines = manifest("ConfigMap", "spark-connect")["data"]["spark-defaults.conf"].splitlines()
+    given = dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
+    of_the_place = {
+        "spark.app.name", "spark.connect.grpc.binding.address", "spark.driver.bindAddress", "spark.driver.host",
+        "spark.pyspark.driver.python", "spark.jars", "spark.log.level", "spark.log.structuredLogging.enabled",
+        # Of the sessions, which get them from the runs.
+        "spark.sql.redaction.options.regex", "spark.sql.redaction.string.regex", "spark.sql.session.timeZone",
+        "spark.sql.debug.maxToStringFields",
+    }  # fmt: skip
+    assert made.keys() - given.keys() <= of_the_place
+    for key in given.keys() & made.keys() - {"spark.scheduler.allocation.file", "spark.redaction.regex"}:
+        assert given[key] == made[key], key
 
 
 # What docs/operations.md says

@@ -35,6 +35,8 @@ _SESSIONS = {
     "spark.connect.session.manager.defaultSessionTimeout": "45s",
     "spark.connect.session.manager.maintenanceInterval": "5s",
 }
+# What is told of jobs is kept for all runs, streams among them, and a long step asks for its first jobs in the end.
+_KEPT_JOBS = {"spark.ui.retainedJobs": "10000", "spark.ui.retainedStages": "10000"}
 # Jobs of one pool, and all are in one, take turns: a long run does not keep the others waiting.
 _POOLS = """<?xml version="1.0"?>
 <allocations><pool name="default"><schedulingMode>FAIR</schedulingMode></pool></allocations>
@@ -93,7 +95,7 @@ class ConnectServer:
                 raise ConfigurationError(f"a Spark server runs at {found.remote} already (process {found.pid})")
             log = self._folder / "server.log"
             jars, options = driver_jars(spark_conf), log_options(settings, "", "spark-server")
-            conf, properties = self._conf(settings, spark_conf), self._folder / "spark.properties"
+            conf, properties = self.conf(settings, spark_conf), self._folder / "spark.properties"
             write_properties(properties, conf)
             python = own_python(conf["spark.master"])
             workers = {"PYSPARK_PYTHON": python} if python else {}
@@ -125,8 +127,10 @@ class ConnectServer:
             _end(process)
         return record
 
-    def _conf(self, settings: Settings, spark_conf: Mapping[str, str]) -> dict[str, str]:
+    def conf(self, settings: Settings, spark_conf: Mapping[str, str]) -> dict[str, str]:
+        """Return what the server is started with; the file of its pools is written for it."""
         pools = self._folder / "pools.xml"
+        pools.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         pools.write_text(_POOLS, encoding="utf-8")
         return {
             **session_conf(replace(settings, spark_remote=None), spark_conf),
@@ -134,6 +138,7 @@ class ConnectServer:
             "spark.scheduler.mode": "FAIR",
             "spark.scheduler.allocation.file": pools.as_uri(),
             **_SESSIONS,
+            **_KEPT_JOBS,
             **spark_conf,
             # Of the driver beside the server, which needs this package; the others are of the workers.
             "spark.pyspark.driver.python": sys.executable,
