@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import socket
 import threading
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 5.0
+# Spark's listeners hear of all runs here, and no step is to wait for what others have them do.
+_LISTENERS_SECONDS = 2.0
 
 
 class ServerCaches:
@@ -73,18 +76,20 @@ class JobsEndpoint(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, gateway: JavaGateway, host: str, port: int) -> None:
-        super().__init__((host, port), _JobsHandler)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host.strip("[]"), port), _JobsHandler)
         self._jvm: Any = gateway.jvm
 
     def work(self, tag: str) -> dict[str, Any]:
         """Return what is told of the jobs with ``tag``. Raises Py4JError when Spark does not tell."""
         spark = self._jvm.org.apache.spark.sql.classic.SparkSession.getDefaultSession().get()
-        metrics, stages = work_of_jobs(spark.sparkContext(), tag)
+        metrics, stages = work_of_jobs(spark.sparkContext(), tag, _LISTENERS_SECONDS)
         return {"metrics": asdict(metrics), "stages": [asdict(stage) for stage in stages]}
 
 
 class _JobsHandler(BaseHTTPRequestHandler):
     server: JobsEndpoint
+    timeout = 15.0
 
     def do_GET(self) -> None:
         from py4j.protocol import Py4JError
@@ -119,7 +124,10 @@ def main() -> None:
     # By itself, as PySpark's start of it loads NumPy, for 100 MB.
     port, token = int(os.environ["PYSPARK_GATEWAY_PORT"]), os.environ["PYSPARK_GATEWAY_SECRET"]
     gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token))
-    _tell_of_jobs(gateway)
+    try:
+        _tell_of_jobs(gateway)
+    except OSError as error:
+        _log.warning("runs are not told what their jobs have done: %s", error)
     server = threading.Thread(target=_serve, args=(gateway,), daemon=True)
     server.start()
     caches, is_failing = ServerCaches(gateway), False
@@ -140,7 +148,7 @@ def main() -> None:
 def _tell_of_jobs(gateway: JavaGateway) -> None:
     """Answer at the port that is set, or at a free one: the Spark that is about to start tells it to its runs."""
     system: Any = gateway.jvm.java.lang.System
-    # As Connect's server: at all addresses, where none is set.
+    # Connect's server is at all addresses, where none is set.
     host = system.getProperty("spark.connect.grpc.binding.address", "")
     endpoint = JobsEndpoint(gateway, host, int(system.getProperty(JOBS_PORT, "0")))
     threading.Thread(target=endpoint.serve_forever, name="jobs-endpoint", daemon=True).start()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from heapq import nlargest
 from typing import Any
 
-_LISTENERS_MILLISECONDS = 10_000
+_LISTENERS_SECONDS = 10.0
 # How Delta names the jobs by which it reads its own log.
 _DELTA_DESCRIPTION = "Delta: "
 _DELTA_NAME = "DatabricksLogging.scala"
@@ -75,27 +75,25 @@ def longest(stages: Iterable[StageTime]) -> tuple[StageTime, ...]:
     return tuple(nlargest(STAGES_KEPT, stages, key=lambda stage: stage.seconds))
 
 
-def work_of_jobs(core: Any, tag: str) -> tuple[JobMetrics, tuple[StageTime, ...]]:
+def work_of_jobs(
+    core: Any, tag: str, listeners_seconds: float = _LISTENERS_SECONDS
+) -> tuple[JobMetrics, tuple[StageTime, ...]]:
     """Return what the jobs with ``tag`` have done in ``core``, the JVM's SparkContext, and the longest of their stages.
 
-    Raises Py4JError when Spark does not tell.
+    Raises Py4JError when Spark does not tell, in that time either.
     """
     # The store hears of the end of a job by an event, which may come after the action's return.
-    core.listenerBus().waitUntilEmpty(_LISTENERS_MILLISECONDS)
+    core.listenerBus().waitUntilEmpty(int(listeners_seconds * 1000))
     store = core.statusStore()
     jobs = [store.job(number) for number in core.statusTracker().getJobIdsForTag(tag)]
     own: set[int] = set()
     deltas: set[int] = set()
     for job in jobs:
         stages = job.stageIds()
-        numbers = (stages.apply(index) for index in range(stages.size()))
-        (deltas if _is_deltas_own(job) else own).update(numbers)
+        numbers = [stages.apply(index) for index in range(stages.size())]
+        (deltas if _is_deltas_own(store, job, numbers) else own).update(numbers)
     found = [(number in own, store.lastStageAttempt(number)) for number in sorted(own | deltas)]
-    ran = [
-        (is_own and not _reads_deltas_log(store, stage), stage)
-        for is_own, stage in found
-        if stage.status().name() not in ("SKIPPED", "PENDING")
-    ]
+    ran = [(is_own, stage) for is_own, stage in found if stage.status().name() not in ("SKIPPED", "PENDING")]
     sums = JobMetrics(
         spark_jobs=len(jobs),
         spark_stages=len(ran),
@@ -133,28 +131,26 @@ def _stage_time(store: Any, stage: Any, interval: tuple[int, int], is_own: bool)
 
 
 def _what(store: Any, stage: Any) -> str:
-    told = " → ".join(_operators(store, stage))
+    told = " → ".join(_operators(store, stage.stageId()))
     # Where another thread has started the job, Spark names a closure of its own as the action.
     action = stage.name().partition(" at ")[0]
     return told if action.startswith(("$", _CONNECT_NAME)) else f"{action}: {told}" if told else action
 
 
-def _operators(store: Any, stage: Any) -> list[str]:
-    operators = store.operationGraphForStage(stage.stageId()).rootCluster().childClusters()
+def _operators(store: Any, stage: int) -> list[str]:
+    operators = store.operationGraphForStage(stage).rootCluster().childClusters()
     return list(dict.fromkeys(operators.apply(index).name().strip() for index in range(operators.size())))
 
 
-def _reads_deltas_log(store: Any, stage: Any) -> bool:
-    """Whether ``stage`` reads what Delta keeps of its log, where its job does not tell: over Connect."""
-    if not stage.name().startswith(_CONNECT_NAME) or not stage.inputRecords():
-        return False
-    return any(_DELTA_STATE in name for name in _operators(store, stage))
-
-
-def _is_deltas_own(job: Any) -> bool:
+def _is_deltas_own(store: Any, job: Any, stages: Iterable[int]) -> bool:
     description = job.description()
     told = description.get() if description.isDefined() else ""
-    return told.startswith(_DELTA_DESCRIPTION) or _DELTA_NAME in job.name()
+    if told.startswith(_DELTA_DESCRIPTION) or _DELTA_NAME in job.name():
+        return True
+    # Over Connect a job has the name of its request, whoever has started it.
+    return job.name().startswith(_CONNECT_NAME) and any(
+        _DELTA_STATE in name for stage in stages for name in _operators(store, stage)
+    )
 
 
 def _interval(job_or_stage: Any) -> tuple[int, int]:

@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from pipeline_assets.errors import error_line
 from pipeline_assets.redaction import redact
 from pipeline_assets.spark.job_metrics import JobMetrics, StageTime, work_of_jobs
 
@@ -55,17 +56,13 @@ class JobWatch:
                 self._jobs.remove_tag(tag)
 
     def _tell(self, tag: str, told: Told, level: int) -> None:
-        from py4j.protocol import Py4JError
-
         try:
             work = self._jobs.work(tag)
-        except (Py4JError, OSError, HTTPException, ValueError) as error:
-            # What only tells of the work may not fail the run, nor take the place of what has.
-            _log.log(level, "no metrics of Spark's jobs: %s", str(error).partition("\n")[0])
-            return
-        if work is not None:
-            metrics, stages = work
-            told(metrics, tuple(replace(stage, what=_shown(stage.what)) for stage in stages))
+            if work is not None:
+                metrics, stages = work
+                told(metrics, tuple(replace(stage, what=_shown(stage.what)) for stage in stages))
+        except Exception as error:  # noqa: BLE001  (what only tells of the work may not fail the run, nor hide what has)
+            _log.log(level, "no metrics of Spark's jobs: %s", error_line(error))
 
 
 class _ClassicJobs:
@@ -83,11 +80,16 @@ class _ClassicJobs:
 
 
 class _ConnectJobs:
-    """The driver's status store is out of reach, but a server of ``pipeline-assets spark-server`` reads it for us."""
+    """The driver's status store is out of reach, but a server of ``pipeline-assets spark-server`` reads it for us.
+
+    One failure is enough: no other step is to wait for an answer.
+    """
 
     def __init__(self, spark: Any) -> None:
         self._spark = spark
-        self._port = int(spark.conf.get(JOBS_PORT, "0"))
+        # What stands before a server with TLS or a token does not stand before its other port.
+        told = "" if spark.client._builder.secure else str(spark.conf.get(JOBS_PORT, ""))
+        self._port: int | None = int(told) if told.isdecimal() else None
 
     def add_tag(self, tag: str) -> None:
         self._spark.addTag(tag)
@@ -96,20 +98,19 @@ class _ConnectJobs:
         self._spark.removeTag(tag)
 
     def work(self, tag: str) -> tuple[JobMetrics, tuple[StageTime, ...]] | None:
-        client = self._spark.client
-        if not self._port:
+        port, self._port = self._port, None
+        if port is None:
             return None
+        client = self._spark.client
         # What Spark Connect's server makes of it: ExecuteSessionTag in its source.
         full_tag = f"SparkConnect_SessionTag_User_{client._user_id or ''}_Session_{client._session_id}_Tag_{tag}"
+        answer = json.loads(_answer(client.host.strip("[]"), port, f"/jobs?tag={quote(full_tag)}"))
         try:
-            answer = json.loads(_answer(client.host, self._port, f"/jobs?tag={quote(full_tag)}"))
-            return JobMetrics(**answer["metrics"]), tuple(StageTime(**stage) for stage in answer["stages"])
+            work = JobMetrics(**answer["metrics"]), tuple(StageTime(**stage) for stage in answer["stages"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"the Spark server is of another version ({error}): start it anew") from None
-        except OSError:
-            # Behind a tunnel, say: no other step is to wait for it.
-            self._port = 0
-            raise
+        self._port = port
+        return work
 
 
 def _answer(host: str, port: int, path: str) -> bytes:

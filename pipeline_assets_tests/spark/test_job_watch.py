@@ -23,12 +23,19 @@ Told = list[tuple[JobMetrics, tuple[StageTime, ...]]]
 METRICS = JobMetrics(rows_read=7, spark_jobs=1)
 
 
-class ConnectSession:
-    """What a watch needs of a session on a server that tells at ``port``."""
+def stage(what: str) -> StageTime:
+    return StageTime(stage=1, what=what, start=0.0, seconds=1.0, tasks=1)
 
-    def __init__(self, port: int | None) -> None:
+
+class ConnectSession:
+    """What a watch needs of a session on a server that tells at ``port``; ``secure``: behind TLS or a token."""
+
+    def __init__(self, port: int | None, *, secure: bool = False) -> None:
         self.conf = SimpleNamespace(get=lambda _, default: default if port is None else str(port))
-        self.client = SimpleNamespace(host="127.0.0.1", _user_id=None, _session_id="some-session")
+        self.client = SimpleNamespace(
+            host="127.0.0.1", token=None, _user_id=None, _session_id="some-session",
+            _builder=SimpleNamespace(secure=secure),
+        )  # fmt: skip
         self.tags: set[str] = set()
 
     def addTag(self, tag: str) -> None:  # noqa: N802  (Spark's name)
@@ -69,10 +76,6 @@ def work(watch: JobWatch) -> Told:
     return found
 
 
-def stage(what: str) -> StageTime:
-    return StageTime(stage=1, what=what, start=0.0, seconds=1.0, tasks=1)
-
-
 def test_what_the_server_tells_is_masked(caplog: pytest.LogCaptureFixture) -> None:
     """The server knows no run's secrets."""
     register_secret("s3cr3t-of-the-run")
@@ -93,6 +96,13 @@ def test_another_server_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
+def test_a_guarded_server_is_not_asked_beside_its_guard(caplog: pytest.LogCaptureFixture) -> None:
+    with answering(500, "asked") as port:
+        session: Any = ConnectSession(port, secure=True)
+        assert work(JobWatch(session)) == []
+    assert not caplog.records
+
+
 def test_a_port_that_is_out_of_reach_is_asked_once(caplog: pytest.LogCaptureFixture) -> None:
     session: Any = ConnectSession(free_port())
     watch = JobWatch(session)
@@ -108,6 +118,11 @@ def test_a_port_that_is_out_of_reach_is_asked_once(caplog: pytest.LogCaptureFixt
         (200, '{"metrics": {"of_later": 1}, "stages": []}', "start it anew"),
         (200, "{}", "start it anew"),
         (200, "<html>", "no metrics of Spark's jobs"),
+        (
+            200,
+            json.dumps({"metrics": {}, "stages": [asdict(stage("")) | {"what": None}]}),
+            "no metrics of Spark's jobs",
+        ),
     ],
 )
 def test_an_answer_that_is_none_fails_no_run(
