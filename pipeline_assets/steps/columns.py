@@ -48,12 +48,6 @@ def clustered(frame: DataFrame, columns: Iterable[str]) -> DataFrame:
     return frame.hint("rebalance", *found) if found else frame
 
 
-def top_level(name: str, frame: DataFrame) -> str:
-    """Return the column that ``name`` is, or that it is a part of, as the DataFrame spells it."""
-    folded = {column.casefold(): column for column in frame.columns}
-    return folded.get(name.casefold()) or folded[name.partition(".")[0].casefold()]
-
-
 def require_paths(names: Iterable[str], dataframe: str, frame: DataFrame) -> None:
     """Raise DataFrameResolutionError when ``frame`` has no column, nor a nested one, of one of ``names``."""
     missing = [name for name in dict.fromkeys(names) if _reference(name, frame.schema) is None]

@@ -17,7 +17,7 @@ from pipeline_assets.errors import PipelineError
 from pipeline_assets.redaction import MASK, redact_field
 from pipeline_assets.spark.failures import is_spark_error, spark_failure
 from pipeline_assets.steps.base import ExpectationResult, Samples, Severity
-from pipeline_assets.steps.columns import require_paths, top_level
+from pipeline_assets.steps.columns import require_paths
 from pipeline_assets.steps.expectations import Expectation, RowExpectation
 from pipeline_assets.steps.table_expectations import AggregateExpectation, Judgement, Referential, Schema
 from pipeline_assets.steps.transform import quote
@@ -227,20 +227,20 @@ def _texts(frame: DataFrame, masked: Sequence[str]) -> Iterator[Column]:
     """Yield the columns of ``frame`` as texts that fit a table."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    hidden = {top_level(name, frame).casefold() for name in masked if _has(name, frame)}
     names = [field.name.casefold() for field in frame.schema.fields]
     for field in frame.schema.fields:
         # Of two columns with one name Spark can take neither.
         if names.count(field.name.casefold()) == 1:
-            is_hidden = field.name.casefold() in hidden
+            is_hidden = any(_overlap(field.name, mask) for mask in masked)
             text = F.lit(MASK) if is_hidden else _as_text(F.col(quote(field.name)), field.dataType)
             yield F.substring(text, 1, _TEXT_LIMIT).alias(field.name)
 
 
-def _has(name: str, frame: DataFrame) -> bool:
-    # A query for examples has some of the columns only, nested ones under their paths.
-    there = {column.casefold() for column in frame.columns}
-    return name.casefold() in there or name.partition(".")[0].casefold() in there
+def _overlap(one: str, other: str) -> bool:
+    """Return whether one of two columns is the other, or a part of it, by their paths."""
+    # A query for examples has nested columns under their paths, without the structs that they are parts of.
+    first, second = f"{one}.".casefold(), f"{other}.".casefold()
+    return first.startswith(second) or second.startswith(first)
 
 
 def _as_text(column: Column, data_type: DataType) -> Column:

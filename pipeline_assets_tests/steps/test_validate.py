@@ -307,6 +307,26 @@ class TestSamples:
         found = only(nested, inside, context).samples
         assert found == Samples(("s",), (("*********",),)), "all of a struct that has something to hide"
 
+    @pytest.mark.parametrize(
+        ("mask", "hidden"),
+        [
+            ("address", {"address.Email", "address.geo"}),
+            ("ADDRESS.email", {"address.Email"}),
+            ("address.geo.lat", {"address.geo"}),
+            ("addres", {"addres"}),
+            ("a.b", {"a.b"}),
+            ("a.b.c", {"a.b"}),
+        ],
+    )
+    def test_hide_nested_columns_under_their_paths(self, mask: str, hidden: set[str], context: StepContext) -> None:
+        schema = "address STRUCT<email: STRING, geo: STRUCT<lat: INT>>, addres STRING, `a.b` STRUCT<c: INT>"
+        frame = frame_of(context.spark, schema, [(("a@b.example", (1,)), "x", (2,))] * 2)
+        columns = ("address.Email", "address.geo", "addres", "a.b")
+        samples = only(ValidateUnique(columns=columns, mask_columns=(mask,)), frame, context).samples
+        assert samples is not None
+        shown = dict(zip(samples.columns, samples.rows[0], strict=True))
+        assert {name for name, text in shown.items() if text == "*********"} == hidden
+
 
 def test_columns_of_one_name(context: StepContext) -> None:
     """As a join may yield them."""
