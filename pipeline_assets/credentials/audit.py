@@ -173,7 +173,15 @@ class AuditFile:
         new = self._head.with_name(f"{self._head.name}.new")
         with open(new, "w", encoding="utf-8", opener=_private) as file:
             file.write(entry.text)
+            file.flush()
+            os.fsync(file.fileno())
         new.replace(self._head)
+        # When the power fails, the head may lack the last line, and no more: else the next line would look forged.
+        folder = os.open(self._head.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _private(path: str, flags: int) -> int:

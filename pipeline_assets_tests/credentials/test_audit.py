@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +174,35 @@ def test_a_process_that_died_between_line_and_head(file: AuditFile) -> None:
     assert file.verify() == (7, [])
     file.append(access("V8"))
     assert file.verify() == (8, [])
+
+
+def test_the_head_is_on_disk_before_the_next_line(file: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No power fails here: what is put on disk, with how many bytes, and when the head takes its place."""
+    done: list[tuple[str, int, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note(what: str, found: os.stat_result, *, sized: bool = True) -> None:
+        done.append((what, found.st_ino, found.st_size if sized else 0))
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        found = os.fstat(descriptor)
+        note("fsync", found, sized=not stat.S_ISDIR(found.st_mode))
+
+    def noted_replace(source: Path, target: Path) -> None:
+        note("replace", os.stat(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    file.append(access("V7"))
+    line, head = file.path.stat(), file.path.with_name("secrets.jsonl.head").stat()
+    assert done == [
+        ("fsync", line.st_ino, line.st_size),
+        ("fsync", head.st_ino, head.st_size),
+        ("replace", head.st_ino, head.st_size),
+        ("fsync", file.path.parent.stat().st_ino, 0),
+    ]
 
 
 def test_a_line_that_was_cut_off_does_not_take_the_next_with_it(file: AuditFile) -> None:
