@@ -152,15 +152,17 @@ class AuditFile:
             return AuditEntry.parse(file.read().rstrip(b"\n").rpartition(b"\n")[2])
 
     def _write(self, text: str) -> None:
-        with open(self.path, "a+b", opener=_private) as file:
+        # Unbuffered: what a failed write has left in a buffer would go into the file after all, when it is closed.
+        with open(self.path, "a+b", buffering=0, opener=_private) as file:
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(size - 1)
                 # A line that was cut off stays as it is, for verify to find: the next begins below it.
                 text = text if file.read(1) == b"\n" else f"\n{text}"
             try:
-                file.write(text.encode())
-                file.flush()
+                left = text.encode()
+                while left:
+                    left = left[file.write(left) :]
                 os.fsync(file.fileno())
             except OSError:
                 os.ftruncate(file.fileno(), size)

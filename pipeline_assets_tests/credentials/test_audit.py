@@ -213,6 +213,24 @@ def test_a_line_that_was_cut_off_does_not_take_the_next_with_it(file: AuditFile)
     assert [str(it) for it in found] == ["line 7: is no line of an audit file: it was changed or cut off"]
 
 
+def test_a_disk_that_fills_up_in_mid_line_leaves_nothing_of_it(file: AuditFile) -> None:
+    before = file.path.read_bytes()
+    program = (
+        "import resource, sys\nfrom pathlib import Path\nfrom pipeline_assets.credentials import Secrets\n"
+        "from pipeline_assets.credentials.audit import AuditFile\n"
+        "from pipeline_assets.errors import CredentialError\n"
+        "room = int(sys.argv[2])\nresource.setrlimit(resource.RLIMIT_FSIZE, (room, room))\n"
+        "try: Secrets(audit=AuditFile(Path(sys.argv[1]))).fetch('env:PATH')\n"
+        "except CredentialError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", program, str(file.path), str(len(before) + 20)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "can't be written (File too large)" in done.stdout
+    assert file.path.read_bytes() == before
+    file.append(access("V7"))
+    assert file.verify() == (7, [])
+
+
 def test_without_a_head_that_is_said(file: AuditFile) -> None:
     file.path.with_name("secrets.jsonl.head").unlink()
     (problem,) = file.verify()[1]
