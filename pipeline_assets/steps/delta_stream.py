@@ -32,9 +32,13 @@ def merge_app_id(checkpoint: Checkpoint) -> str:
 
 
 def append_once(frame: DataFrame, path: str, app_id: str, version: int) -> None:
-    """Append ``frame`` to the Delta table at ``path``, unless ``app_id`` has committed ``version`` there already."""
+    """Append ``frame`` to the Delta table at ``path``, unless ``app_id`` has committed ``version`` there already.
+
+    The table gets the columns of ``frame`` that it does not have.
+    """
     writer = frame.write.format("delta").mode("append").option("txnAppId", app_id).option("txnVersion", version)
-    writer.save(path)
+    # What a stream puts aside has whatever columns the stream has at the time.
+    writer.option("mergeSchema", "true").save(path)
 
 
 def rows_of_append(

@@ -21,10 +21,11 @@ from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError,
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps import delta_table
 from pipeline_assets.steps.base import LoadResult, StepContext
-from pipeline_assets.steps.delta_stream import MergeBatch
+from pipeline_assets.steps.delta_stream import MergeBatch, append_once, rows_of_append
 from pipeline_assets.steps.delta_table import write_delta
+from pipeline_assets.steps.file_systems import LocalFolder
 from pipeline_assets.steps.load import ToDeltaLake
-from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
+from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order, rows_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -107,6 +108,20 @@ def test_nothing_to_write(table: Path, context: StepContext) -> None:
     assert (load([], context, table).rows, table_rows(table)) == (0, OLD)
     merged = load([], context, table, mode="merge", mergeKeys=["id"])
     assert (merged.rows, merged.version) == (0, versions(table) - 1)
+
+
+def test_what_a_stream_puts_aside_gets_new_columns_and_is_there_once(context: StepContext, tmp_path: Path) -> None:
+    path, spark = tmp_path / "aside", context.spark
+    wider = frame_of(spark, f"{SCHEMA}, note STRING", [(4, "wed", 40, "x")])
+    append_once(frame_of(spark, SCHEMA, OLD), str(path), "stream", 0)
+    for _ in range(2):
+        append_once(wider, str(path), "stream", 1)
+    append_once(frame_of(spark, SCHEMA, [(5, "wed", 50)]), str(path), "stream", 2)
+    expected = [*((*row, None) for row in OLD), (4, "wed", 40, "x"), (5, "wed", 50, None)]
+    assert table_rows(path, ("id", "day", "amount", "note")) == in_order(expected)
+    appended = rows_of_append(spark, str(path), LocalFolder(str(path)), "stream", 1, 0)
+    assert appended is not None
+    assert rows_of(appended) == [(4, "wed", 40, "x")]
 
 
 def test_null_keys_never_match(table: Path, context: StepContext) -> None:
