@@ -11,7 +11,9 @@ from pipeline_assets.errors import PipelineError
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.connect_server import ConnectServer, ServerRecord
 
-_at = click.option("--port", default=15002, show_default=True, help="The port of the server.")
+_at = click.option(
+    "--port", type=click.IntRange(1, 65535), default=15002, show_default=True, help="The port of the server."
+)
 
 
 @click.group("spark-server")

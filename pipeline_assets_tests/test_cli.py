@@ -192,3 +192,11 @@ def test_plan_shows_where_rows_are_put_aside(configs: Path) -> None:
     assert result.exit_code == 0
     assert "sorted/good  validate notNull  (table)" in result.stdout
     assert "sorted/good_quarantine: rows in quarantine, " in result.stdout
+
+
+@pytest.mark.parametrize("command", ["start", "status", "stop"])
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_a_spark_server_has_a_port_that_there_is(command: str, port: str) -> None:
+    refused = run("spark-server", command, "--port", port)
+    assert refused.exit_code == 2
+    assert "not in the range 1<=x<=65535" in refused.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -87,12 +89,14 @@ class ConnectServer:
     def start(self, settings: Settings, spark_conf: Mapping[str, str]) -> ServerRecord:
         """Start the server on the Spark that ``settings`` name, and return when it answers.
 
-        Raises ConfigurationError when one runs already, PipelineExecutionError when it ends or does not answer in time.
+        Raises ConfigurationError when one runs already or the port is another program's, PipelineExecutionError when
+        it ends or does not answer in time.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(self._folder / "lock"):
             if (found := self.running()) is not None:
                 raise ConfigurationError(f"a Spark server runs at {found.remote} already (process {found.pid})")
+            _check_free(self._host, self._port)
             log = self._folder / "server.log"
             jars, options = driver_jars(spark_conf), log_options(settings, "", "spark-server")
             conf, properties = self.conf(settings, spark_conf), self._folder / "spark.properties"
@@ -161,6 +165,21 @@ class ConnectServer:
         state = "has ended" if record.process() is None else f"did not answer within {_START_SECONDS:.0f} s"
         lines = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
         raise PipelineExecutionError(f"the Spark server {state}: {record.log} says why", details="\n".join(lines))
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise ConfigurationError when nothing can listen at ``port`` of ``host``.
+
+    Another program that answers there would pass for the server, and have the secrets of runs sent to it.
+    """
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigurationError(
+                f"port {port} of {host} is taken by another program: give another one with --port"
+            ) from None
+        raise ConfigurationError(f"cannot listen at port {port} of {host}: {error.strerror}") from None
 
 
 def _spark_submit() -> str:
