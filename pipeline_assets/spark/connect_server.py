@@ -28,6 +28,7 @@ from pipeline_assets.spark.properties_file import write_properties
 from pipeline_assets.spark.session import driver_jars, session_conf
 
 _DRIVER = Path(__file__).with_name("connect_server_driver.py")
+_PROPERTIES = "spark.properties"
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
 _SHOWN_LINES = 15
@@ -64,10 +65,16 @@ class ServerRecord:
         """Return the server's process; None when it is gone, and its number perhaps another's."""
         try:
             process = psutil.Process(self.pid)
-            is_same = abs(process.create_time() - self.started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+            # When the clock is set, so is the time at which a process seems to have started; Java's command line stays.
+            is_same = abs(process.create_time() - self.started) < 1.0 or self._properties in process.cmdline()
+            is_same = is_same and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # the second is for a process of another user
             return None
         return process if is_same else None
+
+    @property
+    def _properties(self) -> str:
+        return str(Path(self.log).with_name(_PROPERTIES))
 
 
 class ConnectServer:
@@ -82,7 +89,7 @@ class ConnectServer:
         """Return the server, if it was started and has not ended since."""
         try:
             record = ServerRecord(**json.loads((self._folder / "server.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, TypeError):  # the last two for what is no record
             return None
         return record if record.process() is not None else None
 
@@ -99,7 +106,7 @@ class ConnectServer:
             _check_free(self._host, self._port)
             log = self._folder / "server.log"
             jars, options = driver_jars(spark_conf), log_options(settings, "", "spark-server")
-            conf, properties = self.conf(settings, spark_conf), self._folder / "spark.properties"
+            conf, properties = self.conf(settings, spark_conf), self._folder / _PROPERTIES
             write_properties(properties, conf)
             python = own_python(conf["spark.master"])
             workers = {"PYSPARK_PYTHON": python} if python else {}
@@ -120,7 +127,10 @@ class ConnectServer:
             except BaseException:
                 _end(process)
                 raise
-            (self._folder / "server.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
+            # In one go: the other commands read it at any time.
+            written = self._folder / f"server.{os.getpid()}"
+            written.write_text(json.dumps(asdict(record)), encoding="utf-8")
+            written.replace(self._folder / "server.json")
             return record
 
     def stop(self) -> ServerRecord | None:

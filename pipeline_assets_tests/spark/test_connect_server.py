@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
 from pipeline_assets.settings import Settings
-from pipeline_assets.spark.connect_server import ConnectServer, _end
+from pipeline_assets.spark.connect_server import ConnectServer, ServerRecord, _end
 
 SERVER = """
 import subprocess, sys
@@ -35,7 +39,7 @@ def test_what_it_has_started_ends_with_it() -> None:
 
 
 @pytest.fixture
-def spark_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def spark_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Stands in for Spark's own program, and for the test's user has a cache of its own: it ends at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("SPARK_HOME", str(tmp_path / "spark"))
@@ -43,11 +47,28 @@ def spark_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\nenv\n")
     program.chmod(0o755)
-    return program
+    started, popen = [], psutil.Popen
+
+    def kept(*args: Any, **kwargs: Any) -> psutil.Popen:
+        started.append(popen(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(psutil, "Popen", kept)
+    yield program
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def start(port: int, host: str = "127.0.0.1") -> None:
     ConnectServer(host, port).start(Settings(spark_master="local[1]"), {"spark.jars": ""})
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
@@ -66,3 +87,56 @@ def test_a_port_of_another_program_is_refused(host: str, spark_submit: Path) -> 
 def test_an_address_of_another_machine_is_refused(spark_submit: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^cannot listen at port 15002 of 192\.0\.2\.1: "):
         start(15002, "192.0.2.1")
+
+
+def record_of(process: psutil.Process, folder: Path) -> ServerRecord:
+    return ServerRecord("127.0.0.1", 15002, process.pid, process.create_time(), str(folder / "server.log"))
+
+
+@pytest.mark.parametrize("text", ["", '{"host": "127.0', "[]", '{"host": "127.0.0.1", "address": 15002}', b"\xff"])
+def test_an_unreadable_record_is_none(text: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    server = ConnectServer("127.0.0.1", 15002)
+    file = tmp_path / "pipeline-assets" / "spark-server" / "15002" / "server.json"
+    file.parent.mkdir(parents=True)
+    own = record_of(psutil.Process(), tmp_path)
+    file.write_text(json.dumps(asdict(own)))
+    assert server.running() == own
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert server.running() is None
+    assert server.stop() is None
+
+
+def test_a_record_is_written_in_one_go(spark_submit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another command reads in the meantime is the record before it, or none."""
+    spark_submit.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(ConnectServer, "_wait_until_it_answers", lambda *_: None)
+    written, replaced = [], Path.replace
+
+    def seen(source: Path, target: Path) -> Path:
+        written.append((json.loads(source.read_text())["port"], target.name, target.exists()))
+        return replaced(source, target)
+
+    monkeypatch.setattr(Path, "replace", seen)
+    port = free_port()
+    start(port)
+    ended = ConnectServer("127.0.0.1", port).stop()
+    assert written == [(port, "server.json", False)]
+    assert ended is not None
+    assert sorted(file.name for file in Path(ended.log).parent.glob("server.*")) == ["server.json", "server.log"]
+
+
+def test_a_server_is_known_when_the_clock_has_been_set(tmp_path: Path) -> None:
+    sleeping = [sys.executable, "-c", "import signal; signal.pause()"]
+    properties = ["--properties-file", str(tmp_path / "spark.properties")]
+    for arguments, is_known in ((properties, True), ([], False)):
+        process = psutil.Popen([*sleeping, *arguments])
+        try:
+            record = record_of(process, tmp_path)
+            assert record.process() == process
+            later = replace(record, started=record.started - 3600)
+            assert (later.process() is not None) is is_known
+        finally:
+            process.kill()
+            process.wait()
+        assert record.process() is None
