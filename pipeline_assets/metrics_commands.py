@@ -18,7 +18,13 @@ def metrics() -> None:
 
 @metrics.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=9464, show_default=True, help="Port to listen on; 0 for one that is free.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=9464,
+    show_default=True,
+    help="Port to listen on; 0 for one that is free.",
+)
 def serve(host: str, port: int) -> None:
     """Answer Prometheus with the metrics of all runs, from the folder PIPELINE_ASSETS_METRICS, until it is stopped."""
     from prometheus_client import CollectorRegistry, start_http_server

@@ -200,3 +200,9 @@ def test_a_spark_server_has_a_port_that_there_is(command: str, port: str) -> Non
     refused = run("spark-server", command, "--port", port)
     assert refused.exit_code == 2
     assert "not in the range 1<=x<=65535" in refused.stderr
+
+
+def test_metrics_are_served_at_a_port_that_there_is() -> None:
+    refused = run("metrics", "serve", "--port", "65536")
+    assert refused.exit_code == 2
+    assert "not in the range 0<=x<=65535" in refused.stderr

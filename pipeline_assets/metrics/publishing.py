@@ -68,7 +68,7 @@ class RunPublisher:
         host, _, port = self._settings.metrics_listen.rpartition(":")
         try:
             self._server, _ = start_http_server(int(port), host or "127.0.0.1", self._metrics.registry)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:  # the last for a port above 65535
             _log.warning("no metrics at PIPELINE_ASSETS_METRICS_LISTEN=%s: %s", self._settings.metrics_listen, error)
 
     def end(self) -> None:

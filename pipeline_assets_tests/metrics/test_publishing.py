@@ -163,6 +163,16 @@ def test_a_gateway_that_is_none_fails_no_run(caplog: pytest.LogCaptureFixture, u
     assert warning.startswith(f"the metrics of this run could not be pushed to {url}: ")
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:65536", "127.0.0.1:http", "192.0.2.1:0"])
+def test_an_address_that_is_none_fails_no_run(caplog: pytest.LogCaptureFixture, address: str) -> None:
+    with told("listening", {"rows": True}) as run:
+        publisher = RunPublisher(Settings(metrics_listen=address), run.run, run.instance)
+        publisher.listen()
+        publisher.end()
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("pipeline_assets")]
+    assert warning.startswith(f"no metrics at PIPELINE_ASSETS_METRICS_LISTEN={address}: ")
+
+
 def recorded(folder: Path) -> list[MetricsRecord]:
     return [record for record in RunFilesReader(folder).new_records() if record.kind == "step"]
 
