@@ -210,12 +210,13 @@ def _planned() -> PlannedFolder:
 
 
 def _sql_errors(pipelines: list[Pipeline]) -> list[ConfigurationError]:
+    from pipeline_assets.spark.java_options import without_remote
     from pipeline_assets.spark.session import SparkSessions
     from pipeline_assets.sql_check import sql_issues
 
     # Spark's parser is in the JVM: a Spark Connect server has no call for it.
     settings = dataclasses.replace(Settings.from_environment(), spark_remote=None, spark_master="local[1]")
-    with SparkSessions(settings) as sessions:
+    with without_remote(), SparkSessions(settings) as sessions:
         issues = sql_issues(pipelines, sessions.session("validate", "validate"))
         return [ConfigurationError.from_issues([issue]) for issue in issues]
 

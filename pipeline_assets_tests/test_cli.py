@@ -18,6 +18,7 @@ from pipeline_assets_tests.config_documents import (
     transform,
     write_config,
 )
+from pipeline_assets_tests.spark.fresh_process import in_fresh_process
 
 
 @pytest.fixture
@@ -206,3 +207,14 @@ def test_metrics_are_served_at_a_port_that_there_is() -> None:
     refused = run("metrics", "serve", "--port", "65536")
     assert refused.exit_code == 2
     assert "not in the range 0<=x<=65535" in refused.stderr
+
+
+def test_sql_is_checked_where_runs_have_a_remote(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARK_REMOTE", "sc://127.0.0.1:1")
+    output = in_fresh_process("""
+        from click.testing import CliRunner
+        from pipeline_assets.cli import main
+
+        print(CliRunner().invoke(main, ["validate", "--with-spark"]).output)
+    """)
+    assert output.strip() == "2 configs are valid"

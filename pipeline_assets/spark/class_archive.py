@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import cache_folder
 from pipeline_assets.spark.jars import remembered_jars
-from pipeline_assets.spark.java_options import class_path, given_class_path, java_options
+from pipeline_assets.spark.java_options import class_path, given_class_path, java_options, without_remote
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -73,7 +73,8 @@ def make_archive(conf: Mapping[str, str], jars: Sequence[Path]) -> Path:
     with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         made = Path(folder) / archive.name
         # The second compiler would have no time to give back what it takes.
-        with class_path(jars), java_options(f'"-XX:ArchiveClassesAtExit={made}" -XX:TieredStopAtLevel=1 {_SILENT}'):
+        options = f'"-XX:ArchiveClassesAtExit={made}" -XX:TieredStopAtLevel=1 {_SILENT}'
+        with without_remote(), class_path(jars), java_options(options):
             _run_to_exit(conf, Path(folder))
         if not made.exists():
             raise ConfigurationError(f"this Java has made no archive of its classes: {archive}")

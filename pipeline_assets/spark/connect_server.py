@@ -22,7 +22,7 @@ from pipeline_assets.settings import Settings, cache_folder
 from pipeline_assets.spark.class_archive import archived_classes
 from pipeline_assets.spark.driver_memory import default_driver_memory
 from pipeline_assets.spark.driver_start import own_python
-from pipeline_assets.spark.java_options import java_options
+from pipeline_assets.spark.java_options import java_options, without_remote
 from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.properties_file import write_properties
 from pipeline_assets.spark.session import driver_jars, session_conf
@@ -115,6 +115,7 @@ class ConnectServer:
                 default_driver_memory(conf["spark.master"]),
                 archived_classes(jars),
                 java_options(options),
+                without_remote(),
             ):
                 process = psutil.Popen(
                     [_spark_submit(), "--properties-file", str(properties), str(_DRIVER)],

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import cache_folder
+from pipeline_assets.spark.java_options import without_remote
 
 PACKAGES = (
     "io.delta:delta-spark_4.2_2.13:4.4.0",
@@ -89,7 +90,8 @@ def _resolve_with_spark_submit() -> list[Path]:
         "spark-internal",
         "-version",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (our own command)
+    with without_remote():
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (our own command)
     output = done.stdout + done.stderr
     found = re.search(r"^\(spark\.jars,(.+)\)$", output, re.MULTILINE)
     jars = [Path(urlsplit(uri).path) for uri in found[1].split(",")] if found else []

@@ -11,6 +11,8 @@ from pathlib import Path
 _OPTIONS = "SPARK_SUBMIT_OPTS"
 _CLASS_PATH = "SPARK_DIST_CLASSPATH"
 _MEMORY = "SPARK_DRIVER_MEMORY"
+# The second is PySpark's own note that the first is there.
+_REMOTE = ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED")
 
 
 def given_java_options() -> str:
@@ -70,6 +72,21 @@ def default_heap(size: str) -> Iterator[None]:
     """
     with nullcontext() if _MEMORY in os.environ else _added_to(_MEMORY, size, ""):
         yield
+
+
+@contextmanager
+def without_remote() -> Iterator[None]:
+    """Have what is started inside be a Spark of its own, though the environment names a Connect server for runs.
+
+    PySpark and spark-submit refuse a remote together with a master.
+    """
+    before = {variable: os.environ.pop(variable) for variable in _REMOTE if variable in os.environ}
+    try:
+        yield
+    finally:
+        for variable in _REMOTE:
+            os.environ.pop(variable, None)
+        os.environ.update(before)
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from pipeline_assets.spark import class_archive
 from pipeline_assets.spark import jars as jars_module
-from pipeline_assets.spark.class_archive import archive_file, archived_classes
+from pipeline_assets.spark.class_archive import archive_file, archived_classes, make_archive
 from pipeline_assets.spark.jars import resolve_jars
 from pipeline_assets.spark.java_options import has_own_class_path, java_defaults
 from pipeline_assets_tests.spark.fresh_process import in_fresh_process
@@ -149,3 +150,15 @@ def test_the_options_of_a_user_stay(before: str | None, tmp_path: Path, monkeypa
     with java_defaults("-Dmine=0"):
         assert os.environ["SPARK_SUBMIT_OPTS"].split() == ["-Dmine=0", *([before] if before else [])]
     assert os.environ.get("SPARK_SUBMIT_OPTS") == before
+
+
+def test_it_is_made_where_runs_have_a_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_to_exit(_conf: Mapping[str, str], folder: Path) -> None:
+        assert "SPARK_REMOTE" not in os.environ
+        (folder / "made.jsa").touch()
+
+    monkeypatch.setenv("SPARK_REMOTE", "sc://127.0.0.1:1")
+    monkeypatch.setattr(class_archive, "archive_file", lambda: tmp_path / "made.jsa")
+    monkeypatch.setattr(class_archive, "_run_to_exit", run_to_exit)
+    assert make_archive({}, []).exists()
+    assert os.environ["SPARK_REMOTE"] == "sc://127.0.0.1:1"

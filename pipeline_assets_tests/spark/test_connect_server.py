@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
+from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.connect_server import ConnectServer, ServerRecord, _end
 
@@ -54,6 +55,7 @@ def spark_submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
         return started[-1]
 
     monkeypatch.setattr(psutil, "Popen", kept)
+    monkeypatch.setattr(ConnectServer, "_wait_until_it_answers", lambda *_: started[-1].wait(60))
     yield program
     for process in started:
         if process.poll() is None:
@@ -80,8 +82,7 @@ def test_a_port_of_another_program_is_refused(host: str, spark_submit: Path) -> 
             match=f"^port {port} of {host} is taken by another program: give another one with --port$",
         ):
             start(port, host)
-    with pytest.raises(PipelineExecutionError, match="the Spark server has ended"):
-        start(port, host)
+    start(port, host)
 
 
 def test_an_address_of_another_machine_is_refused(spark_submit: Path) -> None:
@@ -140,3 +141,15 @@ def test_a_server_is_known_when_the_clock_has_been_set(tmp_path: Path) -> None:
             process.kill()
             process.wait()
         assert record.process() is None
+
+
+def test_a_remote_for_runs_is_none_of_the_server(spark_submit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command itself tells users to set it."""
+    monkeypatch.setenv("SPARK_REMOTE", "sc://127.0.0.1:1")
+    monkeypatch.setenv("SPARK_CONNECT_MODE_ENABLED", "1")
+    start(port := free_port())
+    log = spark_submit.parents[2] / "cache" / "pipeline-assets" / "spark-server" / str(port) / "server.log"
+    given = {line.partition("=")[0] for line in log.read_text().splitlines()}
+    assert "SPARK_HOME" in given
+    assert not given & {"SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED"}
+    assert (os.environ["SPARK_REMOTE"], os.environ["SPARK_CONNECT_MODE_ENABLED"]) == ("sc://127.0.0.1:1", "1")

@@ -120,6 +120,19 @@ def test_jars_are_resolved_again_when_one_is_gone(tmp_path: Path, monkeypatch: p
     assert resolve_jars() == [jar]
 
 
+def test_jars_are_resolved_where_runs_have_a_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jar = tmp_path / "one.jar"
+    jar.touch()
+    program = tmp_path / "bin" / "spark-submit"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ -z "$SPARK_REMOTE" ] && echo "(spark.jars,{jar.as_uri()})"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path))
+    monkeypatch.setenv("SPARK_REMOTE", "sc://127.0.0.1:1")
+    assert resolve_jars() == [jar]
+
+
 def test_connect_urls_keep_their_parameters_and_differ_by_run_and_pipeline() -> None:
     url = connect_url("sc://host:15002/;use_ssl=true", "run", "orders")
     parameters = dict(part.split("=") for part in urlsplit(url).path.removeprefix("/;").split(";"))
