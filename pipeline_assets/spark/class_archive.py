@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import cache_folder
+from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import remembered_jars
 from pipeline_assets.spark.java_options import class_path, given_class_path, java_options, without_remote
 
@@ -64,7 +66,7 @@ def archived_classes(jars: Iterable[Path]) -> Iterator[None]:
 def make_archive(conf: Mapping[str, str], jars: Sequence[Path]) -> Path:
     """Make the archive by a small run of Spark with ``conf`` and ``jars``. Takes some 20 seconds. Returns where it is.
 
-    Raises ConfigurationError when there is no Java, or when it makes no archive.
+    Raises ConfigurationError when there is no Java, when it does not start, or when it makes no archive.
     """
     archive = archive_file()
     if archive is None:
@@ -98,7 +100,8 @@ def _run_to_exit(conf: Mapping[str, str], folder: Path) -> None:
     builder = SparkSession.builder
     for key, value in conf.items():
         builder = builder.config(key, value)
-    spark = builder.getOrCreate()
+    with spark_errors():
+        spark = builder.getOrCreate()
     gateway: Any = SparkContext._gateway
     try:
         _work(spark, folder)
@@ -107,7 +110,19 @@ def _run_to_exit(conf: Mapping[str, str], folder: Path) -> None:
         # The archive is written when Java ends by itself.
         with suppress(Exception):  # its answer does not come any more
             gateway.jvm.System.exit(0)
-        gateway.proc.wait(_EXIT_SECONDS)
+        _wait_for_exit(gateway.proc)
+
+
+def _wait_for_exit(java: subprocess.Popen[bytes]) -> None:
+    try:
+        java.wait(_EXIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        java.kill()
+        java.wait()
+        raise ConfigurationError(
+            f"Java has not written the archive of its classes within {_EXIT_SECONDS} s: try again when the machine has "
+            "less to do; runs do without it"
+        ) from None
 
 
 def _work(spark: SparkSession, folder: Path) -> None:

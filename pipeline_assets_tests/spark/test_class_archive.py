@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.spark import class_archive
 from pipeline_assets.spark import jars as jars_module
 from pipeline_assets.spark.class_archive import archive_file, archived_classes, make_archive
@@ -162,3 +165,26 @@ def test_it_is_made_where_runs_have_a_remote(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(class_archive, "_run_to_exit", run_to_exit)
     assert make_archive({}, []).exists()
     assert os.environ["SPARK_REMOTE"] == "sc://127.0.0.1:1"
+
+
+def test_a_java_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\nexit 1\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    output = in_fresh_process("""
+        from click.testing import CliRunner
+        from pipeline_assets.cli import main
+
+        print(CliRunner().invoke(main, ["archive-classes"]).stderr)
+    """)
+    assert "Error: Java did not start: Spark needs a JDK or JRE 17 or 21" in output
+
+
+def test_a_java_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_archive, "_EXIT_SECONDS", 0.1)
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as java:
+        with pytest.raises(ConfigurationError, match=r"within 0\.1 s: try again when the machine has less to do"):
+            class_archive._wait_for_exit(java)
+        assert java.returncode is not None
