@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -182,6 +183,9 @@ class AuditFile:
         folder = os.open(self._head.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # of a file system that does so by itself, or not at all
+                raise
         finally:
             os.close(folder)
 
