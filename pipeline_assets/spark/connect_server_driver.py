@@ -128,6 +128,7 @@ def main() -> None:
         _tell_of_jobs(gateway)
     except OSError as error:
         _log.warning("runs are not told what their jobs have done: %s", error)
+        gateway.jvm.java.lang.System.clearProperty(JOBS_PORT)  # another program answers there
     server = threading.Thread(target=_serve, args=(gateway,), daemon=True)
     server.start()
     caches, is_failing = ServerCaches(gateway), False
