@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -308,28 +308,26 @@ class KeptSessions:
         self._remote = remote
         self._run_id = run_id
         self._signs: dict[str, _SignsOfLife] = {}
+        self._clients: dict[str, Any] = {}
 
     def keep(self, pipeline: str) -> None:
         """Keep the session of ``pipeline``, which a process of the run has opened."""
         if pipeline not in self._signs:
-            self._signs[pipeline] = _SignsOfLife(_asking(connect_url(self._remote, self._run_id, pipeline)))
+            self._signs[pipeline] = _SignsOfLife(partial(self._ask, pipeline))
+
+    def _ask(self, pipeline: str) -> None:
+        from pyspark.sql.connect.client import SparkConnectClient
+
+        if pipeline not in self._clients:
+            self._clients[pipeline] = SparkConnectClient(connect_url(self._remote, self._run_id, pipeline))
+        self._clients[pipeline].get_configs(_ASKED)
 
     def end(self) -> None:
         """Keep none any more."""
         for signs in self._signs.values():
             signs.end()
-
-
-def _asking(url: str) -> Callable[[], object]:
-    """Return what asks for a session of another process. Nothing is set in it."""
-
-    @cache
-    def client() -> Any:
-        from pyspark.sql.connect.client import SparkConnectClient
-
-        return SparkConnectClient(url)
-
-    return lambda: client().get_configs(_ASKED)
+        for client in list(self._clients.values()):
+            _close_client(client)
 
 
 class _SignsOfLife:
@@ -418,14 +416,16 @@ def _connect_problem(remote: str) -> PipelineExecutionError | None:
 
 
 def _close_remote(session: Any, *, release: bool) -> None:
-    """Close ``session``, on the server too where it is to be released, and its channel in any case.
-
-    A client that is left open talks to its server when Python exits, for minutes when there is none any more.
-    """
+    """Close ``session``, on the server too where it is to be released, and its channel in any case."""
     session.release_session_on_close = release
     bounded(session.stop, "closing the Spark Connect session")
-    if not session.client.is_closed:
-        bounded(session.client.close, "closing the channel to Spark Connect")
+    _close_client(session.client)
+
+
+def _close_client(client: Any) -> None:
+    """Close the channel of ``client``. Left open, it talks to its server when Python exits, or tries to for minutes."""
+    if not client.is_closed:
+        bounded(client.close, "closing the channel to Spark Connect")
 
 
 def _active_session() -> SparkSession | None:
