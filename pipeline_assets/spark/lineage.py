@@ -48,6 +48,7 @@ _PASSING = frozenset(
         "View",
     }
 )
+_ID = re.compile(r"#(\d+)")
 _ITEM_END = re.compile(r"#(\d+)L?(?=, |$)")
 # What follows the id of a column with a watermark: its delay.
 _WATERMARK = re.compile(r"(#\d+L?)-T\d+ms\b")
@@ -219,20 +220,19 @@ class _PlanReader:
         generator, bracket, outputs = node.arguments.rpartition(" [")
         if not bracket:
             raise _NotUnderstoodError(node.text)
-        origins = _origins(generator, below)
+        origins = _origins(generator, _by_id(below))
         columns = _tokens(_inside(f"[{outputs}"))
         return below + [_Attribute(token, number, origins) for token, number in columns]
 
     def _expand(self, node: PlanNode) -> _Scope:
-        below = {attribute.id: attribute for attribute in self.scope(_only_child(node))}
+        below = _by_id(self.scope(_only_child(node)))
         rows, bracket, outputs = node.arguments.rpartition("]], [")
         columns = _tokens(_inside(f"[{outputs}"))
         values = [row.split(", ") for row in rows.removeprefix("[[").split("], [")]
         if not bracket or any(len(row) != len(columns) for row in values):
             raise _NotUnderstoodError(node.text)
         return [
-            below.get(number)
-            or _Attribute(token, number, _united(_origins(row[place], below.values()) for row in values))
+            below.get(number) or _Attribute(token, number, _united(_origins(row[place], below) for row in values))
             for place, (token, number) in enumerate(columns)
         ]
 
@@ -292,7 +292,7 @@ class _PlanReader:
 
     def _computed(self, listed: str, below: _Scope, subqueries: Sequence[PlanNode]) -> _Scope:
         """Return the columns that ``listed`` (``a#1, upper(a#1) AS b#2``) makes out of ``below``."""
-        known = {attribute.id: attribute for attribute in below}
+        known = _by_id(below)
         found: _Scope = []
         # The plans of subqueries are printed in the order in which the expressions show them.
         waiting = list(subqueries)
@@ -311,7 +311,7 @@ class _PlanReader:
             origins = None
             if sure and expression:
                 looked_up = [attribute.origins for scope in inner for attribute in scope]
-                origins = _united([_origins(expression, below), *looked_up])
+                origins = _united([_origins(expression, known), *looked_up])
             found.append(_Attribute(_without_suffix(name), number, origins))
         return found
 
@@ -378,14 +378,19 @@ def _tokens(listed: str) -> list[tuple[str, int]]:
     return tokens
 
 
-def _origins(expression: str, below: Iterable[_Attribute]) -> Origins | None:
+def _by_id(scope: _Scope) -> dict[int, _Attribute]:
+    return {attribute.id: attribute for attribute in scope}
+
+
+def _origins(expression: str, below: Mapping[int, _Attribute]) -> Origins | None:
     """Return where the attributes in ``expression`` come from; None when one of them is not known."""
     if "outer(" in expression:
         return None
     rest = expression
     united: Origins = frozenset()
+    used = {int(number) for number in _ID.findall(expression)} & below.keys()
     # Long names first: a name may end with another's.
-    for attribute in sorted(below, key=lambda attribute: -len(attribute.token)):
+    for attribute in sorted((below[number] for number in used), key=lambda attribute: -len(attribute.token)):
         rest, uses = re.subn(rf"{re.escape(attribute.token)}L?(?![\w])", "", rest)
         if uses:
             if attribute.origins is None:
