@@ -90,14 +90,20 @@ class DriverStart:
         return self._root
 
     def has_died(self) -> bool:
-        """Whether the process of the JVM, once it ran, is gone, or Spark did not start in it: another may."""
+        """Whether the process of the JVM, once it ran, is gone, Spark did not start in it, or has ended there, as when
+        a cluster takes the application off: another may.
+        """
         if self._error is not None:
             return True
+        if self._root is None:
+            return False
         from pyspark.core.context import SparkContext
 
-        gateway: Any = SparkContext._gateway
-        started = self._done.is_set() and gateway is not None and gateway.proc is not None
-        return started and gateway.proc.poll() is not None
+        context: Any = SparkContext
+        java = context._gateway.proc if context._gateway is not None else None
+        if java is not None and java.poll() is not None:
+            return True
+        return bool(self._root.sparkContext._jsc.sc().isStopped())
 
     def undo(self) -> None:
         """Stop the session, its Spark and its JVM. When this returns, the process is gone."""

@@ -407,6 +407,23 @@ def test_a_start_that_failed_is_tried_anew(tmp_path: Path) -> None:
     assert told == ["PipelineExecutionError", "True", "3 False"]
 
 
+def test_a_spark_that_a_cluster_has_ended_is_started_anew() -> None:
+    """Its JVM lives, and the context in it is stopped, as when the master takes the application off."""
+    script = """
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark.session import SparkSessions
+
+        with SparkSessions(Settings(), {"spark.master": "local[1]"}) as sessions:
+            first = sessions.session("run", "pipeline")
+            print(sessions.has_died())
+            first.sparkContext._jsc.sc().stop()
+            print(sessions.has_died())
+            sessions.close()
+            print(sessions.session("run", "pipeline").range(3).count(), sessions.has_died())
+    """
+    assert in_fresh_process(script).splitlines() == ["False", "True", "3 False"]
+
+
 def test_what_python_lets_go_of_last_is_no_error() -> None:
     script = """
         import logging, signal, sys, threading
