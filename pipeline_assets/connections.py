@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 from pipeline_assets.credentials import SecretReference, Secrets
 from pipeline_assets.credentials.policy import S3_ANONYMOUS, S3_PROVIDER, SecretsPolicy
 from pipeline_assets.errors import ConfigurationError, did_you_mean
+from pipeline_assets.uris import authority
 
 ConnectionKind = Literal["postgres", "s3", "kafka"]
 
@@ -40,7 +41,7 @@ class PostgresConnection(Connection):
     @property
     def jdbc_url(self) -> str:
         """JDBC URL without any credential."""
-        return f"jdbc:postgresql://{self.host}:{self.port}/{self.database}"
+        return f"jdbc:postgresql://{authority(self.host, self.port)}/{self.database}"
 
 
 class S3Connection(Connection):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlparse
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.uris import normalize_uri, root_of
@@ -14,6 +15,17 @@ from pipeline_assets.uris import normalize_uri, root_of
 def cache_folder() -> Path:
     """Return the user's folder for what is downloaded or made once. It may not be there yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipeline-assets"
+
+
+def _is_connect_address(remote: str) -> bool:
+    """Whether PySpark takes ``remote``, which it would quote in its error, with a token where there is one."""
+    try:
+        parts = urlparse(f"http{remote.removeprefix('sc')}")
+        is_server = remote.startswith("sc://") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or a bracket that is not closed
+        return False
+    parameters = parts.params.rstrip(";").split(";") if parts.params else []
+    return is_server and parts.path in ("", "/") and all(each.count("=") == 1 for each in parameters)
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,13 @@ class Settings:
         )
 
     def check(self) -> None:
-        """Raise ConfigurationError for a variable that is none of its choices."""
+        """Raise ConfigurationError for a variable that is none of its choices, or no address where it has to be one."""
+        if self.spark_remote is not None and not _is_connect_address(self.spark_remote):
+            # Not what it is: it may have a token in it.
+            raise ConfigurationError(
+                "SPARK_REMOTE is no address of a Spark Connect server: expected sc://HOST:PORT, and parameters after "
+                "it where there are any (sc://HOST:PORT/;use_ssl=true;token=..., with %3D for a = in a value)"
+            )
         for name, value, choices in (
             ("PIPELINE_ASSETS_EXECUTOR", self.executor, ("in_process", "multiprocess")),
             ("PIPELINE_ASSETS_LOG_FORMAT", self.log_format, ("text", "json")),

@@ -1,4 +1,7 @@
-"""Paths with a scheme, cut as Hadoop cuts them: to it ``%20``, ``#`` and ``?`` are characters like any other."""
+"""What paths and addresses look like in a URI.
+
+Paths with a scheme are cut as Hadoop cuts them: to it ``%20``, ``#`` and ``?`` are characters like any other.
+"""
 
 from __future__ import annotations
 
@@ -29,3 +32,8 @@ def is_local(path: str) -> bool:
 def normalize_uri(path: str) -> str:
     """Return ``path`` with ``file:/x`` written as ``file:///x``."""
     return f"file://{path_in(path)}" if root_of(path) == "file:" else path
+
+
+def authority(host: str, port: int) -> str:
+    """Return ``host:port``, with an IPv6 address in brackets (RFC 3986, section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

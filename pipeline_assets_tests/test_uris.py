@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -13,7 +14,7 @@ from pipeline_assets.settings import Settings
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import delta_dataset
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of
-from pipeline_assets.uris import normalize_uri, path_in, root_of
+from pipeline_assets.uris import authority, normalize_uri, path_in, root_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -99,3 +100,9 @@ def test_what_is_seen_beside_spark(path: str, local: str | None) -> None:
 def test_what_a_path_is_called(path: str, uri: str, name: DatasetName) -> None:
     assert delta_dataset(path).uri == uri
     assert name_of_path(path) == name
+
+
+@pytest.mark.parametrize(("host", "told"), [("localhost", "localhost:1"), ("::1", "[::1]:1"), ("[::1]", "[::1]:1")])
+def test_an_address_of_ipv6_is_in_brackets(host: str, told: str) -> None:
+    assert authority(host, 1) == told
+    assert urlsplit(f"sc://{told}").hostname == host.strip("[]")

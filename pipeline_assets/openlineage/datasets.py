@@ -17,7 +17,7 @@ from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import ColumnSources, Dataset, ExtractMethod
 from pipeline_assets.steps.paths import warehouse_dataset
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of
-from pipeline_assets.uris import is_local, path_in, root_of
+from pipeline_assets.uris import authority, is_local, path_in, root_of
 
 # Where what stands before the host names a container, and no user.
 _CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
@@ -114,7 +114,7 @@ class PipelineDatasets:
                 case "postgres":
                     connection, schema, table = dataset.parts
                     database = self._connections.postgres(connection)
-                    server = f"postgres://{database.host}:{database.port}"
+                    server = f"postgres://{authority(database.host, database.port)}"
                     return DatasetName(server, redact(f"{database.database}.{schema}.{table}"))
                 case "kafka":
                     connection, topic = dataset.parts

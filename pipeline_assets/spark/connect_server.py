@@ -26,6 +26,7 @@ from pipeline_assets.spark.java_options import java_options, without_remote
 from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.properties_file import write_properties
 from pipeline_assets.spark.session import driver_jars, session_conf
+from pipeline_assets.uris import authority
 
 _DRIVER = Path(__file__).with_name("connect_server_driver.py")
 _PROPERTIES = "spark.properties"
@@ -59,7 +60,7 @@ class ServerRecord:
     @property
     def remote(self) -> str:
         """What ``SPARK_REMOTE`` has to be."""
-        return f"sc://{self.host}:{self.port}"
+        return f"sc://{authority(self.host, self.port)}"
 
     def process(self) -> psutil.Process | None:
         """Return the server's process; None when it is gone, and its number perhaps another's."""
@@ -165,7 +166,7 @@ class ConnectServer:
         import grpc
 
         deadline = time.monotonic() + _START_SECONDS
-        with grpc.insecure_channel(f"{self._host}:{self._port}") as channel:
+        with grpc.insecure_channel(authority(self._host, self._port)) as channel:
             ready = grpc.channel_ready_future(channel)
             while record.process() is not None and time.monotonic() < deadline:
                 try:

@@ -24,6 +24,7 @@ from pipeline_assets.spark.jars import resolve_jars
 from pipeline_assets.spark.java_options import has_own_class_path
 from pipeline_assets.spark.jvm_log import log_conf, log_options, name_values_in_log
 from pipeline_assets.transience import execution_error, transience_of
+from pipeline_assets.uris import authority
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -408,7 +409,7 @@ def _connect_problem(remote: str) -> PipelineExecutionError | None:
         socket.create_connection((host, port), timeout=10).close()
     except OSError as error:
         return execution_error(
-            f"the Spark Connect server sc://{host}:{port} does not answer: {error.strerror or error} "
+            f"the Spark Connect server sc://{authority(host, port)} does not answer: {error.strerror or error} "
             "(SPARK_REMOTE says where it is)",
             transience_of(error),
         )

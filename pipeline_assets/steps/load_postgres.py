@@ -32,6 +32,7 @@ from pipeline_assets.steps.postgres import (
 )
 from pipeline_assets.steps.row_count import RowCount
 from pipeline_assets.steps.transform import ColumnName
+from pipeline_assets.uris import authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,7 +138,7 @@ class ToPostgres(LoadMethod):
             cleanup.pop_all()  # the move has dropped it
         connection = context.connections.postgres(self.connection)
         return LoadResult(
-            uri=f"postgresql://{connection.host}:{connection.port}/{connection.database}/{target}",
+            uri=f"postgresql://{authority(connection.host, connection.port)}/{connection.database}/{target}",
             table_name=f"{connection.database}.{target}",
             rows=written,
         )
