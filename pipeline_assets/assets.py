@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import UTC
 from functools import cached_property
 from itertools import chain, count
 from typing import Any, cast
@@ -523,7 +524,8 @@ def _runs_of_partition(
     of_location = {REPOSITORY_LABEL_TAG: f"{repository.name}@{location}"} if location is not None else {}
     tags = {PARTITION_NAME_TAG: key, SCHEDULE_NAME_TAG: schedule, **of_location}
     # Before it had ended, a run was for another one with the same key: of the first day, when partitions were days.
-    ended = partitions_def.time_window_for_partition_key(key).end
+    # Dagster takes the zone off, and compares with UTC.
+    ended = partitions_def.time_window_for_partition_key(key).end.astimezone(UTC)
     return dg.RunsFilter(tags=tags, statuses=_LAUNCHED, created_after=ended)
 
 
