@@ -1,6 +1,8 @@
 """A streaming pipeline as one multi-asset, whose op lives as long as the pipeline's streaming queries."""
 
 # No postponed annotations here: Dagster inspects those of the functions that it turns into assets.
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -82,7 +84,7 @@ def streaming_asset(
             ),
         ],
         required_resource_keys={"spark"},
-        pool=plan.name,
+        pool=pool_name(plan, settings),
     )
     def stream(context: dg.AssetExecutionContext) -> Iterator[Any]:
         instance = context.instance
@@ -123,6 +125,17 @@ def streaming_asset(
             )
 
     return stream
+
+
+def pool_name(plan: PipelinePlan, settings: Settings) -> str:
+    """Return the pool that runs of ``plan`` wait for one another in.
+
+    Pools are those of the whole instance. A pipeline of the same name in another code location has its own, unless it
+    writes to the same checkpoints.
+    """
+    loads = (step.method for step in plan.stream_loads())
+    paths = [settings.resolve(load.checkpoint_location or "") for load in loads if isinstance(load, StreamingLoad)]
+    return f"{plan.name}-{hashlib.sha256(json.dumps(sorted(paths)).encode()).hexdigest()[:8]}"
 
 
 def process_tags(process: Process) -> dict[str, str]:
