@@ -149,6 +149,9 @@ class Sensor(_Model):
     """After a run has lived for so long, restarts are counted anew."""
     interval: int = Field(default=15, ge=1)
     """Seconds between two looks of the sensor."""
+    broker_timeout: float = Field(default=0.5, gt=0, le=20)
+    """Seconds that Kafka's brokers have to say what is new, all together: more for brokers that are far away. Sensors
+    wait for one another meanwhile."""
 
 
 class StepEnvelope(_Model):

@@ -2,7 +2,6 @@
 
 # No postponed annotations here: Dagster inspects those of the functions that it turns into sensors.
 import random as random_numbers
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +25,7 @@ from pipeline_assets.streaming_assets import tagged_process
 from pipeline_assets.vault_resource import VaultResource, audit_file
 
 RESTART_TAG = "pipeline_assets/restart"
-# For each request to Vault, and for all that brokers are asked together. What comes before takes nothing of that:
-# Dagster's storage may be slow, and a broker that is left no time to answer would be taken for one that is down.
-_VAULT_SECONDS = 0.5
-_BROKER_SECONDS = 0.5
+_VAULT_SECONDS = 0.5  # for each request
 _ENDED_RUNS = 20
 _IN_PROGRESS: dict[dg.DagsterRunStatus, RunStatus] = {
     dg.DagsterRunStatus.NOT_STARTED: "pending",
@@ -44,6 +40,8 @@ _ENDED: dict[dg.DagsterRunStatus, RunStatus] = {
     dg.DagsterRunStatus.CANCELED: "canceled",
 }
 _STATUS = _IN_PROGRESS | _ENDED
+# Of a run that writes several checkpoints: what the first of these is that any of its leases tells.
+_LIVES_BY_LEASE: tuple[Life, ...] = ("gone", "alive", "expired")
 
 
 def build_sensors(
@@ -122,64 +120,64 @@ class _StreamSensor:
 
     def _tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         instance, now = context.instance, self.clock()
-        location = _location(context)
-        state = read_state(context.cursor) or State(since=now, number=self._next_number(instance, location))
-        records = self._records(instance, location)
+        state = read_state(context.cursor)
+        if state is None or (context.last_sensor_start_time or 0.0) > state.since:
+            state = State(since=now)
+        records = self._records(instance, _location(context))
         unsubmitted = self._unsubmitted(records)
         if unsubmitted is not None:
             # The daemon ended between making the run and launching it: asked for again, Dagster launches that one.
             return _result(state, dg.RunRequest(run_key=unsubmitted))
-        views, known = list(self._views(instance, records, state)), {*state.counted}
+        views, known = [self._view(instance, record, state) for record in records], {*state.counted}
         decision, state = decide(state, views, now, self.random, self.policy)
         for run_id, message in decision.dead.items():
             _report_dead(instance, run_id, message)
-        for run_id in {*state.counted} - known - decision.dead.keys():
+        for run_id in {*state.counted} - known:
             # A worker that was killed has not given back its place in the pool.
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)
         if not decision.launch:
             return _result(state, decision.reason)
         tags = {RESTART_TAG: f"{state.failures} of {self.policy.max_restarts}"} if state.failures else {}
+        # Dagster launches nothing for a key that it knows: those of one beginning are not those of another.
+        keys = f"{self.plan.name}/{int(state.since)}"
         if self.keeps_alive:
             state = state.model_copy(update={"number": state.number + 1})
-            return _result(state, dg.RunRequest(run_key=f"{self.plan.name}/{state.number}", tags=tags))
+            return _result(state, dg.RunRequest(run_key=f"{keys}/{state.number}", tags=tags))
         try:
-            with self._connections(_VAULT_SECONDS) as connections:
-                backlog = read_backlog(self.plan, self.settings, connections, _BROKER_SECONDS)
+            with self._connections() as connections:
+                # What comes before takes nothing of their time: Dagster's storage may be slow, and a broker that is
+                # left no time to answer would be taken for one that is down.
+                backlog = read_backlog(self.plan, self.settings, connections, self.policy.broker_timeout)
         except (PipelineExecutionError, CredentialUnavailableError) as error:
             return _result(state, error.message)
         if not backlog.has_news:
             return _result(state, f"no new records: {backlog}")
-        run_key = f"{self.plan.name}/{state.number}/{backlog.fingerprint}"
-        return _result(state, dg.RunRequest(run_key=run_key, tags=tags))
+        return _result(state, dg.RunRequest(run_key=f"{keys}/{state.number}/{backlog.fingerprint}", tags=tags))
 
     @contextmanager
-    def _connections(self, vault_seconds: float | None = None) -> Iterator[Connections]:
-        """Give connections, with ``vault_seconds`` for each request to Vault; what that leases goes back at the end."""
+    def _connections(self) -> Iterator[Connections]:
+        """Give connections; what Vault leases for them goes back at the end."""
         connections = load_connections(self.settings.configs)
-        vault = self.vault.resolved()
-        if vault_seconds is not None:
-            vault = replace(vault, timeout_seconds=vault_seconds, retry_seconds=vault_seconds)
+        # The sensors behind this one wait meanwhile.
+        vault = replace(self.vault.resolved(), timeout_seconds=_VAULT_SECONDS, retry_seconds=_VAULT_SECONDS)
         consumer = Consumer(pipeline=self.plan.pipeline.config.name)
         audit = audit_file(self.settings)
         policy = connections.secrets.policy
         with Secrets(policy, vault=vault, audit=audit, consumer=consumer, upkeep=False) as secrets:
             yield replace(connections, secrets=secrets)
 
-    def _next_number(self, instance: dg.DagsterInstance, location: str | None) -> int:
-        """Return a number that no run key of this sensor has: Dagster launches nothing for a key that it knows."""
-        of_location = {REPOSITORY_LABEL_TAG: location} if location is not None else {}
-        own = dg.RunsFilter(job_name=self.plan.name, tags={SENSOR_NAME_TAG: self.name, **of_location})
-        for record in instance.get_run_records(own, limit=1):
-            match = re.match(rf"{re.escape(self.plan.name)}/(\d+)", record.dagster_run.tags.get(RUN_KEY_TAG, ""))
-            return int(match[1]) + 1 if match else 0
-        return 0
-
     def _records(self, instance: dg.DagsterInstance, location: str | None) -> list[dg.RunRecord]:
-        job = self.plan.name
-        in_progress = dg.RunsFilter(job_name=job, statuses=list(_IN_PROGRESS))
-        ended = dg.RunsFilter(job_name=job, statuses=list(_ENDED))
-        found = [*instance.get_run_records(in_progress), *instance.get_run_records(ended, limit=_ENDED_RUNS)]
-        return [record for record in found if _may_be_of(location, record.dagster_run)]
+        """Return the runs in progress and the last that have ended, each once."""
+        job, ended = self.plan.name, list(_ENDED)
+        found = [*instance.get_run_records(dg.RunsFilter(job_name=job, statuses=list(_IN_PROGRESS)))]
+        if location is not None:
+            # Those of another location may be so many that none of this one is among the last of all.
+            own = dg.RunsFilter(job_name=job, statuses=ended, tags={REPOSITORY_LABEL_TAG: location})
+            found += instance.get_run_records(own, limit=_ENDED_RUNS)
+        found += instance.get_run_records(dg.RunsFilter(job_name=job, statuses=ended), limit=_ENDED_RUNS)
+        # One that ends between two of these questions is in the answers to both: the later one holds.
+        unique = {record.dagster_run.run_id: record for record in found}
+        return [record for record in unique.values() if _may_be_of(location, record.dagster_run)]
 
     def _unsubmitted(self, records: Sequence[dg.RunRecord]) -> str | None:
         for record in records:
@@ -188,45 +186,40 @@ class _StreamSensor:
                 return run.tags.get(RUN_KEY_TAG)
         return None
 
-    def _views(self, instance: dg.DagsterInstance, records: Sequence[dg.RunRecord], state: State) -> Iterator[RunView]:
-        for record in records:
-            run = record.dagster_run
-            view = RunView(
-                run_id=run.run_id,
-                status=_STATUS[run.status],
-                created=record.create_timestamp.timestamp(),
-                started=record.start_time,
-                ended=(record.end_time or record.update_timestamp.timestamp()) if run.is_finished else None,
-            )
-            if view.status == "started":
-                life, sign = self._life(run)
-                view = replace(view, life=life, sign=sign)
-            elif view.status == "failed" and run.run_id not in state.counted and (view.ended or 0.0) >= state.since:
-                view = replace(view, error=_error_of(instance, run.run_id))
-            yield view
+    def _view(self, instance: dg.DagsterInstance, record: dg.RunRecord, state: State) -> RunView:
+        run = record.dagster_run
+        view = RunView(
+            run_id=run.run_id,
+            status=_STATUS[run.status],
+            created=record.create_timestamp.timestamp(),
+            started=record.start_time,
+            ended=(record.end_time or record.update_timestamp.timestamp()) if run.is_finished else None,
+        )
+        if view.status == "started":
+            view = self._with_life(view, run)
+            now = instance.get_run_record_by_id(run.run_id) if view.life == "gone" else None
+            if now is not None and now.dagster_run.status is not run.status:
+                return self._view(instance, now, state)  # it has ended in order since
+        elif view.status == "failed" and run.run_id not in state.counted and (view.ended or 0.0) >= state.since:
+            view = replace(view, error=_error_of(instance, run.run_id))
+        return view
 
-    def _life(self, run: dg.DagsterRun) -> tuple[Life, str]:
-        """Return whether the worker of a started run lives, and by what that is known."""
+    def _with_life(self, view: RunView, run: dg.DagsterRun) -> RunView:
+        """Return ``view`` of a started run with whether its worker lives, and by what that is known."""
         process = tagged_process(run.tags)
-        if process is not None and process.machine is not None and process.is_gone():
-            return "gone", _ended(process)
-        now = datetime.fromtimestamp(self.clock(), UTC)
-        states: list[str] = []
+        # Where the tags do not say which machine, the number alone may be that of another process.
+        if process is not None and process.machine is not None and (told := _seen(view, process)) is not None:
+            return told
         with self._connections() as connections:
-            holders = [Holder.of(load.checkpoint(self.settings, connections)) for load in self._loads()]
-        for holder in holders:
-            if holder is not None and holder.run_id == run.run_id:
-                states.append(holder.state(now))
-                if states[-1] == "gone":
-                    return "gone", _ended(holder.process)
-        if "alive" in states:
-            return "alive", ""
-        if "expired" in states:
-            return "gone", "it has stopped renewing its lease on the checkpoint"
-        # Last: where the tags do not say which machine, the number alone may be that of another process.
-        if process is not None and process.is_gone():
-            return "gone", _ended(process)
-        return ("alive" if process is not None and process.is_here() else "unknown"), ""
+            found = [Holder.of(load.checkpoint(self.settings, connections)) for load in self._loads()]
+        holders = [holder for holder in found if holder is not None and holder.run_id == run.run_id]
+        now = datetime.fromtimestamp(self.clock(), UTC)
+        for life in _LIVES_BY_LEASE:
+            for holder in holders:
+                if holder.state(now) == life:
+                    sign = _ended(holder.process) if life == "gone" else ""
+                    return replace(view, life=life, sign=sign, renewed=holder.renewed_at.timestamp())
+        return (_seen(view, process) if process is not None else None) or view
 
 
 def _location(context: dg.SensorEvaluationContext) -> str | None:
@@ -241,6 +234,13 @@ def _may_be_of(location: str | None, run: dg.DagsterRun) -> bool:
     return location is None or origin is None or origin.repository_origin.get_label() == location
 
 
+def _seen(view: RunView, process: Process) -> RunView | None:
+    """Return ``view`` with the life that ``process`` is seen to have; None where it can't be looked at from here."""
+    if process.is_gone():
+        return replace(view, life="gone", sign=_ended(process))
+    return replace(view, life="alive") if process.is_here() else None
+
+
 def _ended(process: Process) -> str:
     return f"process {process.pid} on host {process.host} has ended"
 
@@ -253,11 +253,10 @@ def _result(state: State, outcome: dg.RunRequest | str) -> dg.SensorResult:
 
 
 def _report_dead(instance: dg.DagsterInstance, run_id: str, message: str) -> None:
-    """File the run as failed, and give back what it held: nobody else would."""
+    """File the run as failed: nobody else would."""
     run = instance.get_run_by_id(run_id)
     if run is not None and not run.is_finished:
         instance.report_run_failed(run, message)
-    instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
 def _error_of(instance: dg.DagsterInstance, run_id: str) -> str:

@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 from devstack.kafka import KafkaServer
 from devstack.topics import new_topic
 from pipeline_assets import sensors
+from pipeline_assets.code_location import build_definitions
 from pipeline_assets.config import Sensor, load_folder
 from pipeline_assets.connections import Connections
 from pipeline_assets.errors import ConfigurationError
@@ -110,7 +111,7 @@ def test_a_failure_is_waited_out_with_exponential_back_off_then_given_up() -> No
     decision, state = decide(state, runs, now + 10_000, never, POLICY)
     assert not decision.launch
     assert decision.reason.startswith(
-        "gave up after 3 restarts, the last run failed: error 3. Fix the cause, then reset"
+        "gave up after 3 restarts, the last run failed: error 3. Fix the cause, then switch"
     )
     # By hand: once its run is healthy, all begins anew.
     by_hand = started(now + 10_000, "by-hand")
@@ -157,6 +158,32 @@ def test_a_killed_worker_is_replaced_and_counted_once() -> None:
     assert decision.launch
 
 
+def test_a_lease_that_has_run_out_may_still_be_renewed() -> None:
+    """As by a machine that was suspended, once it has woken up."""
+    late = started(T0, life="expired", renewed=T0 + 10)
+    decision, state = decide(State(since=T0), [late], T0 + 1000, never, POLICY)
+    assert decision.dead == {}
+    decision, state = decide(state, [late], T0 + 1005, never, POLICY)
+    assert decision.dead == {}
+    # It was, and has run out again.
+    decision, state = decide(state, [replace(late, renewed=T0 + 1006)], T0 + 1070, never, POLICY)
+    assert decision.dead == {}
+    decision, state = decide(state, [replace(late, renewed=T0 + 1006)], T0 + 1085, lambda: 0.0, POLICY)
+    assert list(decision.dead) == ["run"]
+    assert "it has stopped renewing its lease" in decision.dead["run"]
+
+
+def test_failures_of_before_what_was_counted_stay_so_when_later_runs_are_deleted() -> None:
+    old = [failed(T0 + number, run_id=f"old-{number}") for number in range(5)]
+    state = State(since=T0)
+    for _ in range(2):  # a window of runs moves on
+        _, state = decide(state, [failed(T0 + 1000, lived=600, run_id="healthy")], T0 + 1001, lambda: 0.0, POLICY)
+    assert state.failures == 1
+    decision, state = decide(state, old, T0 + 1020, never, POLICY)
+    assert state.failures == 1
+    assert decision.launch
+
+
 def test_no_sign_of_life_is_borne_for_some_minutes() -> None:
     silent = started(T0, life="unknown")
     state = State(since=T0)
@@ -177,7 +204,16 @@ def test_a_run_that_waits_for_a_live_one_is_not_dead() -> None:
 
 
 def test_the_cursor_comes_back_as_it_was() -> None:
-    state = State(since=T0, number=4, failures=2, retry_at=T0 + 1, last_error="x", counted=("a",), signs={"b": T0})
+    state = State(
+        since=T0,
+        number=4,
+        failures=2,
+        retry_at=T0 + 1,
+        last_error="x",
+        counted=("a",),
+        signs={"b": T0},
+        late={"b": (T0, T0)},
+    )
     assert read_state(state.model_dump_json()) == state
     assert [read_state(cursor) for cursor in (None, "", "42", "{}", "no JSON")] == [None] * 5
 
@@ -284,6 +320,7 @@ class Bench:
     cursor: str | None = None
     name: str = "stream"
     location: str | None = None
+    switched_on: float | None = None
 
     def clock(self) -> float:
         return time.time() + self.ahead
@@ -305,6 +342,7 @@ class Bench:
             repository_name="__repository__",
             instance=self.instance,
             sensor_name=sensor.name,
+            last_sensor_start_time=self.switched_on,
             code_location_origin=origin_of(self.location) if self.location else None,
         )
         data = sensor.evaluate_tick(context)
@@ -380,7 +418,7 @@ def test_definition(bench: Bench) -> None:
 
 
 def test_keeps_one_run_alive(bench: Bench) -> None:
-    assert bench.tick() == "stream/1"
+    assert re.fullmatch(r"stream/\d+/1", bench.tick())
     run = bench.run(pipeline_assets__host=socket.gethostname(), pipeline_assets__pid=str(os.getpid()))
     assert f"run {run.run_id} is in progress" in bench.tick()
     bench.ahead = 10_000
@@ -388,8 +426,11 @@ def test_keeps_one_run_alive(bench: Bench) -> None:
 
 
 def test_a_repeated_tick_asks_for_the_same_run(bench: Bench) -> None:
-    assert bench.tick(save=False) == "stream/1"
-    assert bench.tick(save=False) == "stream/1"
+    bench.tick()
+    bench.run(dg.DagsterRunStatus.CANCELED)
+    second = bench.tick(save=False)
+    assert second.endswith("/3")
+    assert bench.tick(save=False) == second
 
 
 def test_a_failed_run_is_replaced_after_a_while(bench: Bench) -> None:
@@ -398,16 +439,35 @@ def test_a_failed_run_is_replaced_after_a_while(bench: Bench) -> None:
     said = bench.tick()
     assert re.fullmatch(r"restart 1 of 2 waits until .* UTC, the last run failed: .*no space left", said), said
     bench.ahead = 11
-    assert bench.tick() == "stream/3"
+    assert bench.tick() == f"{key.removesuffix('/1')}/3"
 
 
 def test_after_a_reset_keys_do_not_come_again(bench: Bench) -> None:
-    key = bench.tick()
-    bench.executed("boom", key)
+    keys = [bench.tick()]
+    bench.executed("boom", keys[0])
+    bench.ahead = 11
+    keys.append(bench.tick())
+    # As the UI's "re-execute" of an early run does: it has the key of that one.
+    bench.executed("boom", keys[0])
     bench.cursor = None
-    second = bench.tick()
-    assert re.fullmatch(r"stream/\d+", second)
-    assert second != key
+    bench.ahead = 100
+    assert bench.tick() not in keys
+    assert bench.tick() not in keys
+
+
+@pytest.mark.parametrize("trigger", ["5 seconds", "availableNow"])
+def test_a_sensor_that_is_switched_on_begins_anew(bench: Bench, trigger: str) -> None:
+    write_config(bench.settings.configs, document(trigger=trigger, missingTopic="wait"))
+    connect(bench, "127.0.0.1:1")
+    for number in range(3):
+        bench.tick()
+        bench.executed(f"boom {number}")
+    assert bench.tick().startswith("gave up after 2 restarts")
+    bench.switched_on = bench.clock()
+    begun = bench.tick()
+    assert begun.startswith("stream/" if trigger == "5 seconds" else "no Kafka broker at 127.0.0.1:1")
+    bench.executed("boom again")
+    assert "restart 1 of 2" in bench.tick()
 
 
 def test_a_canceled_run_is_started_again_at_once(bench: Bench) -> None:
@@ -420,12 +480,12 @@ def test_a_killed_worker_is_reported_and_replaced(bench: Bench) -> None:
     bench.tick()
     instance = bench.instance
     run = bench.run(pipeline_assets__host=socket.gethostname(), pipeline_assets__pid=str(ended_process()))
-    instance.event_log_storage.set_concurrency_slots("stream", 1)
-    claim = instance.event_log_storage.claim_concurrency_slot("stream", run.run_id, "step")
+    instance.event_log_storage.set_concurrency_slots("pool", 1)
+    claim = instance.event_log_storage.claim_concurrency_slot("pool", run.run_id, "step")
     assert claim.is_claimed
     assert "restart 1 of 2 waits until" in bench.tick()
     assert bench.status(run) is dg.DagsterRunStatus.FAILURE
-    assert instance.event_log_storage.get_concurrency_info("stream").active_slot_count == 0
+    assert instance.event_log_storage.get_concurrency_info("pool").active_slot_count == 0
     bench.ahead = 11
     assert bench.tick().startswith("stream/")
 
@@ -464,8 +524,40 @@ def test_the_lease_tells_whether_a_run_lives(bench: Bench, process: Process | No
     holder = process or replace(Process.this(), pid=ended_process())
     Holder(run.run_id, holder, "token", then, then, 60).write(checkpoint)
     said = bench.tick()
+    if age > 60:
+        assert f"run {run.run_id} is in progress" in said
+        bench.ahead = 15
+        said = bench.tick()
     assert (bench.status(run) is dg.DagsterRunStatus.FAILURE) is dead
     assert ("restart 1 of 2" in said) is dead
+
+
+def test_a_worker_that_is_seen_to_live_is_alive_whatever_its_lease_says(bench: Bench) -> None:
+    """As after the machine was suspended, or the storage of checkpoints was away: nor is it asked then."""
+    bench.tick()
+    run = bench.run(**process_tags(THIS))
+    checkpoint = Checkpoint.at(bench.settings.resolve("/checkpoints/stream"), "default", Connections())
+    then = datetime.now(UTC) - timedelta(hours=1)
+    Holder(run.run_id, THIS, "token", then, then, 60).write(checkpoint)
+    for bench.ahead in (0, 15, 400):
+        assert f"run {run.run_id} is in progress" in bench.tick()
+
+
+def test_a_run_that_ends_while_it_is_looked_at_is_not_taken_for_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.tick()
+    run = bench.run(**process_tags(replace(THIS, pid=ended_process())))
+    is_gone = Process.is_gone
+
+    def ends(process: Process) -> bool:
+        canceled = DagsterEvent(DagsterEventType.PIPELINE_CANCELED.value, bench.name)
+        bench.instance.report_dagster_event(canceled, run.run_id)
+        return is_gone(process)
+
+    monkeypatch.setattr(Process, "is_gone", ends)
+    assert bench.tick().startswith("stream/")
+    assert bench.status(run) is dg.DagsterRunStatus.CANCELED
 
 
 THIS = Process.this()
@@ -514,6 +606,8 @@ def test_a_lease_counts_more_than_the_number_of_a_process(
     checkpoint = Checkpoint.at(bench.settings.resolve("/checkpoints/stream"), "default", Connections())
     then = datetime.now(UTC) - timedelta(seconds=age)
     Holder(run.run_id, replace(process, machine="another"), "token", then, then, 60).write(checkpoint)
+    bench.tick()
+    bench.ahead = 15
     said = bench.tick()
     assert ("it has stopped renewing its lease" in said) is dead
     assert (bench.status(run) is dg.DagsterRunStatus.FAILURE) is dead
@@ -522,16 +616,29 @@ def test_a_lease_counts_more_than_the_number_of_a_process(
 def test_a_run_of_another_code_location_is_left_alone(bench: Bench) -> None:
     """As with staging and production in one instance: the checkpoint of the one is not that of the other."""
     production, staging = replace(bench, location="production"), replace(bench, location="staging")
-    run = production.run(dagster__sensor_name="stream_sensor", dagster__run_key="stream/7")
-    assert staging.tick() == "stream/1"
+    run = production.run(dagster__sensor_name="stream_sensor", dagster__run_key="stream/1/7")
+    assert staging.tick().endswith("/1")
     # By now one that shows no lease would be filed as failed.
     staging.ahead = GRACE_SECONDS + 10
-    assert staging.tick() == "stream/2"
+    assert staging.tick().endswith("/2")
     assert bench.status(run) is dg.DagsterRunStatus.STARTED
     staging.ahead = 0
     own = staging.run()
     assert f"run {own.run_id} is in progress" in staging.tick()
     assert f"run {run.run_id} is in progress" in production.tick()
+
+
+def test_failures_are_counted_however_many_runs_another_location_has_had_since(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "_ENDED_RUNS", 2)
+    production, staging = replace(bench, location="production"), replace(bench, location="staging")
+    production.tick()
+    own = production.run()
+    for _ in range(3):
+        staging.run(dg.DagsterRunStatus.CANCELED)
+    bench.instance.report_run_failed(own)
+    assert "restart 1 of 2 waits until" in production.tick()
 
 
 @pytest.mark.parametrize("location", ["staging", None])
@@ -614,7 +721,7 @@ def topic(kafka: KafkaServer) -> str:
 def on_data(bench: Bench, kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """The sensor of a pipeline that takes what there is in a topic of two partitions, from its beginning."""
     # What is right does not depend on how busy the machine is.
-    monkeypatch.setattr(sensors, "_BROKER_SECONDS", 5.0)
+    monkeypatch.setattr(Sensor.model_fields["broker_timeout"], "default", 5.0)
     connect(bench, kafka.bootstrap_servers)
     write_config(bench.settings.configs, document(trigger="availableNow", topic=topic, startingOffsets="earliest"))
     return bench
@@ -637,7 +744,7 @@ def test_a_run_for_new_records_only(on_data: Bench, topic: str, produce: Callabl
     assert on_data.tick() == f"no new records: {topic}/0 at 0 of 0, {topic}/1 at 0 of 0"
     produce(topic, 1, 3)
     key = on_data.tick()
-    assert re.fullmatch(r"stream/0/[0-9a-f]{16}", key), key
+    assert re.fullmatch(r"stream/\d+/0/[0-9a-f]{16}", key), key
     assert on_data.tick() == key  # nothing has changed: Dagster launches it once
     commit(on_data, 0, f'{{"{topic}":{{"0":0,"1":3}}}}', committed=False)
     assert on_data.tick() == key  # planned is not processed
@@ -671,7 +778,7 @@ def test_no_run_while_one_is_in_progress(on_data: Bench, topic: str, produce: Ca
 
 def test_a_stream_from_the_latest_offsets_starts_once(on_data: Bench, topic: str) -> None:
     write_config(on_data.settings.configs, document(trigger="once", topic=topic, startingOffsets="latest"))
-    assert on_data.tick().startswith("stream/0/")
+    assert on_data.tick().startswith("stream/")
     # Its first start keeps where it begins, and there may be no batch.
     checkpoint = Checkpoint.at(on_data.settings.resolve("/checkpoints/stream"), "default", Connections())
     checkpoint.write_document("source_from_kafka", {"startingOffsets": {topic: {"0": 0, "1": 0}}})
@@ -686,7 +793,7 @@ def test_another_beginning_before_anything_was_read(
     asked = {"topic": topic, "connection": "default", "startingOffsets": "latest"}
     kept = {"startingOffsets": {topic: {"0": 2, "1": 0}}, "configured": asked}
     checkpoint.write_document("source_from_kafka", kept)
-    assert on_data.tick().startswith("stream/0/")  # from the earliest
+    assert on_data.tick().startswith("stream/")  # from the earliest
     checkpoint.write_document("source_from_kafka", {**kept, "configured": {**asked, "startingOffsets": "earliest"}})
     assert on_data.tick() == f"no new records: {topic}/0 at 2 of 2, {topic}/1 at 0 of 0"
 
@@ -697,7 +804,7 @@ def test_a_topic_that_ends_before_what_was_read_is_started_for(
     """It was made again: the run says so."""
     produce(topic, 0, 2)
     commit(on_data, 0, f'{{"{topic}":{{"0":3,"1":0}}}}')
-    assert on_data.tick().startswith("stream/0/")
+    assert on_data.tick().startswith("stream/")
     produce(topic, 0, 1)
     assert on_data.tick() == f"no new records: {topic}/0 at 3 of 3, {topic}/1 at 0 of 0"
 
@@ -709,7 +816,7 @@ def test_starting_offsets_by_partition(on_data: Bench, topic: str, produce: Call
     write_config(on_data.settings.configs, document(trigger="once", topic=topic, startingOffsets=starting))
     assert on_data.tick() == f"no new records: {topic}/0 at 2 of 2, {topic}/1 at 2 of 2"
     produce(topic, 0, 1)
-    assert on_data.tick().startswith("stream/0/")
+    assert on_data.tick().startswith("stream/")
 
 
 def test_the_load_that_is_furthest_behind_counts(
@@ -724,7 +831,7 @@ def test_the_load_that_is_furthest_behind_counts(
     produce(topic, 0, 2)
     commit(on_data, 0, f'{{"{topic}":{{"0":2,"1":0}}}}')
     commit(on_data, 0, f'{{"{topic}":{{"0":1,"1":0}}}}', name="b")
-    assert on_data.tick().startswith("stream/0/")
+    assert on_data.tick().startswith("stream/")
     commit(on_data, 1, f'{{"{topic}":{{"0":2,"1":0}}}}', name="b")
     assert on_data.tick().startswith("no new records")
 
@@ -772,12 +879,25 @@ def test_a_run_for_new_versions_of_a_table(bench: Bench, spark: SparkSession) ->
     for _ in range(2):
         spark.range(3).write.format("delta").mode("append").save(table)
     key = bench.tick()
-    assert re.fullmatch(r"stream/0/[0-9a-f]{16}", key)
+    assert re.fullmatch(r"stream/\d+/0/[0-9a-f]{16}", key)
     stream()
     assert bench.tick() == "no new records: /in version at 1 of 1"
     spark.range(3).write.format("delta").mode("append").save(table)
     second = bench.tick()
-    assert second.startswith("stream/0/")
+    assert second.startswith("stream/")
     assert second != key
     stream()
     assert bench.tick() == "no new records: /in version at 2 of 2"
+
+
+def test_pools_are_those_of_checkpoints(bench: Bench) -> None:
+    """Staging and production in one instance do not keep each other waiting; two of the same checkpoints do."""
+    write_config(bench.settings.configs, document())
+
+    def pool(prefix: str) -> str:
+        definitions = build_definitions(replace(bench.settings, path_prefix=prefix))
+        (op,) = definitions.resolve_job_def("stream").nodes_in_topological_order
+        return op.definition.pool or ""  # type: ignore[attr-defined]
+
+    assert pool("/staging") == pool("/staging/")
+    assert pool("/staging") != pool("/production")

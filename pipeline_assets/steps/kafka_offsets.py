@@ -163,9 +163,11 @@ def _asking(
                 "check the user and the password that the connection's options refer to"
             ) from None
         reason = reasons[0] if reasons else "no answer"
+        # It may be there, and too far away for the time of a sensor.
+        patience = "" if reasons else "; a sensor waits longer with a larger 'brokerTimeout'"
         raise execution_error(
             f"no Kafka broker at {connection.bootstrap_servers} answered within {round(timeout, 1):g} s ({reason}): "
-            "start it, or correct the connection in connections.json",
+            f"start it, or correct the connection in connections.json{patience}",
             None if _NEVER & set(codes) else transience_of(error),
         ) from None
 

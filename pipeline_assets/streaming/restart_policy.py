@@ -13,15 +13,19 @@ from pipeline_assets.config import Sensor
 
 # How long a run that is said to be in progress may show no sign of life.
 GRACE_SECONDS = 300.0
+# How long a lease that has run out may still be renewed: whoever holds it tries that every ten seconds, also after a
+# suspended machine has woken up, or the storage of checkpoints is back.
+LATE_SECONDS = 12.0
 RunStatus = Literal["pending", "started", "canceling", "success", "failed", "canceled"]
-Life = Literal["alive", "gone", "unknown"]
+Life = Literal["alive", "gone", "expired", "unknown"]
 
 
 @dataclass(frozen=True)
 class RunView:
     """A run of the pipeline's job, as the sensor sees it. Times are seconds since the epoch.
 
-    ``life`` is that of the worker of a started run, with ``sign`` saying how that is known. ``error`` is one line.
+    ``life`` is that of the worker of a started run, with ``sign`` saying how that is known. ``expired``: its lease has
+    run out, which was renewed last at ``renewed``. ``error`` is one line.
     """
 
     run_id: str
@@ -31,6 +35,7 @@ class RunView:
     ended: float | None = None
     life: Life = "unknown"
     sign: str = ""
+    renewed: float = 0.0
     error: str = ""
 
     @property
@@ -49,7 +54,7 @@ class State(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     since: float
-    """Runs that ended before this time are no concern."""
+    """When it was begun. Runs that ended before this time are no concern."""
     number: int = 0
     """The number in run keys: with each launch that did not go well it grows, so that no such key comes twice."""
     failures: int = 0
@@ -58,8 +63,12 @@ class State(BaseModel):
     last_error: str = ""
     counted: tuple[str, ...] = ()
     """Ended runs that have been seen: they are in these numbers already, or are no concern."""
+    counted_until: float = 0.0
+    """When the last of them ended. Those that ended before are no concern, also when later ones are deleted."""
     signs: Mapping[str, float] = {}
     """When each run in progress was last seen alive."""
+    late: Mapping[str, tuple[float, float]] = {}
+    """Of each run whose lease has run out: when it was renewed last, and when that was first seen."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,8 @@ def decide(
     """
     # One that lives keeps others from the pool's slot, and they can't say that they wait.
     signs = {run.run_id: now for run in runs if run.in_progress and any(other.life == "alive" for other in runs)}
-    state = state.model_copy(update={"signs": {**state.signs, **signs}})
+    late = {run.run_id: _late_since(state, run, now) for run in runs if run.life == "expired"}
+    state = state.model_copy(update={"signs": {**state.signs, **signs}, "late": late})
     dead = {run.run_id: reason for run in runs if (reason := _death(run, state, now))}
     alive = [run for run in runs if run.in_progress and run.run_id not in dead]
     for run in sorted(runs, key=lambda run: run.ended or now):
@@ -96,8 +106,9 @@ def decide(
             run = replace(run, status="failed", ended=now, error=dead[run.run_id])
         if run.in_progress or run.run_id in state.counted:
             continue
-        if (run.ended or now) >= state.since:
-            state = _count(state, run, now, random, policy)
+        ended = run.ended or now
+        if ended >= max(state.since, state.counted_until):
+            state = _count(state, run, now, random, policy).model_copy(update={"counted_until": ended})
         state = state.model_copy(update={"counted": (*state.counted, run.run_id)})
     if any(run.status == "started" and run.lived(now) >= policy.healthy_minutes * 60 for run in alive):
         state = state.model_copy(update={"failures": 0, "retry_at": 0.0, "last_error": ""})
@@ -112,12 +123,22 @@ def decide(
     return Decision(launch, reason, dead), state
 
 
+def _late_since(state: State, run: RunView, now: float) -> tuple[float, float]:
+    """Return when the lease of ``run`` was renewed last, and since when it is known to have run out since then."""
+    renewed, seen = state.late.get(run.run_id, (0.0, now))
+    return run.renewed, seen if renewed == run.renewed else now
+
+
 def _death(run: RunView, state: State, now: float) -> str | None:
     """Return why a run in progress counts as dead; None when it does not."""
     if run.status != "started" or run.life == "alive":
         return None
     if run.life == "gone":
         return f"the run's worker was killed ({run.sign}): the run is replaced"
+    if run.life == "expired":
+        if now - state.late[run.run_id][1] < LATE_SECONDS:
+            return None
+        return "the run's worker was killed (it has stopped renewing its lease on the checkpoint): the run is replaced"
     last = max(run.started or run.created, state.signs.get(run.run_id, 0.0))
     if now - last <= GRACE_SECONDS:
         return None
@@ -152,8 +173,8 @@ def _next_step(state: State, alive: Sequence[RunView], now: float, policy: Senso
     error = f": {state.last_error}" if state.last_error else ""
     if state.failures > policy.max_restarts:
         return False, (
-            f"gave up after {policy.max_restarts} restarts, the last run failed{error}. Fix the cause, then reset this "
-            f"sensor's cursor, or launch the job by hand: when its run has lived for {policy.healthy_minutes:g} "
+            f"gave up after {policy.max_restarts} restarts, the last run failed{error}. Fix the cause, then switch "
+            f"this sensor off and on, or launch the job by hand: when its run has lived for {policy.healthy_minutes:g} "
             "minutes, restarts are counted anew"
         )
     attempt = f"restart {state.failures} of {policy.max_restarts}"
