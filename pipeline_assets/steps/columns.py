@@ -5,17 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
-from pipeline_assets.steps.transform import quote
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
     from pyspark.sql.types import DataType, StructType
 
+ColumnName = Annotated[str, Field(min_length=1)]
 Scalar = bool | int | float | str
 _MAX_DIGITS = 38  # of Spark's decimals
+
+
+def quote(name: str) -> str:
+    """Return ``name`` as a Spark SQL identifier."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def require_columns(names: Iterable[str], dataframe: str, frame: DataFrame) -> None:
+    """Raise DataFrameResolutionError when ``frame`` lacks one of ``names`` (in any case, as Spark looks them up)."""
+    there = {column.casefold() for column in frame.columns}
+    missing = [name for name in dict.fromkeys(names) if name.casefold() not in there]
+    if missing:
+        raise DataFrameResolutionError.unknown_columns(missing, dataframe, frame.columns)
 
 
 def column_of(name: str, frame: DataFrame) -> Column:

@@ -17,10 +17,9 @@ from pipeline_assets.errors import PipelineError
 from pipeline_assets.redaction import MASK, redact_field
 from pipeline_assets.spark.failures import is_spark_error, spark_failure
 from pipeline_assets.steps.base import ExpectationResult, Samples, Severity
-from pipeline_assets.steps.columns import require_paths
+from pipeline_assets.steps.columns import quote, require_paths
 from pipeline_assets.steps.expectations import Expectation, RowExpectation
 from pipeline_assets.steps.table_expectations import AggregateExpectation, Judgement, Referential, Schema
-from pipeline_assets.steps.transform import quote
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

@@ -12,9 +12,8 @@ from pydantic.alias_generators import to_camel
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.spark.failures import is_spark_error
 from pipeline_assets.steps.base import Severity
-from pipeline_assets.steps.columns import Scalar, column_of, literal_for, require_paths, type_of
+from pipeline_assets.steps.columns import ColumnName, Scalar, column_of, literal_for, require_paths, type_of
 from pipeline_assets.steps.sql_texts import SqlExpression
-from pipeline_assets.steps.transform import ColumnName
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

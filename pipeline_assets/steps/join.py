@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
 from pipeline_assets.steps.base import StepContext, TransformMethod
+from pipeline_assets.steps.columns import ColumnName, quote, require_columns
 from pipeline_assets.steps.sql_texts import SqlExpression
-from pipeline_assets.steps.transform import ColumnName, quote, refuse_duplicates, require_columns
+from pipeline_assets.steps.transform import refuse_duplicates
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.steps.columns import quote
 from pipeline_assets.steps.sql_texts import no_columns
-from pipeline_assets.steps.transform import quote
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from pipeline_assets.steps.base import Dataset, LoadResult, StepContext, StreamTraits
-from pipeline_assets.steps.columns import clustered
+from pipeline_assets.steps.columns import ColumnName, clustered, require_columns
 from pipeline_assets.steps.delta_stream import MergeBatch, merge_app_id
 from pipeline_assets.steps.delta_table import DeltaMode, write_delta
 from pipeline_assets.steps.file_systems import folder_seen_from_here
@@ -15,7 +15,6 @@ from pipeline_assets.steps.partition_rows import with_partition
 from pipeline_assets.steps.paths import check_any, delta_dataset, open_for_spark
 from pipeline_assets.steps.sql_texts import SqlExpression
 from pipeline_assets.steps.streaming_load import StreamingLoad
-from pipeline_assets.steps.transform import ColumnName, require_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -13,7 +13,7 @@ from pipeline_assets.errors import PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.spark.failures import explained_by
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
-from pipeline_assets.steps.columns import clustered
+from pipeline_assets.steps.columns import ColumnName, clustered, require_columns
 from pipeline_assets.steps.file_systems import Folder, open_folder
 from pipeline_assets.steps.partition_rows import check_own_key, holding, row_outside
 from pipeline_assets.steps.paths import (
@@ -26,7 +26,6 @@ from pipeline_assets.steps.paths import (
 )
 from pipeline_assets.steps.row_count import RowCount
 from pipeline_assets.steps.s3_paths import is_s3
-from pipeline_assets.steps.transform import ColumnName, require_columns
 from pipeline_assets.uris import is_local
 
 if TYPE_CHECKING:

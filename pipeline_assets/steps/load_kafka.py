@@ -10,12 +10,12 @@ from pydantic import AfterValidator, Field
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import Dataset, LoadResult, StepContext
+from pipeline_assets.steps.columns import ColumnName, quote, require_columns
 from pipeline_assets.steps.kafka_offsets import read_offsets
 from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
 from pipeline_assets.steps.paths import OptionValue, check_options, option_texts
 from pipeline_assets.steps.row_count import RowCount
 from pipeline_assets.steps.streaming_load import StreamingLoad
-from pipeline_assets.steps.transform import ColumnName, quote, require_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession

@@ -19,6 +19,7 @@ from pipeline_assets.errors import (
     RetryableError,
 )
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
+from pipeline_assets.steps.columns import ColumnName
 from pipeline_assets.steps.partition_rows import with_partition
 from pipeline_assets.steps.postgres import (
     TableName,
@@ -31,7 +32,6 @@ from pipeline_assets.steps.postgres import (
     table_dataset,
 )
 from pipeline_assets.steps.row_count import RowCount
-from pipeline_assets.steps.transform import ColumnName
 from pipeline_assets.uris import authority
 
 if TYPE_CHECKING:

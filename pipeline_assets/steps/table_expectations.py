@@ -14,11 +14,10 @@ from pydantic import Field, model_validator
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.spark.failures import is_spark_error
 from pipeline_assets.steps.base import Samples
-from pipeline_assets.steps.columns import column_of, require_paths, type_of
+from pipeline_assets.steps.columns import ColumnName, column_of, quote, require_paths, type_of
 from pipeline_assets.steps.expectations import Expectation
 from pipeline_assets.steps.join import check_comparable
 from pipeline_assets.steps.sql_texts import SqlType
-from pipeline_assets.steps.transform import ColumnName, quote
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
+from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.spark.storage_levels import StorageLevelName
 from pipeline_assets.steps.base import (
     CacheControlMethod,
@@ -17,32 +17,18 @@ from pipeline_assets.steps.base import (
     StreamTraits,
     TransformMethod,
 )
+from pipeline_assets.steps.columns import ColumnName, quote, require_columns
 from pipeline_assets.steps.sql_names import keeps_state, spark_table_names
 from pipeline_assets.steps.sql_texts import ColumnOrExpression, SqlExpression, SqlQuery
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-ColumnName = Annotated[str, Field(min_length=1)]
-
 
 def only(inputs: Mapping[str, DataFrame]) -> tuple[str, DataFrame]:
     """Return name and DataFrame of a transform that has one input."""
     ((name, frame),) = inputs.items()
     return name, frame
-
-
-def require_columns(names: Iterable[str], dataframe: str, frame: DataFrame) -> None:
-    """Raise DataFrameResolutionError when ``frame`` lacks one of ``names`` (in any case, as Spark looks them up)."""
-    there = {column.casefold() for column in frame.columns}
-    missing = [name for name in dict.fromkeys(names) if name.casefold() not in there]
-    if missing:
-        raise DataFrameResolutionError.unknown_columns(missing, dataframe, frame.columns)
-
-
-def quote(name: str) -> str:
-    """Return ``name`` as a Spark SQL identifier."""
-    return "`" + name.replace("`", "``") + "`"
 
 
 def _column(name_or_expression: str, frame: DataFrame) -> Column:

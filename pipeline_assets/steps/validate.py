@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.steps.base import ExpectationResult, Severity, StepContext, StreamTraits, ValidateMethod
+from pipeline_assets.steps.columns import quote
 from pipeline_assets.steps.evaluation import (
     REASONS_COLUMN,
     Sampling,
@@ -34,7 +35,6 @@ from pipeline_assets.steps.expectations import (
 from pipeline_assets.steps.sql_names import changing_part
 from pipeline_assets.steps.sql_texts import SqlExpression, sql_texts
 from pipeline_assets.steps.table_expectations import Freshness, Referential, RowCount, Schema, Unique
-from pipeline_assets.steps.transform import quote
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
