@@ -29,8 +29,9 @@ from pipeline_assets.config_schema import pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.optimizer import optimize
-from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, plan_pipeline, with_graph_issues
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.planned_folder import PlannedFolder, plan_folder, select
+from pipeline_assets.planner import plan_pipeline, with_graph_issues
 from pipeline_assets.report_commands import report
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark_server_commands import spark_server
@@ -142,7 +143,7 @@ def _in_partition(plan: PipelinePlan, key: str) -> PipelinePlan:
     if partitions.type == "static" and key not in partitions.values:
         near = did_you_mean(key, partitions.values)
         raise ConfigurationError(f"there is no partition {key!r}{near} (partitions: {', '.join(partitions.values)})")
-    return plan.for_partition(key)
+    return plan_pipeline(plan.pipeline.for_partition(key))
 
 
 def _tree(plan: PipelinePlan) -> Tree:

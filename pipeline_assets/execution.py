@@ -317,12 +317,11 @@ class PipelineRun:
         return frame
 
     def source_context(self, step: PlannedStep) -> StepContext:
-        """Return the context of a streaming extract: with the checkpoint of the first query that it feeds."""
-        loads = [load for load in self.plan.stream_loads() if step in self.plan.upstream_of(load)]
+        """Return the context of a streaming extract: with the checkpoints of the queries that it feeds."""
+        loads = self.plan.stream_loads_of(step)
         ends = cast(StreamingLoad, loads[0].method).takes_what_there_is
-        first, *others = map(self.checkpoint, loads)
-        stop = self.context.cancellation.stop
-        source = StreamSource(step.name, first, stop, may_wait=not ends, others=tuple(others))
+        checkpoints = tuple(map(self.checkpoint, loads))
+        source = StreamSource(step.name, checkpoints, self.context.cancellation.stop, may_wait=not ends)
         return dataclasses.replace(self.context, source=source)
 
     def checkpoint(self, load: PlannedStep) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline_assets.graphs import reach
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.steps.base import Dataset
 
@@ -18,9 +19,10 @@ class Link:
     asset: str
 
 
-def link_pipelines(
-    plans: Sequence[PipelinePlan],
-) -> dict[tuple[str, int], dict[Dataset, tuple[Link, ...]]]:
+Links = Mapping[tuple[str, int], Mapping[Dataset, tuple[Link, ...]]]
+
+
+def link_pipelines(plans: Sequence[PipelinePlan]) -> Links:
     """Find, for each extract step of each pipeline, which of its sources other pipelines write.
 
     Returns, by (pipeline, step index), the sources that have producers. A link that would close a circle between
@@ -44,7 +46,7 @@ def link_pipelines(
                     for written, link in _written_by(plan, writer)
                     if written.overlaps(source)
                 ]
-                others = [link for link in writers if not _reaches(link.upstream, plan.name, upstream_of)]
+                others = [link for link in writers if not _comes_from(link.upstream, plan.name, upstream_of)]
                 upstream_of.setdefault(plan.name, set()).update(link.upstream for link in others)
                 found = [*own, *others]
                 if found:
@@ -57,15 +59,6 @@ def _written_by(plan: PipelinePlan, step: PlannedStep) -> Iterator[tuple[Dataset
         yield written, Link(plan.name, step.index, asset)
 
 
-def _reaches(pipeline: str, target: str, upstream_of: Mapping[str, set[str]]) -> bool:
-    """Whether ``target`` is ``pipeline`` or upstream of it."""
-    seen: set[str] = set()
-    pending = [pipeline]
-    while pending:
-        current = pending.pop()
-        if current == target:
-            return True
-        if current not in seen:
-            seen.add(current)
-            pending.extend(upstream_of.get(current, ()))
-    return False
+def _comes_from(pipeline: str, other: str, upstream_of: Mapping[str, set[str]]) -> bool:
+    """Whether ``pipeline`` is ``other`` or downstream of it."""
+    return pipeline == other or other in reach(pipeline, lambda name: upstream_of.get(name, ()))

@@ -9,7 +9,8 @@ from typing import cast
 from pipeline_assets.config import BrokenConfig, ConfigFolder
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 from pipeline_assets.json_documents import pointer
-from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, plan_pipeline, with_graph_issues
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
+from pipeline_assets.planner import plan_pipeline, with_graph_issues
 from pipeline_assets.steps.base import DataFrameMethod
 from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.paths import place_of

@@ -18,6 +18,7 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.metrics.publishing import RunPublisher
 from pipeline_assets.openlineage.publishing import LineagePublisher, lineage_publisher
 from pipeline_assets.plan import PipelinePlan, PlannedStep
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.redacted_output import RedactedOutput, redacted_logs
 from pipeline_assets.report.run_reports import write_reports
 from pipeline_assets.run_log import RunLog
@@ -159,7 +160,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 self._publisher.listen()
             partitions = plan.pipeline.config.partitions
             if partitions is not None:
-                plan = plan.for_partition(_given(partition_key, plan))
+                plan = plan_pipeline(plan.pipeline.for_partition(_given(partition_key, plan)))
             # Before Spark is started: the policy on secrets refuses what it has to here.
             connections = self._loaded_connections()
             if self._lineage is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import cast
 
 from pipeline_assets.config import Pipeline
 from pipeline_assets.errors import ConfigIssue
+from pipeline_assets.graphs import reach
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.steps.base import (
     DataFrameMethod,
@@ -44,7 +45,7 @@ class Guarded:
 
 def guarded(pipeline: Pipeline, inputs: Inputs, load: int) -> Guarded | None:
     """Return what stands before the load of that index; None when it writes whatever comes."""
-    upstream = _reach(load, lambda step: inputs[step])
+    upstream = reach(load, lambda step: inputs[step])
     guards = tuple(
         index
         for index, method in enumerate(pipeline.methods)
@@ -106,7 +107,7 @@ def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], loa
     if found is None:
         return
     source, first = found.source, next(index for index in found.guards if inputs[index][0] == found.source)
-    beside = _reach(load, lambda step: () if step == source else inputs[step]) - {source}
+    beside = reach(load, lambda step: () if step == source else inputs[step]) - {source}
     if any(flags[step] and isinstance(pipeline.methods[step], ExtractMethod) for step in beside):
         yield ConfigIssue(
             pipeline.file,
@@ -127,7 +128,7 @@ def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], loa
                 "put the validate step after this one, or load what it has checked into a table by toDeltaLake and "
                 "go on from there in another streaming pipeline",
             )
-    before = _reach(source, lambda step: inputs[step]) | {source}
+    before = reach(source, lambda step: inputs[step]) | {source}
     for guard in (index for index in found.guards if cast(ValidateMethod, pipeline.methods[index]).quarantines):
         others = cast(ValidateMethod, pipeline.methods[guard]).deciding_references()
         if others and len(loads := _loads_after(pipeline, inputs, guard)) > 1:
@@ -139,7 +140,7 @@ def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], loa
                 "streaming pipeline",
             )
         # What rows are compared with is asked once.
-        checked = _reach(guard, lambda step: inputs[step][:1] if step in found.guards else inputs[step])
+        checked = reach(guard, lambda step: inputs[step][:1] if step in found.guards else inputs[step])
         for step in sorted(checked - before):
             method = pipeline.methods[step]
             texts = sql_texts(method) if isinstance(method, DataFrameMethod) else ()
@@ -156,7 +157,7 @@ def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], loa
 
 def _topic_issues(pipeline: Pipeline, inputs: Inputs, load: int) -> Iterator[ConfigIssue]:
     """Yield which Kafka extracts a load can't take together: its query's offsets are told by the topic's name alone."""
-    upstream = _reach(load, lambda step: inputs[step])
+    upstream = reach(load, lambda step: inputs[step])
     extracts = [(step, method) for step in sorted(upstream) if isinstance(method := pipeline.methods[step], FromKafka)]
     for (first, earlier), (second, later) in combinations(extracts, 2):
         topic = _topic_of_both(earlier, later)
@@ -194,7 +195,7 @@ def _dataframe_problem(method: DataFrameMethod, *, is_stream: bool) -> str | Non
 
 
 def _traits(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], index: int) -> StreamTraits:
-    upstream = _reach(index, lambda step: inputs[step])
+    upstream = reach(index, lambda step: inputs[step])
     modes: set[OutputMode] = {
         method.output_mode or "append"
         for method in _loads_after(pipeline, inputs, index)
@@ -223,16 +224,4 @@ def _loads_after(pipeline: Pipeline, inputs: Inputs, index: int) -> list[LoadMet
 
 
 def _after(inputs: Inputs, index: int) -> set[int]:
-    return _reach(index, lambda step: [later for later, sources in enumerate(inputs) if step in sources])
-
-
-def _reach(start: int, following: Callable[[int], Iterable[int]]) -> set[int]:
-    """Return the steps that ``following`` leads to from ``start``, itself left out."""
-    found: set[int] = set()
-    pending = list(following(start))
-    while pending:
-        step = pending.pop()
-        if step not in found:
-            found.add(step)
-            pending.extend(following(step))
-    return found
+    return reach(index, lambda step: [later for later, sources in enumerate(inputs) if step in sources])

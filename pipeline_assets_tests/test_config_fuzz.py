@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pipeline_assets.code_location import build_definitions
 from pipeline_assets.config import load_file
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.plan import PipelinePlan, plan_pipeline, with_graph_issues
+from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.planner import plan_pipeline, with_graph_issues
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps import METHODS, method_registry
 from pipeline_assets_tests.fuzz_seeds import SEEDS

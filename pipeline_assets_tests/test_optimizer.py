@@ -9,7 +9,8 @@ import pytest
 
 from pipeline_assets.config import load_file
 from pipeline_assets.optimizer import Optimizations, optimize
-from pipeline_assets.plan import PipelinePlan, plan_pipeline
+from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets_tests.config_documents import CUSTOMER_360, batch, extract_file, transform, write_config
 
 

@@ -12,7 +12,8 @@ import dagster as dg
 import pytest
 
 from pipeline_assets.config import load_file
-from pipeline_assets.plan import PipelinePlan, plan_pipeline
+from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.config_documents import batch, extract_file, write_config

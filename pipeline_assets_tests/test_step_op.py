@@ -27,7 +27,7 @@ from pipeline_assets.errors import (
     StepLocation,
 )
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.plan import plan_pipeline
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import step_op, told_to_dagster
 from pipeline_assets_tests.config_documents import batch, extract_file

@@ -52,22 +52,16 @@ ColumnSources = dict[str, tuple[tuple[Dataset, str], ...]]
 class StreamSource:
     """Where a streaming extract stands: ``step`` is its asset's name, unique in the pipeline.
 
-    ``checkpoint`` is that of the streaming query that it feeds; of the first in the order of the steps, where it
-    feeds several: ``others`` are those of the rest. What has to be the same at every start of the stream is kept in
-    each. ``stop`` is set when the run is to end: whoever waits for something waits for that too. ``may_wait``: whether
-    the stream is one that stays, so that records it needs at its start may come later.
+    ``checkpoints`` are those of the streaming queries that it feeds, in the order of the steps: what has to be the same
+    at every start of the stream is kept in each. ``stop`` is set when the run is to end: whoever waits for something
+    waits for that too. ``may_wait``: whether the stream is one that stays, so that records it needs at its start may
+    come later.
     """
 
     step: str
-    checkpoint: Checkpoint
+    checkpoints: tuple[Checkpoint, ...]
     stop: threading.Event
     may_wait: bool = True
-    others: tuple[Checkpoint, ...] = ()
-
-    @property
-    def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """Those of all queries that it feeds."""
-        return (self.checkpoint, *self.others)
 
     @property
     def is_read(self) -> bool:

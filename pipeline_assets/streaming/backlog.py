@@ -200,7 +200,7 @@ class _Reader:
 
         None before that, and when the next start is to begin elsewhere.
         """
-        loads = [load for load in self.plan.stream_loads() if step in self.plan.upstream_of(load)]
+        loads = self.plan.stream_loads_of(step)
         checkpoints = [self._checkpoint(load) for load in loads]
         document = kept_source(step.name, checkpoints)
         if document is None or not method.goes_on(document, is_read=any(found.is_read for found in checkpoints)):

@@ -166,7 +166,7 @@ def dead_letters_of(run: PipelineRun) -> Iterator[tuple[PlannedStep, DeadLetters
     """
     for extract in run.plan.steps:
         if extract.dead_letters is not None:
-            loads = [load for load in run.plan.stream_loads() if extract in run.plan.upstream_of(load)]
+            loads = run.plan.stream_loads_of(extract)
             counting = (load for load in loads if run.checkpoint(load).read_document(_named(extract)) is not None)
             load = next(counting, loads[0])
             yield load, DeadLetters(run, extract, load)

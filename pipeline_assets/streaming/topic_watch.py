@@ -50,7 +50,7 @@ class TopicWatch:
         for step in plan.steps:
             if not step.is_stream or not isinstance(step.method, FromKafka) or not step.method.fail_on_data_loss:
                 continue
-            loads = [load for load in plan.stream_loads() if step in plan.upstream_of(load)]
+            loads = plan.stream_loads_of(step)
             with self._run.scope.errors_of(step):
                 kept = kept_source(step.name, [self._run.checkpoint(load) for load in loads]) or {}
                 if kept.get("topicIds"):

@@ -26,7 +26,7 @@ from pipeline_assets.connections import ConnectionsFile, KafkaConnection, Postgr
 from pipeline_assets.metrics.prometheus import RunMetrics
 from pipeline_assets.metrics.records import Kind, MetricsRecord
 from pipeline_assets.partitions import Partitions
-from pipeline_assets.plan import plan_pipeline
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.sql_check import sql_issues
 from pipeline_assets.steps import ENTRY_POINT_GROUP, METHODS
 from pipeline_assets.steps.extract_kafka import FromKafka

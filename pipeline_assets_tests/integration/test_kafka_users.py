@@ -12,7 +12,7 @@ from devstack.kafka import USER, KafkaServer
 from pipeline_assets.config import load_connections, load_file
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError, CredentialError
-from pipeline_assets.plan import plan_pipeline
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.kafka_offsets import Offsets, read_offsets
 from pipeline_assets.streaming.backlog import read_backlog

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from pipeline_assets.cli import main
 from pipeline_assets.config import load_file
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.plan import PlannedStep, plan_pipeline
+from pipeline_assets.plan import PlannedStep
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.report.model import RunReport
 from pipeline_assets.report.run_history import read_run
 from pipeline_assets_tests.config_documents import batch, extract_file, transform

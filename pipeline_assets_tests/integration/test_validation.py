@@ -16,7 +16,8 @@ from devstack.demo_data import cdnow_purchases
 from pipeline_assets.config import load_file
 from pipeline_assets.connections import Connections
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.plan import PipelinePlan, PlannedStep, plan_pipeline
+from pipeline_assets.plan import PipelinePlan, PlannedStep
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.steps.base import SingleInputTransform, StepContext

@@ -17,7 +17,7 @@ from devstack.prometheus import PrometheusServer
 from pipeline_assets.config import load_file
 from pipeline_assets.metrics.dagster_events import RunEvents
 from pipeline_assets.metrics.prometheus import RunMetrics
-from pipeline_assets.plan import plan_pipeline
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.streaming.queries import BatchProgress
 from pipeline_assets.streaming_assets import _progress_metadata
 from pipeline_assets_tests.config_documents import EVENT_STREAM, write_config

@@ -11,7 +11,8 @@ import pytest
 from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import Retry, load_file
 from pipeline_assets.errors import PipelineExecutionError, RetryableError, RunNotFoundError, StepLocation
-from pipeline_assets.plan import PipelinePlan, plan_pipeline
+from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.report.model import ColumnChange, RunReport
 from pipeline_assets.report.run_history import EventLog, read_run
 from pipeline_assets.spark.description import markdown_table

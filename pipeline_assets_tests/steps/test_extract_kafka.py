@@ -260,7 +260,7 @@ class Stream:
         self.folder = folder
         self.stop = threading.Event()
         self.checkpoint = Checkpoint.at(str(folder / "checkpoint"), "default", context.connections)
-        source = StreamSource("from_kafka", self.checkpoint, self.stop)
+        source = StreamSource("from_kafka", (self.checkpoint,), self.stop)
         self.context = dataclasses.replace(context, source=source)
         self.progress: list[dict[str, Any]] = []
 
@@ -584,7 +584,7 @@ def test_a_query_that_joins_later_begins_with_what_is_left(topic: Topic, stream:
     stream.run(method)
     topic.delete_before(3)
     later = Stream(stream.folder / "later", stream.context)
-    source = StreamSource("from_kafka", stream.checkpoint, stream.stop, others=(later.checkpoint,))
+    source = StreamSource("from_kafka", (stream.checkpoint, later.checkpoint), stream.stop)
     both = dataclasses.replace(stream.context, source=source)
     frame = method.extract_stream(both)
     topic.send(EVENTS[:1])
