@@ -5,13 +5,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import UTC
 from functools import cached_property
 from itertools import chain, count
 from typing import Any, cast
 
 import dagster as dg
-from dagster._core.storage.tags import PARTITION_NAME_TAG, REPOSITORY_LABEL_TAG, SCHEDULE_NAME_TAG
 
 from pipeline_assets.asset_metadata import (
     cache_metadata,
@@ -30,11 +28,12 @@ from pipeline_assets.asset_metadata import (
 )
 from pipeline_assets.config import BrokenConfig
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.links import Link
+from pipeline_assets.links import Link, Links
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.pipeline_job import PipelineJob
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.report.run_reports import report_metadata
+from pipeline_assets.schedules import schedules_of
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import asset_key, step_op
 from pipeline_assets.steps.base import Dataset, ExtractMethod, ValidateMethod
@@ -48,9 +47,6 @@ from pipeline_assets.validation_assets import (
 )
 
 IO_MANAGER_KEY = "dataframe_io_manager"
-Links = Mapping[tuple[str, int], Mapping[Dataset, tuple[Link, ...]]]
-# A run that was made and never launched, as when the daemon has ended in between, is none.
-_LAUNCHED = [status for status in dg.DagsterRunStatus if status is not dg.DagsterRunStatus.NOT_STARTED]
 
 
 @dataclass
@@ -78,7 +74,7 @@ def build_pipelines(plans: Sequence[PipelinePlan], links: Links, settings: Setti
             found.assets.append(stream)
             job = factory.job(stream.keys)
             found.jobs.append(job)
-            found.schedules += factory.schedules(job)
+            found.schedules += schedules_of(plan, job, factory.partitions_def)
             continue
         found.steps.update({asset_key(plan, step): (plan, step) for step in plan.steps})
         assets = list(factory.assets())
@@ -86,7 +82,7 @@ def build_pipelines(plans: Sequence[PipelinePlan], links: Links, settings: Setti
         found.checks += factory.checks()
         job = factory.job(key for asset in assets for key in asset.keys)
         found.jobs.append(job)
-        found.schedules += factory.schedules(job)
+        found.schedules += schedules_of(plan, job, factory.partitions_def)
     found.assets += (dg.AssetsDefinition(specs=[spec]) for spec in external.values())
     return found
 
@@ -189,37 +185,6 @@ class _PipelineFactory:
             tags={"pipeline": self.config.name, **self.config.tags},
             partitions_def=self.partitions_def,
         )
-
-    def schedules(self, job: Any) -> Iterator[Any]:
-        schedule = self.config.cron_schedule
-        if schedule is None or self.config.automation == "on_cron":
-            return
-        name = f"{self.plan.name}_schedule"
-        if isinstance(self.partitions_def, dg.TimeWindowPartitionsDefinition):
-            partitioned = self.partitions_def
-            yield dg.ScheduleDefinition(
-                name=name,
-                job=job,
-                cron_schedule=schedule.cron,
-                execution_timezone=schedule.timezone,
-                execution_fn=lambda context: _last_partition(context, name, partitioned),
-            )
-        elif self.partitions_def is not None:
-            keys = self.partitions_def.get_partition_keys()
-            yield dg.ScheduleDefinition(
-                name=name,
-                job=job,
-                cron_schedule=schedule.cron,
-                execution_timezone=schedule.timezone,
-                execution_fn=lambda context: [
-                    dg.RunRequest(run_key=f"{context.scheduled_execution_time.isoformat()}|{key}", partition_key=key)
-                    for key in keys
-                ],
-            )
-        else:
-            yield dg.ScheduleDefinition(
-                name=name, job=job, cron_schedule=schedule.cron, execution_timezone=schedule.timezone
-            )
 
     def _dataframe_asset(self, step: PlannedStep) -> dg.AssetsDefinition:
         plan = self.plan
@@ -490,43 +455,6 @@ def partitions_definition(partitions: Partitions | None) -> dg.PartitionsDefinit
     }[partitions.type]
     found: dg.PartitionsDefinition[str] = cls(**partitions.window())
     return found
-
-
-def _last_partition(
-    context: dg.ScheduleEvaluationContext, schedule: str, partitions_def: dg.TimeWindowPartitionsDefinition
-) -> dg.RunRequest | dg.SkipReason:
-    """Request the run of the last partition that had ended when the schedule ticked, if that has not had one yet.
-
-    So it is requested once: not again at each tick until the next one ends, nor after the last of all.
-    """
-    tick = context.scheduled_execution_time
-    with dg.partition_loading_context(effective_dt=tick):
-        key = partitions_def.get_last_partition_key()
-    if key is None:
-        return dg.SkipReason(f"no partition has ended by {tick.isoformat()}: the first starts at the config's 'start'")
-    # Dagster itself looks for the runs of one tick alone, whatever their key.
-    for run in context.instance.get_runs(_runs_of_partition(context, schedule, partitions_def, key), limit=1):
-        return dg.SkipReason(
-            f"partition {key} is the last that has ended, and run {run.run_id} of this schedule was for it: a schedule "
-            "runs each once; to run it again, launch it by hand"
-        )
-    return dg.RunRequest(partition_key=key)
-
-
-def _runs_of_partition(
-    context: dg.ScheduleEvaluationContext, schedule: str, partitions_def: dg.TimeWindowPartitionsDefinition, key: str
-) -> dg.RunsFilter:
-    repository = context.repository_def
-    loaded = repository.repository_load_data
-    # Another code location may have a pipeline of the same name. Where Dagster does not say which one this is, as of a
-    # server that was started without its name, the runs of both count.
-    location = loaded.code_location_name if loaded is not None else None
-    of_location = {REPOSITORY_LABEL_TAG: f"{repository.name}@{location}"} if location is not None else {}
-    tags = {PARTITION_NAME_TAG: key, SCHEDULE_NAME_TAG: schedule, **of_location}
-    # Before it had ended, a run was for another one with the same key: of the first day, when partitions were days.
-    # Dagster takes the zone off, and compares with UTC.
-    ended = partitions_def.time_window_for_partition_key(key).end.astimezone(UTC)
-    return dg.RunsFilter(tags=tags, statuses=_LAUNCHED, created_after=ended)
 
 
 def _input_name(index: int) -> str:

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipeline_assets.assets import broken_assets, build_pipelines
+from pipeline_assets.assets import IO_MANAGER_KEY, broken_assets, build_pipelines
 from pipeline_assets.config import BrokenConfig, load_folder
 from pipeline_assets.errors import ConfigIssue, ConfigurationError
 from pipeline_assets.executors import executor_of
@@ -43,7 +43,7 @@ def _definitions(folder: PlannedFolder, settings: Settings, spark: SparkResource
         resources={
             "spark": spark,
             "vault": spark.vault,
-            "dataframe_io_manager": dataframe_io_manager(pipelines.steps),
+            IO_MANAGER_KEY: dataframe_io_manager(pipelines.steps),
         },
         executor=executor_of(settings, {plan.name: plan for plan in folder.plans}),
     )
