@@ -171,6 +171,24 @@ def test_the_pod_of_a_run() -> None:
 # Versions
 
 
+def test_memory_is_enough_for_what_the_guide_says_of_it() -> None:
+    """docs/operations.md: a heap takes a third more and 0.5 GiB, one of 1 GB in all 1.25 GB; Python up to 275 MB."""
+    gib = 2**30
+    (connect,) = manifest("Deployment", "spark-connect")["spec"]["template"]["spec"]["containers"]
+    defaults = manifest("ConfigMap", "spark-connect")["data"]["spark-defaults.conf"]
+    heap = int(re.findall(r"^spark\.driver\.memory (\d+)g$", defaults, re.MULTILINE)[0])
+    assert in_bytes(connect["resources"]["limits"]["memory"].removesuffix("i")) >= (heap * 4 / 3 + 0.5) * gib
+    code = COMPOSE["services"]["code"]
+    assert code["environment"]["SPARK_DRIVER_MEMORY"] == "1g"
+    instance = yaml.safe_load((DEPLOYMENT / "dagster.yaml").read_text())
+    runs = instance["concurrency"]["runs"]["max_concurrent_runs"]
+    assert in_bytes(code["mem_limit"]) >= runs * 1.525e9 + 0.3e9  # the last for the code server
+
+
+def in_bytes(size: str) -> int:
+    return int(size[:-1]) * 2 ** {"m": 20, "g": 30}[size[-1].lower()]
+
+
 def test_versions() -> None:
     version = PYPROJECT["project"]["version"]
     pins = dict(
