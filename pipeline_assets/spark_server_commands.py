@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from datetime import UTC, datetime
 
@@ -29,6 +30,8 @@ def start(host: str, port: int, conf: tuple[str, ...]) -> None:
     """Start the server, on the cluster of SPARK_MASTER or in itself, and return when it answers."""
     given = dict(_pair(text) for text in conf)
     settings = Settings.from_environment()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit)
     try:
         settings.check()
         server = ConnectServer(host, port).start(settings, given)
@@ -55,6 +58,11 @@ def stop(port: int) -> None:
     """Stop the server, and with it what runs on it."""
     server = ConnectServer("127.0.0.1", port).stop()
     click.echo("there is none to stop" if server is None else f"{server.remote} has ended")
+
+
+def _exit(number: int, _: object) -> None:
+    """Leave in order, so that a server which does not answer yet is not left behind."""
+    sys.exit(128 + number)
 
 
 def _tell(server: ServerRecord) -> None:

@@ -125,15 +125,19 @@ class ConnectServer:
                 )  # fmt: skip
             record = ServerRecord(self._host, self._port, process.pid, process.create_time(), str(log))
             try:
+                # Before it answers: should this process be killed meanwhile, `stop` finds the server.
+                self._write(record)
                 self._wait_until_it_answers(record)
             except BaseException:
                 _end(process)
                 raise
-            # In one go: the other commands read it at any time.
-            written = self._folder / f"server.{os.getpid()}"
-            written.write_text(json.dumps(asdict(record)), encoding="utf-8")
-            written.replace(self._folder / "server.json")
             return record
+
+    def _write(self, record: ServerRecord) -> None:
+        # In one go: the other commands read it at any time.
+        written = self._folder / f"server.{os.getpid()}"
+        written.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        written.replace(self._folder / "server.json")
 
     def stop(self) -> ServerRecord | None:
         """End the server, and return it; None when there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.connect_server import ConnectServer, ServerRecord, _end
+from pipeline_assets_tests.integration.run_processes import wait_until
 
 SERVER = """
 import subprocess, sys
@@ -153,3 +155,20 @@ def test_a_remote_for_runs_is_none_of_the_server(spark_submit: Path, monkeypatch
     assert "SPARK_HOME" in given
     assert not given & {"SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED"}
     assert (os.environ["SPARK_REMOTE"], os.environ["SPARK_CONNECT_MODE_ENABLED"]) == ("sc://127.0.0.1:1", "1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_start_that_is_ended_leaves_no_server_that_nobody_finds(number: signal.Signals, spark_submit: Path) -> None:
+    spark_submit.write_text("#!/bin/sh\nexec sleep 600\n")
+    server = ConnectServer("127.0.0.1", port := free_port())
+    program = str(Path(sys.executable).parent / "pipeline-assets")
+    command = [program, "spark-server", "start", "--port", str(port)]
+    with subprocess.Popen([*command, "--conf", "spark.master=local[1]", "--conf", "spark.jars="]) as starting:
+        wait_until(lambda: server.running() is not None)
+        record = server.running()
+        assert record is not None
+        starting.send_signal(number)
+        starting.wait(60)
+    if number is signal.SIGKILL:
+        assert server.stop() == record
+    assert record.process() is None
