@@ -35,7 +35,7 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
             plans.append(plan_pipeline(pipeline))
         except ConfigurationError as error:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.asset_prefix, error))
-    issues = [*_shared_checkpoints(plans), *_unknown_tables(plans)]
+    issues = [*_shared_checkpoints(plans), *_shared_quarantines(plans), *_unknown_tables(plans)]
     wrong = {issue.file for issue in issues}
     found = [
         BrokenConfig(
@@ -67,6 +67,25 @@ def _shared_checkpoints(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
             )
             key = pointer("steps", load.index, "config", "checkpointLocation")
             yield ConfigIssue(plan.pipeline.file, key, message)
+
+
+def _shared_quarantines(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
+    """Yield where a batch puts rows into a table that other pipelines write: each of its runs overwrites it."""
+    writers: dict[tuple[str, tuple[str, ...]], list[tuple[PipelinePlan, PlannedStep]]] = {}
+    for plan in plans:
+        for step in plan.steps:
+            for _, written in plan.written_by(step):
+                writers.setdefault((written.kind, written.parts), []).append((plan, step))
+    for plan in plans:
+        for step in plan.steps if plan.pipeline.config.mode == "batch" else ():
+            aside = (written for asset, written in plan.written_by(step) if asset == step.quarantine)
+            found = [other for written in aside for other in writers[written.kind, written.parts]]
+            others = [f"step {at.index} of {other.pipeline.file}" for other, at in found if other is not plan]
+            if others:
+                writes = "writes" if len(others) == 1 else "write"
+                message = f"{' and '.join(others)} {writes} there, and this step overwrites the table in each run"
+                key = pointer("steps", step.index, "config", "quarantinePath")
+                yield ConfigIssue(plan.pipeline.file, key, f"{message}: give it a table of its own")
 
 
 def _unknown_tables(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline_assets.config import load_file, load_folder
+from pipeline_assets.config import BrokenConfig, load_file, load_folder
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.links import link_pipelines
 from pipeline_assets.plan import PipelinePlan, Role
@@ -507,6 +507,24 @@ def test_a_table_of_rows_in_quarantine_is_of_one_step(tmp_path: Path) -> None:
         planned(tmp_path, batch("p", extract_file("rows", "/a.csv"), first, load))
     apart = {**quarantine(quarantinePath="/q/others", columns=["kind"]), "name": "two"}
     planned(tmp_path, batch("p", extract_file("rows", "/a.csv"), {**first, "name": "one"}, apart))
+
+
+def test_a_table_of_rows_in_quarantine_is_of_one_pipeline(tmp_path: Path) -> None:
+    rows, aside = extract_file("rows", "/a.csv"), quarantine(quarantinePath="/q/bad")
+    load = {"type": "load", "method": "toDeltaLake", "config": {"path": "/q/bad/", "mode": "append"}}
+    write_config(tmp_path, batch("first", rows, aside))
+    write_config(tmp_path, batch("second", rows, {**aside, "name": "checked"}))
+    write_config(tmp_path, batch("appends", rows, load))
+    write_config(tmp_path, batch("other", rows, quarantine(quarantinePath="/q/other")))
+    folder = plan_folder(load_folder(tmp_path, {}))
+    assert [plan.name for plan in folder.plans] == ["appends", "other"]
+    ((at, said),) = next(issues(each) for each in folder.broken if each.name == "first").items()
+    assert at == "/steps/1/config/quarantinePath"
+    assert said.startswith("step 1 of appends.json and step 1 of second.json write there")
+
+
+def issues(broken: BrokenConfig) -> dict[str, str]:
+    return {issue.pointer: issue.message for issue in broken.error.issues}
 
 
 def test_code_versions_follow_what_a_quarantine_leaves(tmp_path: Path) -> None:
