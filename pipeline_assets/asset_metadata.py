@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -181,7 +181,7 @@ def quarantine_origins(
 
 
 def _compared(step: PlannedStep, stubs: Mapping[str, "DataFrame"]) -> "DataFrame":
-    return cast(ValidateMethod, step.method).compared(*checked_and_references(step, stubs))
+    return step.validate_method.compared(*checked_and_references(step, stubs))
 
 
 def _origins(

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, count
-from typing import Any, cast
+from typing import Any
 
 import dagster as dg
 
@@ -36,7 +36,7 @@ from pipeline_assets.report.run_reports import report_metadata
 from pipeline_assets.schedules import schedules_of
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import asset_key, step_op
-from pipeline_assets.steps.base import Dataset, ExtractMethod, ValidateMethod
+from pipeline_assets.steps.base import Dataset, ExtractMethod
 from pipeline_assets.streaming_assets import streaming_asset
 from pipeline_assets.validation import raise_for_failures
 from pipeline_assets.validation_assets import (
@@ -266,7 +266,7 @@ class _PipelineFactory:
                 results = run.check(here)
             chosen = [result for result in results if check_name(here.name, result.name) in wanted]
             yield from check_results(here, checked, chosen, work_metadata(run, here))
-            if cast(ValidateMethod, here.method).reaction == "fail":
+            if here.validate_method.reaction == "fail":
                 # What is expected has been told by now; this stops what comes after, and says why.
                 with _step_op(context, plan, step) as run, run.scope.errors_of(here):
                     raise_for_failures(here, chosen)

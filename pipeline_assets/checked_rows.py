@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from pipeline_assets.optimizer import Optimizations
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions
 from pipeline_assets.plan import PlannedStep, Role
 from pipeline_assets.run_scope import RunScope
-from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
+from pipeline_assets.steps.base import ExpectationResult
 from pipeline_assets.steps.delta_table import DeltaWrite, find_write, write_delta
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import open_for_spark
@@ -50,22 +50,22 @@ class CheckedRows:
         """Raise ConfigurationError when ``step`` does not fit ``frames``. Moves no data."""
         frame, references = checked_and_references(step, step.named_inputs(frames))
         with self._scope.errors_of(step, [frame]):
-            _method(step).check_schema(frame, references, self._context)
+            step.validate_method.check_schema(frame, references, self._context)
 
     def results(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> tuple[ExpectationResult, ...]:
         """Evaluate the expectations of ``step``."""
         with self._scope.errors_of(step, [frames[step.inputs[0]]]), self._scope.working(step):
-            return _method(step).validate_frame(self.compared(step, frames), self._context)
+            return step.validate_method.validate_frame(self.compared(step, frames), self._context)
 
     def compared(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
         """Return the rows that ``step`` checks, with what it has to know of the DataFrames beside."""
         if step.index in self._compared:
             return self._compared[step.index]
-        return _method(step).compared(*checked_and_references(step, step.named_inputs(frames)))
+        return step.validate_method.compared(*checked_and_references(step, step.named_inputs(frames)))
 
     def recalled(self, step: PlannedStep, frames: Mapping[int, DataFrame], bad: DataFrame) -> DataFrame:
         """Return the rows that ``step`` checks, told by what it has put into quarantine before: ``bad``."""
-        return _method(step).recalled(*checked_and_references(step, step.named_inputs(frames)), bad)
+        return step.validate_method.recalled(*checked_and_references(step, step.named_inputs(frames)), bad)
 
     def decide_by(self, step: PlannedStep, compared: DataFrame) -> None:
         """From now on, tell good rows of ``step`` from bad by ``compared``."""
@@ -73,15 +73,15 @@ class CheckedRows:
 
     def good(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
         """Return the rows that ``step`` lets pass, lazily."""
-        return _method(step).good_rows(self.compared(step, frames), self._context)
+        return step.validate_method.good_rows(self.compared(step, frames), self._context)
 
     def bad(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
         """Return the rows that ``step`` puts into quarantine, lazily."""
-        return _method(step).bad_rows(self.compared(step, frames), self._context)
+        return step.validate_method.bad_rows(self.compared(step, frames), self._context)
 
     def quarantine_path(self, step: PlannedStep) -> str:
         """Return where the rows are that ``step`` puts into quarantine, as Spark can reach it."""
-        path = _method(step).quarantine_path
+        path = step.validate_method.quarantine_path
         if path is None:
             path = self._context.settings.table_path(self._plan.name, step.quarantine or "")
             if not is_s3(path):
@@ -95,7 +95,7 @@ class CheckedRows:
         The rows are computed, and compared with others, once: they are kept for the rest of the run, unless that is
         done already. The table holds the rows of the last run, or of the last run of each partition.
         """
-        method = _method(step)
+        method = step.validate_method
         frame = frames[step.inputs[0]]
         self._compared.pop(step.index, None)  # of another try: this one writes both tables anew
         with self._scope.errors_of(step, [frame]):
@@ -131,7 +131,7 @@ class CheckedRows:
 
     def _cached(self, step: PlannedStep, frame: DataFrame, compared: DataFrame) -> DataFrame:
         """Return ``compared``, kept for the rest of the run unless ``frame``, of which it was made, does for that."""
-        by_others = bool(_method(step).deciding_references())
+        by_others = bool(step.validate_method.deciding_references())
         source = self._plan.steps[step.inputs[0]]
         level = frame.storageLevel
         is_kept = source.role is Role.TABLE or level.useMemory or level.useDisk or level.useOffHeap
@@ -159,7 +159,7 @@ class CheckedRows:
 
     def _mark(self, step: PlannedStep) -> str | None:
         """Return what the write of ``step`` is found by later, where another look at the rows may tell otherwise."""
-        if not _method(step).deciding_references():
+        if not step.validate_method.deciding_references():
             return None
         key = self._context.partition.key if self._context.partition else ""
         return f"pipeline-assets:{self._context.run_id}:{self._plan.name}/{step.quarantine}:{key}"
@@ -179,7 +179,3 @@ def checked_and_references(
     """Return the DataFrame that a validate step checks, and those that it compares it with, of ``frames`` by name."""
     checked, *references = step.input_names
     return frames[checked], {name: frames[name] for name in references}
-
-
-def _method(step: PlannedStep) -> ValidateMethod:
-    return cast(ValidateMethod, step.method)

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import click
 from rich.console import Console
@@ -35,7 +34,6 @@ from pipeline_assets.planner import plan_pipeline, with_graph_issues
 from pipeline_assets.report_commands import report
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark_server_commands import spark_server
-from pipeline_assets.steps.base import ValidateMethod
 
 
 @click.group()
@@ -172,7 +170,7 @@ def _tree(plan: PipelinePlan) -> Tree:
 
 
 def _quarantine_path(plan: PipelinePlan, step: PlannedStep) -> str:
-    own = cast(ValidateMethod, step.method).quarantine_path
+    own = step.validate_method.quarantine_path
     return own or Settings.from_environment().table_path(plan.name, step.quarantine or "")
 
 

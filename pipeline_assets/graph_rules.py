@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from typing import cast
 
 from pipeline_assets.config import Pipeline
 from pipeline_assets.errors import ConfigIssue
@@ -140,7 +139,7 @@ def _checks_in_a_circle(plan: PipelinePlan) -> Iterator[ConfigIssue]:
     """
     stopping: dict[int, list[int]] = {}  # step -> the checks of its DataFrame
     for step in plan.steps:
-        if step.role is Role.CHECK and cast(ValidateMethod, step.method).reaction == "fail":
+        if step.role is Role.CHECK and step.validate_method.reaction == "fail":
             stopping.setdefault(step.inputs[0], []).append(step.index)
     waits: dict[int, set[int]] = {}
     for step in plan.steps if stopping else ():
@@ -172,7 +171,7 @@ def _key_of_reference(
     """Return the key by which ``check`` comes to wait for ``before``: for a DataFrame, or for a check of one."""
     for name, source in zip(check.input_names[1:], check.inputs[1:], strict=True):
         if source == before.index or before.index in stopping.get(source, ()):
-            return ("config", *reference_key(cast(ValidateMethod, check.method), name))
+            return ("config", *reference_key(check.validate_method, name))
     return ()
 
 

@@ -62,6 +62,11 @@ class PlannedStep:
         return {name: values[index] for name, index in zip(self.input_names, self.inputs, strict=True)}
 
     @property
+    def validate_method(self) -> ValidateMethod:
+        """The method of a validate step."""
+        return cast(ValidateMethod, self.method)
+
+    @property
     def quarantine(self) -> str | None:
         """The name of the asset with the rows that it puts into quarantine; None when it does not."""
         return f"{self.name}_quarantine" if quarantines(self.method) else None
@@ -157,7 +162,7 @@ class PipelinePlan:
         if step.role is Role.TABLE:
             yield step.name, warehouse_dataset(self.name, step.name)
         if step.quarantine is not None:
-            yield step.quarantine, self._own_table(step.quarantine, cast(ValidateMethod, step.method).quarantine_path)
+            yield step.quarantine, self._own_table(step.quarantine, step.validate_method.quarantine_path)
         if step.dead_letters is not None:
             yield step.dead_letters, self._own_table(step.dead_letters, cast(FromKafka, step.method).dead_letter_path)
 

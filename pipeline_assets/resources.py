@@ -93,7 +93,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                     context.run,
                     context.instance,
                     # In the multiprocess executor, the run's process does.
-                    warns=self._settings.executor == "in_process",
+                    warns=self._settings.in_one_process,
                 )
                 if self._lineage is not None:
                     context.instance.add_event_listener(context.run.run_id, self._lineage.take)
@@ -101,7 +101,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
             ending.callback(self._output.end)
             # In the multiprocess executor other processes of the run still need the server's session, and the
             # credentials that the DataFrames in it are read with.
-            alone = self._settings.executor == "in_process"
+            alone = self._settings.in_one_process
             ending.callback(self._close_secrets, revoke=alone or self._settings.spark_remote is None)
             ending.callback(self._sessions.close, release=alone)
             ending.callback(self._release_caches)
@@ -184,7 +184,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 ),
                 selected,
                 waiting,
-                in_one_process=self._settings.executor == "in_process",
+                in_one_process=self._settings.in_one_process,
             )
         return self._runs[key]
 

@@ -14,14 +14,12 @@ def seconds_before_retry(
     """Return for how long to wait before a failed step is tried again; None when it has failed for good.
 
     ``retry``: the step's settings (``Pipeline.retry_of``); without any, nothing is tried again. ``retries``: how many
-    retries there have been (Dagster's ``context.retry_number``). ``elapsed``: seconds since the first try began, waits
+    retries there have been. ``elapsed``: seconds since the first try began, waits
     included. ``failure``: what ended the last try. ``random`` returns numbers from 0 to 1.
 
     The wait is drawn from 0 to a ceiling that doubles with each retry (full jitter), so that what failed together does
     not come back together; it is never shorter than the other side asked for. A wait that would end after the time
-    budget is none: the step fails now and not later. In an op, a number goes into
-    ``dg.RetryRequested(max_retries=retry.max_retries, seconds_to_wait=...)``, None into
-    ``dg.Failure(allow_retries=False)``.
+    budget is none: the step fails now and not later.
     """
     transience = transience_of(failure)
     if retry is None or transience is None or transience.kind not in retry.on or retries >= retry.max_retries:

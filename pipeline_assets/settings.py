@@ -79,6 +79,11 @@ class Settings:
             reports_url=env.get("PIPELINE_ASSETS_REPORTS_URL") or None,
         )
 
+    @property
+    def in_one_process(self) -> bool:
+        """Whether all steps of a run are in its one process."""
+        return self.executor == "in_process"
+
     def check(self) -> None:
         """Raise ConfigurationError for a variable that is none of its choices, or no address where it has to be one."""
         if self.spark_remote is not None and not _is_connect_address(self.spark_remote):

@@ -58,7 +58,7 @@ def write_reports(
     from pipeline_assets.report.run_history import EventLog
 
     # Other processes of the run may write meanwhile what this one has not seen yet.
-    log = EventLog(instance, run.run_id) if settings.executor == "in_process" else None
+    log = EventLog(instance, run.run_id) if settings.in_one_process else None
     for plan in plans:
         try:
             _write(instance, run, plan, settings, log)

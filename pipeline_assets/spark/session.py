@@ -169,7 +169,7 @@ class SparkSessions:
             if borrowed is None:
                 options = log_options(self._settings, run_id, pipeline)
                 jars = driver_jars(self._spark_conf)
-                is_alone = self._settings.executor == "in_process" and not is_stream
+                is_alone = self._settings.in_one_process and not is_stream
                 conf = session_conf(self._settings, self._spark_conf)
                 self._start = DriverStart(conf, jars, options, is_alone=is_alone)
                 self._start.begin()

@@ -23,8 +23,6 @@ from pipeline_assets.errors import PipelineCancelledError, PipelineExecutionErro
 from pipeline_assets.steps.checkpoint import OWN_FOLDER, Checkpoint
 from pipeline_assets.steps.file_systems import LocalFolder
 
-HolderState = Literal["alive", "gone", "expired", "none"]
-
 _DOCUMENT = "lease"
 _LOCK_FILE = "lease.lock"
 _LOCK_WAIT_SECONDS = 5.0
@@ -126,12 +124,6 @@ class Holder:
             f"run {self.run_id} on host {self.process.host} (pid {self.process.pid}) "
             f"since {self.acquired_at:%Y-%m-%d %H:%M:%S} UTC"
         )
-
-
-def holder_state(checkpoint: Checkpoint, now: datetime) -> HolderState:
-    """Return the state of the holder of ``checkpoint`` at ``now`` (with a time zone); ``none`` when nobody holds it."""
-    holder = Holder.of(checkpoint)
-    return "none" if holder is None else holder.state(now)
 
 
 class CheckpointLease:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 from pipeline_assets.errors import ConfigurationError, DataValidationError, PipelineError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
-from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
+from pipeline_assets.steps.base import ExpectationResult
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.delta_stream import append_once, rows_of_append
@@ -125,7 +125,7 @@ class MicroBatches:
         ]
         try:
             for guard in self._guards:
-                if cast(ValidateMethod, guard.method).reaction == "fail":
+                if guard.validate_method.reaction == "fail":
                     with batch.scope.errors_of(guard):
                         raise_for_failures(guard, found[guard.index])
         except DataValidationError:
@@ -158,7 +158,7 @@ class MicroBatches:
         return folder_seen_from_here(path, "default", self._run.context.connections)
 
     def _checks(self, guard: PlannedStep) -> bool:
-        return guard.index in self._told or cast(ValidateMethod, guard.method).reaction == "fail"
+        return guard.index in self._told or guard.validate_method.reaction == "fail"
 
     def _tell(self, checks: list[BatchChecks]) -> None:
         for check in checks:
@@ -174,7 +174,7 @@ class MicroBatches:
         if table is not None:
             newest = newest_version(table)
             version = -1 if newest is None else newest
-        reasons = sorted(cast(ValidateMethod, check.step.method).reasons())
+        reasons = sorted(check.step.validate_method.reasons())
         note = {"batchId": check.batch_id, "tableVersion": version, "reasons": reasons}
         self._checkpoint.write_document(_aside_note(check.step), note)
 
@@ -189,7 +189,7 @@ class MicroBatches:
             raise
 
     def _put_aside(self, batch: PipelineRun, check: BatchChecks) -> BatchChecks:
-        method = cast(ValidateMethod, check.step.method)
+        method = check.step.validate_method
         if not method.quarantines:
             return check
         found, noted = any(result.failed for result in check.results), _decides_by_others(check.step)
@@ -210,7 +210,7 @@ class MicroBatches:
 
 def _decides_by_others(guard: PlannedStep) -> bool:
     """Whether rows go into quarantine by what there is in other DataFrames."""
-    return bool(cast(ValidateMethod, guard.method).deciding_references())
+    return bool(guard.validate_method.deciding_references())
 
 
 def _aside_note(guard: PlannedStep) -> str:
@@ -220,7 +220,7 @@ def _aside_note(guard: PlannedStep) -> str:
 
 def _require_reasons(reasons: Sequence[str], guard: PlannedStep) -> None:
     """Raise ConfigurationError when rows were put aside for other ``reasons`` than the step has now."""
-    now = cast(ValidateMethod, guard.method).reasons()
+    now = guard.validate_method.reasons()
     changed = sorted(now.symmetric_difference(reasons))
     if changed:
         raise ConfigurationError(

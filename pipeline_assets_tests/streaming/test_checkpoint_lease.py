@@ -25,7 +25,7 @@ from pipeline_assets.connections import Connections, parse_connections
 from pipeline_assets.errors import PipelineCancelledError, PipelineExecutionError
 from pipeline_assets.steps.checkpoint import OWN_FOLDER, Checkpoint
 from pipeline_assets.streaming import checkpoint_lease
-from pipeline_assets.streaming.checkpoint_lease import CheckpointLease, Holder, Process, holder_state
+from pipeline_assets.streaming.checkpoint_lease import CheckpointLease, Holder, Process
 
 # Takes the lease on each checkpoint that it is told on stdin, and says whether it has it; holds all until it ends.
 CONTENDER = """
@@ -56,6 +56,11 @@ for line in sys.stdin:
 
 def never(run_id: str) -> bool:
     return False
+
+
+def holder_state(checkpoint: Checkpoint, now: datetime) -> str:
+    holder = Holder.of(checkpoint)
+    return "none" if holder is None else holder.state(now)
 
 
 @pytest.fixture
