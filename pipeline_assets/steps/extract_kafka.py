@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline_assets.errors import ConfigurationError, PipelineCancelledError, PipelineExecutionError
+from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import (
     ColumnSources,
     Dataset,
     ExtractMethod,
     StepContext,
-    StreamSource,
     StreamTraits,
 )
-from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, parse_offsets, read_offsets, read_topic_ids
+from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, read_offsets
 from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
 from pipeline_assets.steps.kafka_ranges import (
     EARLIEST,
@@ -41,6 +40,7 @@ from pipeline_assets.steps.kafka_records import (
     json_objects,
     schema_of_ddl,
 )
+from pipeline_assets.steps.kafka_stream_start import KafkaStreamStart, kept_source, source_of
 from pipeline_assets.steps.paths import OptionValue, check_any, check_options, option_texts
 from pipeline_assets.steps.sql_texts import SqlColumns
 
@@ -49,12 +49,10 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
     from pipeline_assets.connections import Connections, KafkaConnection
-    from pipeline_assets.steps.checkpoint import Checkpoint
 
 _log = logging.getLogger(__name__)
 
 _SAMPLE_RECORDS = 1000
-_POLL_SECONDS = 1.0
 # Options of Spark's source that say the same as a key of the config, or override what is made of it.
 _TAKEN = {
     name.casefold(): key
@@ -259,7 +257,7 @@ class FromKafka(ExtractMethod):
         Raises ConfigurationError for a topic that is not there, for offsets that do not fit it, and for JSON without
         a schema where there is no record to infer one from.
         """
-        earliest, latest = self._offsets(context, "earliest"), self._offsets(context, "latest")
+        earliest, latest = self.offsets(context, "earliest"), self.offsets(context, "latest")
         start = resolved_offsets("startingOffsets", self.starting_offsets or "earliest", earliest, latest)
         end = resolved_offsets("endingOffsets", self.ending_offsets or "latest", earliest, latest)
         for topic, partitions in start.items():
@@ -271,10 +269,10 @@ class FromKafka(ExtractMethod):
                     )
         schema = self.schema_
         if schema is None and self.format == "json":
-            schema = self._infer(context, start, end)
+            schema = self.infer_columns(context, start, end)
             if schema is None:
                 raise ConfigurationError(
-                    f"{self._described()}: none of the newest records from startingOffsets to endingOffsets is a JSON "
+                    f"{self.described()}: none of the newest records from startingOffsets to endingOffsets is a JSON "
                     "object to infer the columns from: give 'schema'"
                 )
         parser, messages = self._parser(context, schema), self._range(context, start, end)
@@ -296,42 +294,28 @@ class FromKafka(ExtractMethod):
         PipelineExecutionError for one that was made again since the last start, unless failOnDataLoss is false;
         PipelineCancelledError when the run is stopped while this waits for a topic or for a first record.
         """
-        source = _source_of(context)
-        document = kept_source(source.step, source.checkpoints)
-        if document is None or not self.goes_on(document, is_read=source.is_read):
-            start = self._first_offsets(context, source)
-            document = {"startingOffsets": start, "schema": None, "configured": self._beginning()}
-            _keep(source, document)
-        there = self._wait_for_topics(context, source)
-        document = self._known_by_ids(context, source, document, there)
-        _keep(source, document)
-        start = parse_offsets(json.dumps(document["startingOffsets"]))
-        schema = self.schema_ or document["schema"]
-        if schema is None and self.format == "json":
-            schema = self._wait_for_schema(context, source, start)
-            _keep(source, {**document, "schema": schema})
-        # Spark wants to be told of every partition that there is, until it has a checkpoint of its own.
-        told = or_earliest(self._left_of(source, start, there), there)
+        source = source_of(context)
+        start = KafkaStreamStart(self, context, source).begin()
         # Spark takes a pattern that matches a part of the name, too.
         subscription = (
             {"subscribePattern": f"^(?:{self.topic_pattern})$"}
             if self.topic_pattern
             else {"subscribe": ",".join(self.topic_names())}
         )
-        options = {**self.reader_options(context), **subscription, "startingOffsets": offsets_json(told)}
+        options = {**self.reader_options(context), **subscription, "startingOffsets": offsets_json(start.offsets)}
         if self.max_offsets_per_trigger is not None:
             options["maxOffsetsPerTrigger"] = str(self.max_offsets_per_trigger)
         messages = context.spark.readStream.format("kafka").options(**options).load()
-        return self._parser(context, schema).counted(messages, f"kafka_{source.step}")
+        return self._parser(context, start.schema).counted(messages, f"kafka_{source.step}")
 
     def goes_on(self, document: Mapping[str, Any], *, is_read: bool) -> bool:
         """Whether a start begins where ``document`` says, which an earlier one has kept.
 
         ``is_read``: whether a query has read anything since. As long as none has, another beginning can be asked for.
         """
-        return is_read or bool(document.get("configured", self._beginning()) == self._beginning())
+        return is_read or bool(document.get("configured", self.beginning()) == self.beginning())
 
-    def _beginning(self) -> dict[str, Any]:
+    def beginning(self) -> dict[str, Any]:
         """Return what the config says of where the stream begins, as it comes back from JSON."""
         asked = {**self.stream_identity(), "startingOffsets": self.starting_offsets or "latest"}
         return cast(dict[str, Any], json.loads(json.dumps(asked)))
@@ -346,19 +330,19 @@ class FromKafka(ExtractMethod):
         """
         if not self.can_break or not with_records(start, end):
             return None
-        source = _source_of(context)
+        source = source_of(context)
         document = kept_source(source.step, source.checkpoints) or {}
         parser = self._parser(context, self.schema_ or document.get("schema"))
         return parser.dead_letters(self._range(context, start, with_records(start, end)))
 
     def left_from(self, context: StepContext, start: Offsets) -> Offsets:
         """Return ``start``, and the earliest offset in partitions whose records from there on have gone."""
-        earliest = self._offsets(context, "earliest")
+        earliest = self.offsets(context, "earliest")
         left = not_before(start, earliest)
         if still_there(start, earliest) != start:
             _log.warning(
                 "%s: the records from %s on are no longer in Kafka: those that can't be read are looked for from %s on",
-                self._described(),
+                self.described(),
                 offsets_json(start),
                 offsets_json(left),
             )
@@ -369,7 +353,8 @@ class FromKafka(ExtractMethod):
         avro_schema = self.avro_schema if isinstance(self.avro_schema, str) else None
         return RecordParser(self.format, schema, avro_schema, self.include_metadata)
 
-    def _described(self) -> str:
+    def described(self) -> str:
+        """Return what an error calls the topics."""
         if self.topic_pattern:
             return f"topics like {self.topic_pattern!r}"
         return f"topic{'s' if self.topics else ''} {', '.join(map(repr, self.topic_names()))}"
@@ -384,7 +369,7 @@ class FromKafka(ExtractMethod):
         reader = context.spark.read.format("kafka").options(**self.reader_options(context))
         return reader.options(**bounds, **options).load()
 
-    def _offsets(self, context: StepContext, which: Literal["earliest", "latest"]) -> Offsets:
+    def offsets(self, context: StepContext, which: Literal["earliest", "latest"]) -> Offsets:
         """Return the offsets of all partitions. Raises ConfigurationError for a topic that is not there."""
         found = read_offsets(
             self.kafka(context.connections),
@@ -399,111 +384,7 @@ class FromKafka(ExtractMethod):
             )
         return found
 
-    def _offsets_there(self, context: StepContext, which: Literal["earliest", "latest"]) -> Offsets:
-        """Return the offsets of those topics that are there already."""
-        return read_offsets(
-            self.kafka(context.connections),
-            context.connections.secrets,
-            pattern=self.topic_pattern or "|".join(map(re.escape, self.topic_names())),
-            which=which,
-        )
-
-    def _first_offsets(self, context: StepContext, source: StreamSource) -> Offsets:
-        """Return where the stream begins, in explicit offsets.
-
-        A topic that is waited for begins at its earliest record, also when ``latest`` was asked for: it had none.
-        """
-        given = self.starting_offsets or "latest"
-        read = self._offsets_there if self.missing_topic == "wait" else self._offsets
-        latest = read(context, "latest")
-        earliest = self._wait_for_topics(context, source)
-        latest = {topic: latest.get(topic, partitions) for topic, partitions in earliest.items()}
-        if not isinstance(given, str):
-            latest = self._offsets(context, "latest")
-        return resolved_offsets("startingOffsets", given, earliest, latest)
-
-    def _wait_for_topics(self, context: StepContext, source: StreamSource) -> Offsets:
-        """Return the earliest offsets once all topics are there, or raise when they aren't and nobody is to wait."""
-        if self.missing_topic == "fail":
-            return self._offsets(context, "earliest")
-        said = False
-        while True:
-            found = self._offsets_there(context, "earliest")
-            missing = [topic for topic in self.topic_names() if topic not in found]
-            if found and not missing:
-                return found
-            waited_for = f"topic {', '.join(map(repr, missing))}" if missing else f"a topic like {self.topic_pattern!r}"
-            if not said:
-                _log.warning("%s: waiting for Kafka %s to be there", source.step, waited_for)
-                said = True
-            _pause(source, f"Kafka {waited_for} to be there")
-
-    def _known_by_ids(
-        self, context: StepContext, source: StreamSource, document: dict[str, Any], there: Offsets
-    ) -> dict[str, Any]:
-        """Return ``document`` with the ids of the topics, those that it has not kept yet and those made again included.
-
-        Raises PipelineExecutionError for a topic that was made again, unless failOnDataLoss is false: it then begins at
-        its earliest record for a query that has not begun yet.
-        """
-        known: dict[str, str] = document.get("topicIds", {})
-        ids = known | read_topic_ids(self.kafka(context.connections), context.connections.secrets, list(there))
-        if self.fail_on_data_loss:
-            require_same_topics(known, ids)
-        again = _made_again(known, ids)
-        if again:
-            told = "%s: %s; it goes on at the old offsets, as failOnDataLoss is false"
-            _log.warning(told, source.step, _said_of(again))
-        start = document["startingOffsets"] | {topic: there[topic] for topic in again}
-        return {**document, "startingOffsets": start, "topicIds": ids}
-
-    def _left_of(self, source: StreamSource, start: Offsets, there: Offsets) -> Offsets:
-        """Return ``start`` for queries that begin now, without partitions whose records from there on have gone.
-
-        Those are no loss where a query has read the stream before, and another one joins it; without such a query all
-        of ``start`` is returned, and Spark says what is lost.
-        """
-        left = still_there(start, there)
-        joining = [checkpoint.path for checkpoint in source.checkpoints if not checkpoint.is_read]
-        if left == start or not joining or not source.is_read:
-            return start
-        _log.warning(
-            "%s: the records that the stream first began with, at %s, are no longer in Kafka: the query of the "
-            "checkpoint %s begins at %s",
-            source.step,
-            offsets_json(start),
-            ", ".join(joining),
-            offsets_json(not_before(start, there)),
-        )
-        return left
-
-    def _wait_for_schema(self, context: StepContext, source: StreamSource, start: Offsets) -> str:
-        """Return the columns of the JSON from ``start`` on, once there is a record that tells them."""
-        seen: Offsets | None = None
-        said: set[str] = set()
-        while True:
-            end = self._offsets(context, "latest")
-            if end != seen:
-                seen, earliest = end, self._offsets(context, "earliest")
-                begin = not_before(start, earliest)
-                # What was there before tells the columns as well, where nothing has come since.
-                for first, last in ((begin, end), (earliest, begin)):
-                    schema = self._infer(context, first, last)
-                    if schema is not None:
-                        return schema
-            records = "a JSON object among its newest records" if with_records({}, end) else "a first record"
-            waited_for = f"{records} in {self._described()}, to infer the columns from (or give 'schema')"
-            if not source.may_wait:
-                raise PipelineExecutionError(
-                    f"{self._described()}: there is not {records} to infer the columns from: give 'schema', or start "
-                    "the stream when there is one"
-                )
-            if waited_for not in said:
-                _log.warning("%s: waiting for %s", source.step, waited_for)
-                said.add(waited_for)
-            _pause(source, waited_for)
-
-    def _infer(self, context: StepContext, start: Offsets, end: Offsets) -> str | None:
+    def infer_columns(self, context: StepContext, start: Offsets, end: Offsets) -> str | None:
         """Return the columns of the newest JSON objects from ``start`` to ``end`` as DDL; None when there are none."""
         first = newest_records(start, end, _SAMPLE_RECORDS)
         if not first:
@@ -515,60 +396,5 @@ class FromKafka(ExtractMethod):
         if not objects:
             return None
         schema = infer_schema(context.spark, objects)
-        _log.info("%s: inferred from %d records: %s", self._described(), len(objects), schema)
+        _log.info("%s: inferred from %d records: %s", self.described(), len(objects), schema)
         return schema
-
-
-def _source_of(context: StepContext) -> StreamSource:
-    if context.source is None:
-        raise TypeError("a streaming extract needs context.source")
-    return context.source
-
-
-def kept_source(step: str, checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None:
-    """Return what ``extract_stream`` has kept of the stream of ``step``; None before its first start.
-
-    ``checkpoints`` are those of all queries that it feeds. Each has it, so that any of them may go; a query that has
-    read the stream goes before one that has not.
-    """
-    documents = (found.read_document(_named(step)) for found in sorted(checkpoints, key=lambda each: not each.is_read))
-    return next((document for document in documents if document is not None), None)
-
-
-def require_same_topics(known: Mapping[str, str], ids: Mapping[str, str]) -> None:
-    """Raise PipelineExecutionError when ``ids`` has another id for a topic than is ``known``."""
-    again = _made_again(known, ids)
-    if again:
-        raise PipelineExecutionError(
-            f"{_said_of(again)}. Give each load of the stream a new checkpointLocation, with startingOffsets "
-            "'earliest' to begin with the first record that is there; or start once with failOnDataLoss false, to go "
-            "on at the old offsets"
-        )
-
-
-def _made_again(known: Mapping[str, str], ids: Mapping[str, str]) -> list[str]:
-    return [topic for topic in known if ids.get(topic, known[topic]) != known[topic]]
-
-
-def _said_of(again: Sequence[str]) -> str:
-    return (
-        f"topic {', '.join(map(repr, again))} is not that of the stream's last start: it was deleted and made again, "
-        "or is on another cluster, and what the stream had not read yet is lost"
-    )
-
-
-def _keep(source: StreamSource, document: dict[str, Any]) -> None:
-    written = json.loads(json.dumps(document))
-    for checkpoint in source.checkpoints:
-        if checkpoint.read_document(_named(source.step)) != written:
-            checkpoint.write_document(_named(source.step), document)
-
-
-def _named(step: str) -> str:
-    return f"source_{step}"
-
-
-def _pause(source: StreamSource, waited_for: str) -> None:
-    """Wait until it is worth another look. Raises PipelineCancelledError when the run is to end."""
-    if source.stop.wait(_POLL_SECONDS):
-        raise PipelineCancelledError(f"stopped while waiting for {waited_for}")

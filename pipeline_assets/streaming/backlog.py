@@ -16,10 +16,11 @@ from pipeline_assets.settings import Settings
 from pipeline_assets.steps.checkpoint import NO_OFFSET, Checkpoint
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.extract import FromDeltaLake
-from pipeline_assets.steps.extract_kafka import FromKafka, kept_source
+from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.kafka_offsets import Offsets, client_settings, lag, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
+from pipeline_assets.steps.kafka_stream_start import kept_source
 from pipeline_assets.steps.s3_paths import normalize
 from pipeline_assets.steps.streaming_load import StreamingLoad
 

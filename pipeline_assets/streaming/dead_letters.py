@@ -16,10 +16,11 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.delta_stream import append_once
 from pipeline_assets.steps.delta_table import table_columns
-from pipeline_assets.steps.extract_kafka import FromKafka, kept_source
+from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.kafka_offsets import offsets_json, parse_offsets
 from pipeline_assets.steps.kafka_ranges import or_earliest
+from pipeline_assets.steps.kafka_stream_start import kept_source
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.streaming.commits import Commits

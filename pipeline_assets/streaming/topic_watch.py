@@ -11,8 +11,9 @@ from pipeline_assets.connections import KafkaConnection
 from pipeline_assets.errors import PipelineError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
-from pipeline_assets.steps.extract_kafka import FromKafka, kept_source, require_same_topics
+from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.kafka_offsets import read_topic_ids
+from pipeline_assets.steps.kafka_stream_start import kept_source, require_same_topics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

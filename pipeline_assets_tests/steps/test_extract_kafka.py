@@ -337,7 +337,7 @@ class Said(logging.Handler):
 
 @pytest.fixture
 def said() -> Iterator[Said]:
-    logger = logging.getLogger("pipeline_assets.steps.extract_kafka")
+    logger = logging.getLogger("pipeline_assets.steps.kafka_stream_start")
     handler, level = Said(), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
