@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.steps.base import (
-    ColumnSources,
-    Dataset,
-    ExtractMethod,
-    StepContext,
-    StreamTraits,
-)
-from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, read_offsets
-from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
-from pipeline_assets.steps.kafka_ranges import (
-    EARLIEST,
-    LATEST,
-    newest_records,
-    not_before,
-    or_earliest,
-    resolved_offsets,
-    still_there,
-    with_records,
-)
+from pipeline_assets.steps.base import ColumnSources, StepContext, StreamTraits
+from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json
+from pipeline_assets.steps.kafka_ranges import newest_records, not_before, resolved_offsets, still_there, with_records
 from pipeline_assets.steps.kafka_records import (
     METADATA_COLUMNS,
     RecordFormat,
@@ -41,46 +24,20 @@ from pipeline_assets.steps.kafka_records import (
     schema_of_ddl,
 )
 from pipeline_assets.steps.kafka_stream_start import KafkaStreamStart, kept_source, source_of
-from pipeline_assets.steps.paths import OptionValue, check_any, check_options, option_texts
+from pipeline_assets.steps.kafka_topics import KafkaTopics
+from pipeline_assets.steps.paths import check_any
 from pipeline_assets.steps.sql_texts import SqlColumns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
     from pyspark.sql.types import StructType
 
-    from pipeline_assets.connections import Connections, KafkaConnection
-
 _log = logging.getLogger(__name__)
 
 _SAMPLE_RECORDS = 1000
-# Options of Spark's source that say the same as a key of the config, or override what is made of it.
-_TAKEN = {
-    name.casefold(): key
-    for name, key in {
-        "subscribe": "topic",
-        "assign": "topic",
-        "subscribePattern": "topicPattern",
-        "startingOffsets": "startingOffsets",
-        "startingTimestamp": "startingOffsets",
-        "startingOffsetsByTimestamp": "startingOffsets",
-        "endingOffsets": "endingOffsets",
-        "endingTimestamp": "endingOffsets",
-        "endingOffsetsByTimestamp": "endingOffsets",
-        "maxOffsetsPerTrigger": "maxOffsetsPerTrigger",
-        "failOnDataLoss": "failOnDataLoss",
-        "kafka.bootstrap.servers": "connection",
-    }.items()
-}
-
-# After the records that it was asked for, Spark asks the broker where the topic ends, behind a fetch of more that the
-# Kafka client has sent ahead: that waits for records that are not there. By Kafka's own default, of 500 ms, no
-# micro-batch at the end of a topic is done before half a second is over.
-_FETCH_WAIT_MILLISECONDS = "50"
-
-Partition = Annotated[int, Field(ge=0)]
 
 
-class FromKafka(ExtractMethod):
+class FromKafka(KafkaTopics):
     """Reads Kafka topics. In a batch pipeline: what is in them from `startingOffsets` to `endingOffsets`, as they are
     when the run plans it. In a streaming pipeline: what comes in from `startingOffsets` on; a restart goes on where the
     checkpoint is, and a partition that is added is read from its beginning.
@@ -101,28 +58,9 @@ class FromKafka(ExtractMethod):
     """
 
     method = "fromKafka"
-    kinds = frozenset({"spark", "kafka"})
-    connection_kind = "kafka"
     behavior_version = "2"
     streaming_only = frozenset({"max_offsets_per_trigger", "dead_letter_path"})
 
-    topic: str | None = Field(default=None, min_length=1)
-    """The topic to read."""
-    topics: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Several topics to read together."""
-    topic_pattern: str | None = Field(default=None, min_length=1)
-    """Regular expression for the whole names of the topics to read."""
-    connection: str = "default"
-    """Kafka connection (from connections.json)."""
-    starting_offsets: Literal["earliest", "latest"] | dict[str, dict[Partition, int]] | None = None
-    """`earliest`, `latest`, or the first offset to read by topic and partition, such as `{"events": {"0": 42}}`, where
-    -2 stands for the earliest and -1 for the latest. When left out: earliest in a batch pipeline, latest in a streaming
-    one, where it holds for the first start."""
-    ending_offsets: Literal["latest"] | dict[str, dict[Partition, int]] | None = None
-    """Where a batch ends: `latest` (when left out), or the offset after the last one by topic and partition (-1 stands
-    for the latest). Not for streaming."""
-    max_offsets_per_trigger: int | None = Field(default=None, gt=0)
-    """At most this many records in each micro-batch of a streaming pipeline."""
     format: RecordFormat = "json"
     """What the records' values are: `json`, `avro`, `text` (a column `value` STRING) or `raw` (`value` BINARY)."""
     schema_: SqlColumns | None = Field(default=None, alias="schema")
@@ -132,53 +70,20 @@ class FromKafka(ExtractMethod):
     include_metadata: bool = False
     """Add the columns `kafka_key` (STRING; with format raw BINARY), `kafka_topic`, `kafka_partition`, `kafka_offset`
     and `kafka_timestamp`."""
-    fail_on_data_loss: bool = True
-    """Fail when records that were to be read are no longer there, by retention or because the topic was made anew;
-    with false, go on with what there is."""
-    missing_topic: Literal["fail", "wait"] = "fail"
-    """A topic that is not there: `fail`, or, in a streaming pipeline, `wait` until it is there; all of it is read."""
     broken_records: Literal["fail", "null"] | None = None
     """Batch only: a record that can't be read fails the run (`fail`, when left out), or has nulls where it does not fit
     (`null`)."""
     dead_letter_path: Annotated[str, AfterValidator(check_any)] | None = None
     """Streaming only: the Delta table for records that can't be read. When left out it is in the warehouse, called like
     this step with `_dead_letters` after it."""
-    options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
-    """Further options of Spark's Kafka source, e.g. `minPartitions`. Those of the Kafka client, such as
-    `kafka.isolation.level`, go before the connection's; `kafka.fetch.max.wait.ms` is 50 where neither says it."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        given = [name for name in ("topic", "topics", "topic_pattern") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError("give exactly one of 'topic', 'topics' and 'topicPattern'")
+    def _format_and_schema(self) -> Self:
         if self.schema_ is not None and self.format != "json":
             raise ValueError(f"'schema' describes JSON: leave it out with format {self.format!r}")
         if (self.avro_schema is not None) != (self.format == "avro"):
             raise ValueError("format 'avro' and 'avroSchema' go together: give both or neither")
-        for option in self.options:
-            if key := _TAKEN.get(option.casefold()):
-                raise ValueError(f"option {option!r}: use the key {key!r} of this step")
-            if option.casefold() == "includeheaders":
-                raise ValueError(f"option {option!r}: no column is made of the records' headers here: leave it out")
-        self._check_offsets("startingOffsets", self.starting_offsets, least=EARLIEST)
-        self._check_offsets("endingOffsets", self.ending_offsets, least=LATEST)
         return self
-
-    def _check_offsets(self, key: str, offsets: str | Offsets | None, least: int) -> None:
-        if offsets is None or isinstance(offsets, str):
-            return
-        for topic, partitions in offsets.items():
-            if not self.topic_pattern and topic not in self.topic_names():
-                raise ValueError(
-                    f"{key} names topic {topic!r}, which is not read here: {', '.join(self.topic_names())}"
-                )
-            for partition, offset in partitions.items():
-                if offset < least:
-                    also = "-1 for the latest" + (" or -2 for the earliest" if least == EARLIEST else "")
-                    raise ValueError(
-                        f"{key} of topic {topic!r}, partition {partition} is {offset}: expected an offset, or {also}"
-                    )
 
     @property
     def streams(self) -> bool:
@@ -188,20 +93,6 @@ class FromKafka(ExtractMethod):
     def can_break(self) -> bool:
         """Whether there can be records that can't be read."""
         return self.format in ("json", "avro")
-
-    def topic_names(self) -> tuple[str, ...]:
-        """Return the topics that are named; none when they are given by pattern."""
-        return (self.topic,) if self.topic else self.topics
-
-    def subscribes(self, topic: str) -> bool:
-        """Whether this reads the topic of that name."""
-        if self.topic_pattern:
-            return re.fullmatch(self.topic_pattern, topic) is not None
-        return topic in self.topic_names()
-
-    def sources(self) -> tuple[Dataset, ...]:
-        names = (self.topic_pattern,) if self.topic_pattern else self.topic_names()
-        return tuple(kafka_dataset(self.connection, name) for name in names)
 
     def column_sources(self, columns: Sequence[str]) -> ColumnSources:
         """Return the parts of the records, called as Spark calls them: ``value``, ``key``, ``offset`` ..."""
@@ -214,13 +105,6 @@ class FromKafka(ExtractMethod):
         told = {**dict(zip(parts, parts, strict=True)), "value_text": "value", "reason": "value"}
         return {column: tuple((topic, part) for topic in self.sources()) for column, part in told.items()}
 
-    def stream_identity(self) -> dict[str, str]:
-        if self.topic_pattern:
-            return {"topicPattern": self.topic_pattern, "connection": self.connection}
-        if self.topic:
-            return {"topic": self.topic, "connection": self.connection}
-        return {"topics": ",".join(sorted(self.topics)), "connection": self.connection}
-
     def stream_problem(self, stream: StreamTraits) -> str | None:
         if self.broken_records is not None:
             return (
@@ -230,26 +114,6 @@ class FromKafka(ExtractMethod):
         if self.ending_offsets is not None:
             return "'endingOffsets' is for batch pipelines: leave it out; a stream has no end"
         return None
-
-    def batch_problem(self) -> str | None:
-        if self.missing_topic == "wait":
-            return "missingTopic 'wait' is for streaming pipelines: leave it out"
-        if self.starting_offsets == "latest":
-            return "startingOffsets 'latest' is where a batch ends: use 'earliest', or offsets by topic and partition"
-        return super().batch_problem()
-
-    def kafka(self, connections: Connections) -> KafkaConnection:
-        """Return the connection that everything here is asked by, with what the step itself says to the client."""
-        return with_options(connections.kafka(self.connection), option_texts(self.options))
-
-    def reader_options(self, context: StepContext) -> dict[str, str]:
-        """Return the options of Spark's Kafka source that hold for batches and streams alike."""
-        return {
-            "kafka.fetch.max.wait.ms": _FETCH_WAIT_MILLISECONDS,
-            **option_texts(self.options),
-            **kafka_options(self.kafka(context.connections), context.connections.secrets),
-            "failOnDataLoss": str(self.fail_on_data_loss).lower(),
-        }
 
     def extract(self, context: StepContext) -> DataFrame:
         """Return the records of the range, which is fixed here.
@@ -269,13 +133,13 @@ class FromKafka(ExtractMethod):
                     )
         schema = self.schema_
         if schema is None and self.format == "json":
-            schema = self.infer_columns(context, start, end)
+            schema = self._infer(context, start, end)
             if schema is None:
                 raise ConfigurationError(
                     f"{self.described()}: none of the newest records from startingOffsets to endingOffsets is a JSON "
                     "object to infer the columns from: give 'schema'"
                 )
-        parser, messages = self._parser(context, schema), self._range(context, start, end)
+        parser, messages = self._parser(context, schema), self.records(context, start, end)
         if self.broken_records == "null" or not self.can_break:
             return parser.lenient(messages)
         # Several extracts may meet in one query, which takes each name once.
@@ -295,7 +159,8 @@ class FromKafka(ExtractMethod):
         PipelineCancelledError when the run is stopped while this waits for a topic or for a first record.
         """
         source = source_of(context)
-        start = KafkaStreamStart(self, context, source).begin()
+        infers = self.schema_ is None and self.format == "json"
+        start = KafkaStreamStart(self, context, source, partial(self._infer, context) if infers else None).begin()
         # Spark takes a pattern that matches a part of the name, too.
         subscription = (
             {"subscribePattern": f"^(?:{self.topic_pattern})$"}
@@ -306,19 +171,7 @@ class FromKafka(ExtractMethod):
         if self.max_offsets_per_trigger is not None:
             options["maxOffsetsPerTrigger"] = str(self.max_offsets_per_trigger)
         messages = context.spark.readStream.format("kafka").options(**options).load()
-        return self._parser(context, start.schema).counted(messages, f"kafka_{source.step}")
-
-    def goes_on(self, document: Mapping[str, Any], *, is_read: bool) -> bool:
-        """Whether a start begins where ``document`` says, which an earlier one has kept.
-
-        ``is_read``: whether a query has read anything since. As long as none has, another beginning can be asked for.
-        """
-        return is_read or bool(document.get("configured", self.beginning()) == self.beginning())
-
-    def beginning(self) -> dict[str, Any]:
-        """Return what the config says of where the stream begins, as it comes back from JSON."""
-        asked = {**self.stream_identity(), "startingOffsets": self.starting_offsets or "latest"}
-        return cast(dict[str, Any], json.loads(json.dumps(asked)))
+        return self._parser(context, self.schema_ or start.schema).counted(messages, f"kafka_{source.step}")
 
     def dead_letters(self, context: StepContext, start: Offsets, end: Offsets) -> DataFrame | None:
         """Return the records from ``start`` up to ``end`` that can't be read, and why; the same at each call.
@@ -333,7 +186,7 @@ class FromKafka(ExtractMethod):
         source = source_of(context)
         document = kept_source(source.step, source.checkpoints) or {}
         parser = self._parser(context, self.schema_ or document.get("schema"))
-        return parser.dead_letters(self._range(context, start, with_records(start, end)))
+        return parser.dead_letters(self.records(context, start, with_records(start, end)))
 
     def left_from(self, context: StepContext, start: Offsets) -> Offsets:
         """Return ``start``, and the earliest offset in partitions whose records from there on have gone."""
@@ -353,45 +206,14 @@ class FromKafka(ExtractMethod):
         avro_schema = self.avro_schema if isinstance(self.avro_schema, str) else None
         return RecordParser(self.format, schema, avro_schema, self.include_metadata)
 
-    def described(self) -> str:
-        """Return what an error calls the topics."""
-        if self.topic_pattern:
-            return f"topics like {self.topic_pattern!r}"
-        return f"topic{'s' if self.topics else ''} {', '.join(map(repr, self.topic_names()))}"
-
-    def _range(self, context: StepContext, start: Offsets, end: Offsets, **options: str) -> DataFrame:
-        """Return the messages of the partitions that ``end`` has, up to there."""
-        bounds = {
-            "assign": json.dumps({topic: sorted(partitions) for topic, partitions in end.items()}),
-            "startingOffsets": offsets_json(or_earliest(start, end)),
-            "endingOffsets": offsets_json(end),
-        }
-        reader = context.spark.read.format("kafka").options(**self.reader_options(context))
-        return reader.options(**bounds, **options).load()
-
-    def offsets(self, context: StepContext, which: Literal["earliest", "latest"]) -> Offsets:
-        """Return the offsets of all partitions. Raises ConfigurationError for a topic that is not there."""
-        found = read_offsets(
-            self.kafka(context.connections),
-            context.connections.secrets,
-            topics=self.topic_names(),
-            pattern=self.topic_pattern,
-            which=which,
-        )
-        if not found:
-            raise ConfigurationError(
-                f"there is no Kafka topic like {self.topic_pattern!r}: make one, or correct 'topicPattern'"
-            )
-        return found
-
-    def infer_columns(self, context: StepContext, start: Offsets, end: Offsets) -> str | None:
+    def _infer(self, context: StepContext, start: Offsets, end: Offsets) -> str | None:
         """Return the columns of the newest JSON objects from ``start`` to ``end`` as DDL; None when there are none."""
         first = newest_records(start, end, _SAMPLE_RECORDS)
         if not first:
             return None
         last = {topic: {partition: end[topic][partition] for partition in first[topic]} for topic in first}
         # The sample may shrink by retention while it is read; that is no loss.
-        sample = self._range(context, first, last, failOnDataLoss="false")
+        sample = self.records(context, first, last, failOnDataLoss="false")
         objects = json_objects(row[0] for row in sample.select("value").collect())
         if not objects:
             return None

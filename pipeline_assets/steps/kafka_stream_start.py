@@ -8,18 +8,18 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pipeline_assets.errors import PipelineCancelledError, PipelineExecutionError
 from pipeline_assets.steps.base import StepContext, StreamSource
 from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, parse_offsets, read_offsets, read_topic_ids
 from pipeline_assets.steps.kafka_ranges import not_before, or_earliest, resolved_offsets, still_there, with_records
+from pipeline_assets.steps.kafka_topics import KafkaTopics
 
 if TYPE_CHECKING:
     from pipeline_assets.steps.checkpoint import Checkpoint
-    from pipeline_assets.steps.extract_kafka import FromKafka
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _POLL_SECONDS = 1.0
 class StreamStart:
     """Where Spark's source begins that has no checkpoint of its own yet, and the columns of its records as DDL.
 
-    ``schema`` is None for formats that have none.
+    ``schema`` is None where it was never inferred.
     """
 
     offsets: Offsets
@@ -39,29 +39,34 @@ class StreamStart:
 
 @dataclass(frozen=True)
 class KafkaStreamStart:
-    """A start of the stream of ``extract``."""
+    """A start of the stream of ``topics``.
 
-    extract: FromKafka
+    ``infer`` returns the columns of the records in a range as DDL, None where none tells them; it is None where nobody
+    has to.
+    """
+
+    topics: KafkaTopics
     context: StepContext
     source: StreamSource
+    infer: Callable[[Offsets, Offsets], str | None] | None
 
     def begin(self) -> StreamStart:
         """Return where the stream begins, found now or kept by an earlier start, and keep it.
 
-        Raises and waits as ``FromKafka.extract_stream`` says.
+        Raises and waits as ``extract_stream`` of the step says.
         """
         document = kept_source(self.source.step, self.source.checkpoints)
-        if document is None or not self.extract.goes_on(document, is_read=self.source.is_read):
+        if document is None or not goes_on(self.topics, document, is_read=self.source.is_read):
             start = self._first_offsets()
-            document = {"startingOffsets": start, "schema": None, "configured": self.extract.beginning()}
+            document = {"startingOffsets": start, "schema": None, "configured": _beginning(self.topics)}
             _keep(self.source, document)
         there = self._wait_for_topics()
         document = self._known_by_ids(document, there)
         _keep(self.source, document)
         start = parse_offsets(json.dumps(document["startingOffsets"]))
-        schema = self.extract.schema_ or document["schema"]
-        if schema is None and self.extract.format == "json":
-            schema = self._wait_for_schema(start)
+        schema = document["schema"]
+        if schema is None and self.infer is not None:
+            schema = self._wait_for_schema(start, self.infer)
             _keep(self.source, {**document, "schema": schema})
         # Spark wants to be told of every partition that there is, until it has a checkpoint of its own.
         offsets = or_earliest(self._left_of(start, there), there)
@@ -70,9 +75,9 @@ class KafkaStreamStart:
     def _offsets_there(self, which: Literal["earliest", "latest"]) -> Offsets:
         """Return the offsets of those topics that are there already."""
         return read_offsets(
-            self.extract.kafka(self.context.connections),
+            self.topics.kafka(self.context.connections),
             self.context.connections.secrets,
-            pattern=self.extract.topic_pattern or "|".join(map(re.escape, self.extract.topic_names())),
+            pattern=self.topics.topic_pattern or "|".join(map(re.escape, self.topics.topic_names())),
             which=which,
         )
 
@@ -81,27 +86,27 @@ class KafkaStreamStart:
 
         A topic that is waited for begins at its earliest record, also when ``latest`` was asked for: it had none.
         """
-        given = self.extract.starting_offsets or "latest"
-        waits = self.extract.missing_topic == "wait"
-        latest = self._offsets_there("latest") if waits else self.extract.offsets(self.context, "latest")
+        given = self.topics.starting_offsets or "latest"
+        waits = self.topics.missing_topic == "wait"
+        latest = self._offsets_there("latest") if waits else self.topics.offsets(self.context, "latest")
         earliest = self._wait_for_topics()
         latest = {topic: latest.get(topic, partitions) for topic, partitions in earliest.items()}
         if not isinstance(given, str):
-            latest = self.extract.offsets(self.context, "latest")
+            latest = self.topics.offsets(self.context, "latest")
         return resolved_offsets("startingOffsets", given, earliest, latest)
 
     def _wait_for_topics(self) -> Offsets:
         """Return the earliest offsets once all topics are there, or raise when they aren't and nobody is to wait."""
-        if self.extract.missing_topic == "fail":
-            return self.extract.offsets(self.context, "earliest")
+        if self.topics.missing_topic == "fail":
+            return self.topics.offsets(self.context, "earliest")
         said: set[str] = set()
         while True:
             found = self._offsets_there("earliest")
-            missing = [topic for topic in self.extract.topic_names() if topic not in found]
+            missing = [topic for topic in self.topics.topic_names() if topic not in found]
             if found and not missing:
                 return found
             topics = (
-                f"topic {', '.join(map(repr, missing))}" if missing else f"a topic like {self.extract.topic_pattern!r}"
+                f"topic {', '.join(map(repr, missing))}" if missing else f"a topic like {self.topics.topic_pattern!r}"
             )
             self._pause(f"Kafka {topics} to be there", said)
 
@@ -113,9 +118,9 @@ class KafkaStreamStart:
         """
         known: dict[str, str] = document.get("topicIds", {})
         ids = known | read_topic_ids(
-            self.extract.kafka(self.context.connections), self.context.connections.secrets, list(there)
+            self.topics.kafka(self.context.connections), self.context.connections.secrets, list(there)
         )
-        if self.extract.fail_on_data_loss:
+        if self.topics.fail_on_data_loss:
             require_same_topics(known, ids)
         again = _made_again(known, ids)
         if again:
@@ -144,25 +149,25 @@ class KafkaStreamStart:
         )
         return left
 
-    def _wait_for_schema(self, start: Offsets) -> str:
+    def _wait_for_schema(self, start: Offsets, infer: Callable[[Offsets, Offsets], str | None]) -> str:
         """Return the columns of the JSON from ``start`` on, once there is a record that tells them."""
         seen: Offsets | None = None
         said: set[str] = set()
         while True:
-            end = self.extract.offsets(self.context, "latest")
+            end = self.topics.offsets(self.context, "latest")
             if end != seen:
-                seen, earliest = end, self.extract.offsets(self.context, "earliest")
+                seen, earliest = end, self.topics.offsets(self.context, "earliest")
                 begin = not_before(start, earliest)
                 # What was there before tells the columns as well, where nothing has come since.
                 for first, last in ((begin, end), (earliest, begin)):
-                    schema = self.extract.infer_columns(self.context, first, last)
+                    schema = infer(first, last)
                     if schema is not None:
                         return schema
             records = "a JSON object among its newest records" if with_records({}, end) else "a first record"
-            waited_for = f"{records} in {self.extract.described()}, to infer the columns from (or give 'schema')"
+            waited_for = f"{records} in {self.topics.described()}, to infer the columns from (or give 'schema')"
             if not self.source.may_wait:
                 raise PipelineExecutionError(
-                    f"{self.extract.described()}: there is not {records} to infer the columns from: give 'schema', or "
+                    f"{self.topics.described()}: there is not {records} to infer the columns from: give 'schema', or "
                     "start the stream when there is one"
                 )
             self._pause(waited_for, said)
@@ -177,6 +182,20 @@ class KafkaStreamStart:
             said.add(waited_for)
         if self.source.stop.wait(_POLL_SECONDS):
             raise PipelineCancelledError(f"stopped while waiting for {waited_for}")
+
+
+def goes_on(topics: KafkaTopics, document: Mapping[str, Any], *, is_read: bool) -> bool:
+    """Whether a start begins where ``document`` says, which an earlier one has kept.
+
+    ``is_read``: whether a query has read anything since. As long as none has, another beginning can be asked for.
+    """
+    return is_read or bool(document.get("configured", _beginning(topics)) == _beginning(topics))
+
+
+def _beginning(topics: KafkaTopics) -> dict[str, Any]:
+    """Return what the config says of where the stream begins, as it comes back from JSON."""
+    asked = {**topics.stream_identity(), "startingOffsets": topics.starting_offsets or "latest"}
+    return cast(dict[str, Any], json.loads(json.dumps(asked)))
 
 
 def source_of(context: StepContext) -> StreamSource:

@@ -20,7 +20,7 @@ from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.kafka_offsets import Offsets, client_settings, lag, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
-from pipeline_assets.steps.kafka_stream_start import kept_source
+from pipeline_assets.steps.kafka_stream_start import goes_on, kept_source
 from pipeline_assets.steps.s3_paths import normalize
 from pipeline_assets.steps.streaming_load import StreamingLoad
 
@@ -204,7 +204,7 @@ class _Reader:
         loads = self.plan.stream_loads_of(step)
         checkpoints = [self._checkpoint(load) for load in loads]
         document = kept_source(step.name, checkpoints)
-        if document is None or not method.goes_on(document, is_read=any(found.is_read for found in checkpoints)):
+        if document is None or not goes_on(method, document, is_read=any(found.is_read for found in checkpoints)):
             return None
         return parse_offsets(json.dumps(document["startingOffsets"]))
 

@@ -13,7 +13,7 @@ import pytest
 from pipeline_assets.connections import Connections
 from pipeline_assets.errors import CredentialUnavailableError
 from pipeline_assets.settings import Settings
-from pipeline_assets.steps import extract_kafka
+from pipeline_assets.steps import kafka_topics
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import LocalFolder
@@ -38,7 +38,7 @@ def letters(
     plan = planned(tmp_path, EVENT_STREAM)
     extract, (load,) = plan.steps[0], plan.stream_loads()
     monkeypatch.setattr(dead_letters, "table_columns", lambda *_: None)
-    monkeypatch.setattr(extract_kafka, "read_offsets", lambda *_, **__: {"events": {0: 40}})
+    monkeypatch.setattr(kafka_topics, "read_offsets", lambda *_, **__: {"events": {0: 40}})
     source = SimpleNamespace(step=extract.name, checkpoints=[checkpoint])
     connections: Any = SimpleNamespace(kafka=lambda _: SimpleNamespace(options={}, model_copy=lambda **_: None))
     connections.secrets = None
