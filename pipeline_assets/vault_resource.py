@@ -81,7 +81,7 @@ def audit_file(settings: Settings) -> AuditFile | None:
 
 
 @dataclass
-class RunEvents:
+class AccessEvents:
     """Tells Dagster of each access to a secret, as an event of the run.
 
     The same access, by the same step and with the same result, is told once: a stream does it with every micro-batch.
@@ -131,7 +131,7 @@ def run_secrets(
     The caller closes them at its end.
     """
     run, instance = context.run, context.instance
-    told: tuple[Observer, ...] = (RunEvents(instance, run), *observers) if run and instance else observers
+    told: tuple[Observer, ...] = (AccessEvents(instance, run), *observers) if run and instance else observers
 
     def observe(access: Access, entry: AuditEntry | None) -> None:
         for observer in told:

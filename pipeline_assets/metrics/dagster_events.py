@@ -23,7 +23,7 @@ _ENDS: Mapping[dg.DagsterEventType, Status] = {
 }
 
 
-class RunEvents:
+class RunRecords:
     """Turns one run's events, as they come, into records. What other processes of the run have seen, its log says."""
 
     def __init__(self, run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:

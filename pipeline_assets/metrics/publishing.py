@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from pipeline_assets.credentials.audit import Access, AuditEntry
-from pipeline_assets.metrics.dagster_events import RunEvents
+from pipeline_assets.metrics.dagster_events import RunRecords
 from pipeline_assets.metrics.records import MetricsRecord
 from pipeline_assets.metrics.run_files import RunFile
 from pipeline_assets.settings import Settings
@@ -26,7 +26,7 @@ class RunPublisher:
     def __init__(self, settings: Settings, run: dg.DagsterRun, instance: dg.DagsterInstance) -> None:
         self._settings = settings
         self._run_id = run.run_id
-        self._events = RunEvents(run, instance)
+        self._events = RunRecords(run, instance)
         self._file = RunFile(settings.metrics, run.run_id) if settings.metrics else None
         # Not imported before it is asked for: a run without Prometheus has nothing to pay for it.
         self._metrics: Any = _run_metrics() if settings.metrics_listen or settings.pushgateway else None

@@ -14,6 +14,7 @@ from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.spark.failures import explained_by
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
 from pipeline_assets.steps.columns import ColumnName, clustered, require_columns
+from pipeline_assets.steps.counted_rows import CountedRows
 from pipeline_assets.steps.file_systems import Folder, open_folder
 from pipeline_assets.steps.partition_rows import check_own_key, holding, row_outside
 from pipeline_assets.steps.paths import (
@@ -24,7 +25,6 @@ from pipeline_assets.steps.paths import (
     open_for_spark,
     option_texts,
 )
-from pipeline_assets.steps.row_count import RowCount
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.uris import is_local
 
@@ -149,7 +149,7 @@ class ToS3(LoadMethod):
             frame = frame.repartition(self.num_files)
         elif clusters:
             frame = clustered(frame, self.partition_by)
-        count = RowCount()
+        count = CountedRows()
         writer = count.on(frame).write.format(self.format).mode("error")
         # Files of finished tasks need not be moved once more by the job: nobody reads here before it is done.
         options = {"mapreduce.fileoutputcommitter.algorithm.version": "2"} | option_texts(self.options)

@@ -11,10 +11,10 @@ from pydantic import AfterValidator, Field
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import Dataset, LoadResult, StepContext
 from pipeline_assets.steps.columns import ColumnName, quote, require_columns
+from pipeline_assets.steps.counted_rows import CountedRows
 from pipeline_assets.steps.kafka_offsets import read_offsets
 from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
 from pipeline_assets.steps.paths import OptionValue, check_options, option_texts
-from pipeline_assets.steps.row_count import RowCount
 from pipeline_assets.steps.streaming_load import StreamingLoad
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class ToKafka(StreamingLoad):
 
         Raises ConfigurationError, before anything is written, for a topic or a column that is not there.
         """
-        rows = RowCount()
+        rows = CountedRows()
         self._check(frame, context)
         records = self.written(rows.on(frame), context)
         with _counting_writer(context.spark):

@@ -20,6 +20,7 @@ from pipeline_assets.errors import (
 )
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
 from pipeline_assets.steps.columns import ColumnName
+from pipeline_assets.steps.counted_rows import CountedRows
 from pipeline_assets.steps.partition_rows import with_partition
 from pipeline_assets.steps.postgres import (
     TableName,
@@ -31,7 +32,6 @@ from pipeline_assets.steps.postgres import (
     spark_predicate,
     table_dataset,
 )
-from pipeline_assets.steps.row_count import RowCount
 from pipeline_assets.uris import authority
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class ToPostgres(LoadMethod):
         options |= {"dbtable": staging.sql, "batchsize": str(self.batch_size)}
         if self.num_partitions is not None:
             options["numPartitions"] = str(self.num_partitions)
-        count = RowCount()
+        count = CountedRows()
         count.on(frame).write.format("jdbc").mode("append").options(**options).save()
         return count.get()
 

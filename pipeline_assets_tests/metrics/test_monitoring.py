@@ -15,7 +15,7 @@ from prometheus_client import generate_latest
 
 from devstack.prometheus import PrometheusServer
 from pipeline_assets.config import load_file
-from pipeline_assets.metrics.dagster_events import RunEvents
+from pipeline_assets.metrics.dagster_events import RunRecords
 from pipeline_assets.metrics.prometheus import RunMetrics
 from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.streaming.queries import BatchProgress
@@ -50,7 +50,7 @@ def test_the_step_of_a_stream_has_the_label_that_the_alerts_leave_out(tmp_path: 
 
     with dg.DagsterInstance.ephemeral() as instance:
         run = clicks.execute_in_process(instance=instance).dagster_run
-        events = RunEvents(run, instance)
+        events = RunRecords(run, instance)
         (step,) = {found.step for entry in instance.all_logs(run.run_id) for found in events.records_of(entry)}
     rules = (MONITORING / "alerts.yaml").read_text()
     assert f'pipeline_assets_step_last_success_timestamp_seconds{{step!="{step}"}}' in rules

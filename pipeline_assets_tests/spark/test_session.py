@@ -46,13 +46,13 @@ def test_a_session_does_without_pandas_and_still_takes_numpy_values() -> None:
         import sys
         from pipeline_assets.settings import Settings
         from pipeline_assets.spark.session import SparkSessions
-        from pipeline_assets.steps.row_count import RowCount
+        from pipeline_assets.steps.counted_rows import CountedRows
 
         with SparkSessions(Settings(spark_master="local[1]")) as sessions:
             spark = sessions.session("run", "pipeline")
             spark.range(3).createOrReplaceTempView("numbers")
             assert [row.id for row in spark.sql("SELECT id FROM numbers WHERE id > 1").collect()] == [2]
-            count = RowCount()
+            count = CountedRows()
             count.on(spark.range(3)).write.format("noop").mode("overwrite").save()
             assert count.get() == 3
             print([name for name in ("numpy", "pandas", "pyarrow") if name in sys.modules])

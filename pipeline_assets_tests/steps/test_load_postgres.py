@@ -24,8 +24,8 @@ from pipeline_assets.errors import (
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps import load_postgres
 from pipeline_assets.steps.base import LoadResult, StepContext
+from pipeline_assets.steps.counted_rows import CountedRows
 from pipeline_assets.steps.load_postgres import ToPostgres, _Move
-from pipeline_assets.steps.row_count import RowCount
 from pipeline_assets_tests.integration.run_processes import wait_until
 from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
 
@@ -289,7 +289,7 @@ def test_schema_that_does_not_exist(postgres_context: StepContext) -> None:
 def test_rows_that_arrive_twice_are_refused(
     postgres_context: StepContext, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_postgres, "RowCount", _TooFew)
+    monkeypatch.setattr(load_postgres, "CountedRows", _TooFew)
     with pytest.raises(PipelineExecutionError, match="2 rows arrived in PostgreSQL of 1 that Spark computed"):
         load(NEW, postgres_context, "log")
     assert stored(database, "log") == OLD
@@ -354,7 +354,7 @@ def test_nobody_says_whether_rows_are_in(
     assert len(staging_tables(database)) == (0 if after_commit else 1)
 
 
-class _TooFew(RowCount):
+class _TooFew(CountedRows):
     """What is left of the count when a task that had committed is run again."""
 
     def get(self, timeout_seconds: float = 10.0) -> int | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _ROWS = "rows"
 
 
-class RowCount:
+class CountedRows:
     """The number of rows that one action saw. No job of its own is run for it."""
 
     def __init__(self) -> None:
