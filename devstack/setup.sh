@@ -42,7 +42,7 @@ if [ -z "$uv" ]; then
       root_on_debian && apt_install python3-venv || stop "python3 -m venv does not work: install your system's python3-venv"
       "$python" -m venv .uv
     fi
-    .uv/bin/pip install --quiet uv
+    .uv/bin/pip install --quiet uv==0.13.9
   fi
 fi
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,14 @@ def test_uv_is_told_the_interpreter_and_not_a_shim_of_it(tmp_path: Path) -> None
     *_, interpreter = (tmp_path / "told").read_text().split()
     # Otherwise uv makes an environment anew that is of this interpreter already.
     assert Path(interpreter).samefile(sys._base_executable)
+
+
+def test_uv_is_the_image_s_version() -> None:
+    versions = [
+        re.findall(r"pip install .*\buv==(\S+)", path.read_text())
+        for path in (PROJECT / "devstack" / "setup.sh", PROJECT / "docs" / "deployment" / "Dockerfile")
+    ]
+    assert versions[0] == versions[1] != []
 
 
 def has_wheel(name: str, python: str, system: str, machine: str) -> bool:
