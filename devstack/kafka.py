@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import secrets
 import socket
 import struct
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from devstack import java
@@ -37,7 +36,7 @@ class KafkaServer:
     host: str
     port: int
     guarded_port: int
-    password: str
+    password: str = field(repr=False)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -106,7 +105,7 @@ class KafkaBroker:
     def prepare(cls, run: PartRun) -> KafkaBroker:
         """Make the data folder of a broker that does not run yet."""
         jars = jars_folder(run, _JARS)
-        server = KafkaServer(LOOPBACK, free_port(), free_port(), secrets.token_urlsafe())
+        server = KafkaServer(LOOPBACK, free_port(), free_port(), run.secret())
         properties = run.data / "server.properties"
         properties.write_text(_server_properties(server, free_port(), run.data))
         program = [

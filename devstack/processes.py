@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -126,13 +127,17 @@ class PartRun:
     marker: str = field(default_factory=lambda: secrets.token_hex(8))  # in its processes' environment
     leftovers: list[Path] = field(default_factory=list)  # outside the data folder
     _children: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-    _secrets: list[str] = field(default_factory=list)
+    _secrets: list[re.Pattern[str]] = field(default_factory=list)
 
     def secret(self) -> str:
         """A new random password; it is masked wherever this run quotes a log."""
         value = secrets.token_hex(16)
-        self._secrets.append(value)
+        self.masks(re.compile(value))
         return value
+
+    def masks(self, pattern: re.Pattern[str]) -> None:
+        """Mask what matches wherever this run quotes a log: a secret that the server makes itself."""
+        self._secrets.append(pattern)
 
     def folder_of(self, user: str | None) -> Path:
         """A folder that ``user`` owns and can reach; the data folder itself when there is no such user."""
@@ -233,8 +238,8 @@ class PartRun:
         log = Path(record.log)
         lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
         tail = "\n".join(lines)
-        for value in self._secrets:
-            tail = tail.replace(value, "*****")
+        for pattern in self._secrets:
+            tail = pattern.sub("*****", tail)
         return PartFailedError(self.part, reason, log, tail)
 
     def stop(self) -> None:

@@ -86,6 +86,7 @@ class Vault:
         installed = shutil.which("vault")
         port = free_port()
         token = run.secret()
+        run.masks(_UNSEAL_KEY)
         if installed:
             listen = f"-dev-listen-address={LOOPBACK}:{port}"
             command = [installed, "server", "-dev", "-dev-no-store-token", listen]

@@ -98,6 +98,16 @@ def test_kafka_keeps_its_records_and_its_address_over_a_restart(own_kafka: Kafka
     assert _consume(own_kafka.server, "kept", 20) == list(range(20))
 
 
+def test_kafka_s_password_is_not_told(part_run: PartRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devstack.kafka.jars_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(PartRun, "run_to_end", lambda *_, **__: None)
+    server = KafkaBroker.prepare(part_run).server
+    assert server.password not in repr(server)
+    record = part_run.spawn("kafka", ["echo", server.password], environment=server_environment())
+    _wait_for(lambda: not record.alive())
+    assert part_run.failure(record, "it failed").tail == "*****"
+
+
 def _produce(kafka: KafkaServer, topic: str, numbers: Iterable[int]) -> None:
     from confluent_kafka import Producer
 
@@ -344,7 +354,8 @@ def test_a_broken_part_shows_the_end_of_its_log(command_line: CommandLine) -> No
     programs = command_line.base / "bin"
     programs.mkdir()
     broken = programs / "vault"
-    broken.write_text('#!/bin/sh\necho "token is $VAULT_DEV_ROOT_TOKEN_ID"\necho "storage is on fire" >&2\nexit 3\n')
+    says = ('echo "Unseal Key: c2VjcmV0="', 'echo "token is $VAULT_DEV_ROOT_TOKEN_ID"', 'echo "storage is on fire" >&2')
+    broken.write_text("\n".join(["#!/bin/sh", *says, "exit 3\n"]))
     broken.chmod(0o755)
     command_line.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
     up = command_line.run("up", "vault", "s3")
@@ -353,7 +364,7 @@ def test_a_broken_part_shows_the_end_of_its_log(command_line: CommandLine) -> No
     log = command_line.home / "logs" / "vault" / "vault.log"
     assert f"log: {log}" in up.stderr
     assert log.stat().st_mode & 0o777 == 0o600
-    assert "  | token is *****\n  | storage is on fire" in up.stderr
+    assert "  | *****\n  | token is *****\n  | storage is on fire" in up.stderr
     assert command_line.run("status").returncode == 1
     assert command_line.run("status", "s3").returncode == 0
 
