@@ -21,6 +21,13 @@ class UnsafeHomeError(DevstackError):
         super().__init__(f"{home} is not safe for passwords: {reason}; remove it or set DEVSTACK_HOME")
 
 
+class UnwritableCacheError(DevstackError):
+    """What is downloaded or built once can't be kept."""
+
+    def __init__(self, folder: Path, error: OSError) -> None:
+        super().__init__(f"{folder} can't be written to ({error}): set XDG_CACHE_HOME to a folder that can")
+
+
 class MissingProgramError(DevstackError):
     """A part's program is not installed; the message says in one line what to install."""
 

@@ -22,8 +22,8 @@ import psutil
 import pytest
 
 from devstack import postgres as postgres_part
-from devstack.cache import cache_folder
-from devstack.errors import PartFailedError, UnsafeHomeError
+from devstack.cache import cache_folder, made_once
+from devstack.errors import PartFailedError, UnsafeHomeError, UnwritableCacheError
 from devstack.kafka import KafkaBroker, KafkaServer
 from devstack.postgres import Postgres, PostgresServer
 from devstack.processes import PartRun, ProcessRecord, is_alive, server_environment, stop_processes
@@ -378,7 +378,7 @@ def test_up_without_go_and_vault_warns_and_starts_the_others(command_line: Comma
     command_line.environment["PATH"] = str(programs)
     caches = command_line.base / "cache" / "pipeline-assets"
     caches.mkdir(parents=True)
-    (cache_folder() / "jars").mkdir(exist_ok=True)
+    (cache_folder() / "jars").mkdir(parents=True, exist_ok=True)
     (caches / "jars").symlink_to(cache_folder() / "jars")
     command_line.environment["XDG_CACHE_HOME"] = str(caches.parent)
     up = command_line.run("up")
@@ -454,6 +454,14 @@ def test_what_vault_needs_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, t
     advice = Vault().missing()
     assert advice is not None
     assert "\n" not in advice
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not a folder without permission, in which root may write.
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UnwritableCacheError, match="set XDG_CACHE_HOME"):
+        made_once(cache_folder() / "jars", lambda: None)
 
 
 def _pids(command_line: CommandLine) -> list[int]:
