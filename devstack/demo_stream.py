@@ -27,8 +27,8 @@ from devstack.demo import DAGSTER_HOME, console, dagster_environment, step
 from devstack.demo_data import EventKind, StreamEvent, stream_events
 from devstack.errors import DevstackError
 from devstack.interrupts import Interrupted, ignore_signals, raise_when_signalled
-from devstack.kafka import KafkaServer
-from devstack.stack import PARTS, Stack, default_home
+from devstack.kafka import Kafka, KafkaServer
+from devstack.stack import Stack, default_home
 from devstack.topics import TopicWriter, new_topic
 
 if TYPE_CHECKING:
@@ -83,13 +83,10 @@ def main(rate: int) -> None:
 def _kafka(stack: Stack) -> Iterator[KafkaServer]:
     """Have Kafka up; at the end it is stopped, unless it was running before."""
     state = stack.states().get("kafka")
-    was_running = state is not None and state.problem() is None
-    with step("Kafka"):
-        server = stack.up([PARTS["kafka"]()])["kafka"]
+    was_running = state is not None and state.runs()
     try:
-        if isinstance(server, DevstackError):
-            raise server
-        assert isinstance(server, KafkaServer)
+        with step("Kafka"):
+            server = stack.server(Kafka(), KafkaServer)
         yield server
     finally:
         if not was_running:

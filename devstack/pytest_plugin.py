@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import pytest
 
-from devstack.errors import DevstackError
 from devstack.kafka import Kafka, KafkaBroker, KafkaServer
-from devstack.parts import Part, Server
+from devstack.parts import Part
 from devstack.postgres import Postgres, PostgresServer
 from devstack.processes import PartRun
 from devstack.prometheus import Prometheus, PrometheusServer, Pushgateway, PushgatewayServer
@@ -29,10 +28,8 @@ from devstack.spark_servers import (
     SparkConnectServer,
     SparkStandalone,
 )
-from devstack.stack import Stack
+from devstack.stack import ServerT, Stack
 from devstack.vault import OwnVault, Vault, VaultServer
-
-ServerT = TypeVar("ServerT", bound=Server)
 
 
 @pytest.fixture(scope="session")
@@ -148,9 +145,5 @@ def _own_run(part: str, folder: Path) -> Iterator[PartRun]:
 
 
 def _running(stack: Stack, part: Part, server_type: type[ServerT]) -> Iterator[ServerT]:
-    server = stack.up([part])[part.name]
-    if isinstance(server, DevstackError):
-        raise server
-    assert isinstance(server, server_type)
-    yield server
+    yield stack.server(part, server_type)
     stack.stop(part.name)

@@ -9,12 +9,13 @@ import signal
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from devstack.errors import (
     CancelledStartError,
@@ -56,6 +57,12 @@ _SERVERS: Mapping[str, Callable[..., Server]] = {
     "pushgateway": PushgatewayServer,
 }
 
+# How long a part that runs may leave a question unanswered before it is replaced: as long as most take to start.
+_ANSWER_LIMIT = 60.0
+_LOOK_SECONDS = 0.2
+
+ServerT = TypeVar("ServerT", bound=Server)
+
 Report = Callable[[str, str], None]
 """Takes a part's name and what it does now."""
 
@@ -89,6 +96,10 @@ class PartState:
                 return f"{record.name} (process {record.pid}) has ended, see {record.log}"
         return self.server.problem()
 
+    def runs(self) -> bool:
+        """Whether it was ready once and all its processes are alive; it need not answer right now."""
+        return self.server is not None and all(record.alive() for record in self.processes)
+
 
 @dataclass
 class Stack:
@@ -102,6 +113,8 @@ class Stack:
     def up(self, parts: Sequence[Part], report: Report = _silence) -> dict[str, Server | DevstackError]:
         """Start the parts at the same time, or find them running; one that fails does not stop the others.
 
+        What runs is replaced, and its data are lost, when it does not answer for a while.
+
         When this is interrupted, everything that this call started is stopped again.
         """
         with self._locked(report):
@@ -109,12 +122,12 @@ class Stack:
             results: dict[str, Server | DevstackError] = {}
             to_start = []
             for part in parts:
-                state = self._states.get(part.name)
-                if state is not None and state.server is not None and state.problem() is None:
-                    report(part.name, "already running")
-                    results[part.name] = state.server
-                else:
+                server = self._answering(part.name, report)
+                if server is None:
                     to_start.append(part)
+                else:
+                    report(part.name, "already running")
+                    results[part.name] = server
             cancel = threading.Event()
             pool = ThreadPoolExecutor(max_workers=max(1, len(to_start)))
             futures: dict[str, Future[Server]] = {}
@@ -139,6 +152,14 @@ class Stack:
                 else:
                     raise error
             return {part.name: results[part.name] for part in parts}
+
+    def server(self, part: Part, server_type: type[ServerT]) -> ServerT:
+        """Start one part, or find it running, and return its server; raises what kept it from starting."""
+        server = self.up([part])[part.name]
+        if isinstance(server, DevstackError):
+            raise server
+        assert isinstance(server, server_type)
+        return server
 
     def down(self, report: Report = _silence) -> list[str]:
         """Stop all parts and remove their data and logs; returns the names of those there were."""
@@ -170,6 +191,18 @@ class Stack:
             if state.server is not None:
                 result |= state.server.environment
         return result
+
+    def _answering(self, name: str, report: Report) -> Server | None:
+        """Return the part's server, when it runs and answers: on a busy machine one question may be too few."""
+        state = self._states.get(name, PartState())
+        problem = state.problem()
+        if problem is not None and state.runs():
+            report(name, f"runs, but does not answer yet: {problem}")
+        deadline = time.monotonic() + _ANSWER_LIMIT
+        while problem is not None and state.runs() and time.monotonic() < deadline:
+            threading.Event().wait(_LOOK_SECONDS)
+            problem = state.problem()
+        return state.server if problem is None else None
 
     def _start(self, part: Part, cancel: threading.Event, report: Report) -> Server:
         self._stop([part.name])  # what is left of an earlier start

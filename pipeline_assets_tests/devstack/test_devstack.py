@@ -306,6 +306,33 @@ def test_status_notices_a_dead_server_and_up_starts_it_anew(command_line: Comman
     assert command_line.run("status").returncode == 0
 
 
+def test_up_waits_for_a_server_that_is_slow_to_answer(command_line: CommandLine) -> None:
+    assert command_line.run("up", "vault").returncode == 0
+    pids = _pids(command_line)
+    os.kill(pids[0], signal.SIGSTOP)
+    up = command_line.popen("up", "vault")
+    assert up.stdout is not None
+    line = next(up.stdout)
+    os.kill(pids[0], signal.SIGCONT)
+    rest, _ = up.communicate(timeout=300)
+    assert "runs, but does not answer yet" in line
+    assert "already running" in rest
+    assert _pids(command_line) == pids
+
+
+def test_up_replaces_a_server_that_does_not_answer_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devstack.stack._ANSWER_LIMIT", 0.3)
+    stack = Stack(tmp_path / "home")
+    try:
+        sealed = stack.server(Vault(), VaultServer)
+        sealed.request("PUT", "sys/seal")
+        replaced = stack.server(Vault(), VaultServer)
+        assert replaced != sealed
+        assert replaced.problem() is None
+    finally:
+        stack.down()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.parametrize("moment", ["postgres: making", "kafka: starting", "s3: ready"])
 def test_interrupted_up_leaves_nothing_behind(command_line: CommandLine, number: signal.Signals, moment: str) -> None:
