@@ -72,12 +72,12 @@ def _ready() -> dict[str, str]:
     postgres, s3 = servers["postgres"], servers["s3"]
     assert isinstance(postgres, PostgresServer)
     assert isinstance(s3, S3Server)
-    if is_loaded(postgres):
+    if is_loaded(postgres, s3):
         console.print("[green]✓[/] the data are there already")
     else:
         with step("loading CDNOW's customers into PostgreSQL, its orders and a month of flights into S3"):
             load_flight_logs(s3)
-            load_cdnow(postgres, s3)
+            load_cdnow(postgres, s3)  # last, as is_loaded() looks at what it loads
     return dagster_environment(stack)
 
 

@@ -152,15 +152,19 @@ def json_lines(frame: pd.DataFrame) -> bytes:
     return "".join(json.dumps({k: v for k, v in row.items() if v == v}) + "\n" for row in rows).encode()
 
 
-def is_loaded(postgres: PostgresServer) -> bool:
-    """Whether ``load_cdnow`` has run to its end: the customers are the last that it loads."""
+def is_loaded(postgres: PostgresServer, s3: S3Server) -> bool:
+    """Whether what ``load_cdnow`` loads last is in both: either may have been started anew, without its data."""
     with postgres.connect() as connection:
         row = connection.execute("SELECT to_regclass('public.customers')").fetchone()
-    return row is not None and row[0] is not None
+    orders = s3.client().list_objects_v2(Bucket=s3.bucket, Prefix=_order_key(_ORDER_FILES - 1))
+    return row is not None and row[0] is not None and orders["KeyCount"] > 0
 
 
 def load_cdnow(postgres: PostgresServer, s3: S3Server) -> None:
-    """Put CDNOW's orders into ``s3://data/orders`` as Parquet, then its customers into the table ``customers``."""
+    """Put CDNOW's orders into ``s3://data/orders`` as Parquet, then its customers into the table ``customers``.
+
+    What an earlier call has loaded, wholly or in part, is replaced.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -170,15 +174,20 @@ def load_cdnow(postgres: PostgresServer, s3: S3Server) -> None:
     for number in range(_ORDER_FILES):
         sink = pa.BufferOutputStream()
         pq.write_table(table.slice(number * size, size), sink)
-        s3.client().put_object(
-            Bucket=s3.bucket, Key=f"orders/part-{number:05}.parquet", Body=sink.getvalue().to_pybytes()
-        )
+        s3.client().put_object(Bucket=s3.bucket, Key=_order_key(number), Body=sink.getvalue().to_pybytes())
     customers = cdnow_customers(purchases)
     with postgres.connect() as connection:
-        connection.execute("CREATE TABLE customers (id bigint PRIMARY KEY, first_order_date date NOT NULL)")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS customers (id bigint PRIMARY KEY, first_order_date date NOT NULL)"
+        )
+        connection.execute("TRUNCATE customers")
         with connection.cursor().copy("COPY customers (id, first_order_date) FROM STDIN") as copy:
             for row in customers.itertuples(index=False):
                 copy.write_row((int(row.id), row.first_order_date))
+
+
+def _order_key(number: int) -> str:
+    return f"orders/part-{number:05}.parquet"
 
 
 def load_flight_logs(s3: S3Server, days: int = 31) -> None:
