@@ -6,6 +6,8 @@ import os
 import pwd
 import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,9 +83,14 @@ class Postgres:
     name: str = "postgres"
 
     def missing(self) -> str | None:
-        if _programs() is None:
-            return "install PostgreSQL (Debian: apt install postgresql) and put its initdb on the PATH"
-        return None
+        if _programs() is not None:
+            return None
+        advice = "install PostgreSQL (Debian: apt install postgresql) and put its initdb on the PATH"
+        unusable = next(_installed(), None)
+        if unusable is None:
+            return advice
+        whom = f"the user {_server_user()}, as whom root starts PostgreSQL," if _server_user() else "you"
+        return f"{unusable}/initdb can't be run by {whom} where it is: {advice}, where everybody may run it"
 
     def start(self, run: PartRun) -> PostgresServer:
         programs = _programs()
@@ -129,18 +136,41 @@ class Postgres:
 
 
 def _programs() -> Path | None:
-    """The folder with initdb and postgres; of several versions of Debian the newest."""
+    """The first folder whose programs the server's user can run."""
+    return next((folder for folder in _installed() if _can_run(folder / "initdb")), None)
+
+
+def _installed() -> Iterator[Path]:
+    """The folders with initdb and postgres; of several versions of Debian the newest first."""
     found = [
         folder for folder in _DEBIAN.glob("*/bin")
         if folder.parent.name.isdigit() and (folder / "initdb").exists()
     ]  # fmt: skip
-    if found:
-        return max(found, key=lambda folder: int(folder.parent.name))
+    yield from sorted(found, key=lambda folder: int(folder.parent.name), reverse=True)
     package = package_folder("pgserver")
     if package is not None:
-        return package / "pginstall" / "bin"
+        yield package / "pginstall" / "bin"
     on_path = shutil.which("initdb")
-    return None if on_path is None else Path(on_path).resolve().parent
+    if on_path is not None:
+        yield Path(on_path).resolve().parent
+
+
+def _can_run(program: Path) -> bool:
+    """Whether the server's user can: root's own folders are closed to others, as is what umask 077 has made."""
+    user = _server_user()
+    try:
+        subprocess.run(
+            [program, "--version"],
+            cwd="/",
+            user=user,
+            group=None if user is None else pwd.getpwnam(user).pw_gid,
+            extra_groups=None if user is None else [],
+            capture_output=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
 
 
 def _server_user() -> str | None:

@@ -55,18 +55,46 @@ def test_postgres_answers_a_query_and_refuses_a_wrong_password(postgres: Postgre
         psycopg.connect(**arguments, password="wrong")
 
 
-def test_postgres_is_found_on_the_path_where_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_part, "_DEBIAN", tmp_path / "no-debian")
+def test_postgres_is_found_on_the_path_where_nothing_else_is(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_part, "_DEBIAN", open_folder / "no-debian")
     monkeypatch.setattr(postgres_part, "package_folder", lambda _package: None)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(open_folder / "bin"))
+    (open_folder / "bin").mkdir()
     assert "PATH" in (Postgres().missing() or "")
-    program = tmp_path / "17" / "bin" / "initdb"
-    program.parent.mkdir(parents=True)
-    program.touch(mode=0o755)
-    (tmp_path / "bin" / "initdb").symlink_to(program)
+    program = _fake_initdb(open_folder / "17" / "bin")
+    (open_folder / "bin" / "initdb").symlink_to(program)
     assert Postgres().missing() is None
     assert postgres_part._programs() == program.parent
+
+
+def test_a_postgres_that_its_user_cannot_run_is_passed_over(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = open_folder / "closed" / "pgserver"
+    _fake_initdb(package / "pginstall" / "bin")
+    monkeypatch.setattr(postgres_part, "_DEBIAN", open_folder / "no-debian")
+    monkeypatch.setattr(postgres_part, "package_folder", lambda _package: package)
+    monkeypatch.setenv("PATH", str(open_folder / "bin"))
+    # Neither for root's postgres nor for whoever else runs the tests, and who owns it.
+    package.parent.chmod(0o600)
+    advice = Postgres().missing() or ""
+    assert f"{package}/pginstall/bin/initdb can't be run by" in advice
+    assert "apt install postgresql" in advice
+    assert "\n" not in advice
+    _fake_initdb(open_folder / "bin")
+    assert postgres_part._programs() == open_folder / "bin"
+    package.parent.chmod(0o755)
+    assert postgres_part._programs() == package / "pginstall" / "bin"
+
+
+def _fake_initdb(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    program = folder / "initdb"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    return program
 
 
 def test_s3_gives_back_what_was_put_and_refuses_wrong_keys(s3: S3Server) -> None:
@@ -243,18 +271,20 @@ class CommandLine:
 
 
 @pytest.fixture
-def command_line() -> Iterator[CommandLine]:
-    # Not tmp_path, which PostgreSQL's own user cannot reach.
-    base = Path(tempfile.mkdtemp(prefix="devstack-test-"))
-    base.chmod(0o711)
-    line = CommandLine(base)
-    try:
-        yield line
-    finally:
-        line.run("down")
-        left = line.processes()
-        shutil.rmtree(base)
-        assert left == []
+def open_folder() -> Iterator[Path]:
+    """A folder like tmp_path that PostgreSQL's own user can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="devstack-test-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def command_line(open_folder: Path) -> Iterator[CommandLine]:
+    line = CommandLine(open_folder)
+    yield line
+    line.run("down")
+    assert line.processes() == []
 
 
 def test_up_leaves_servers_running_until_down(command_line: CommandLine) -> None:
