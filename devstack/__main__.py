@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from devstack.errors import DevstackError
-from devstack.interrupts import Interrupted, raise_when_signalled
+from devstack.interrupts import run_command
 from devstack.parts import Part
 from devstack.spark_servers import SparkConnect
 from devstack.stack import DEFAULT_PARTS, PARTS, Report, Stack, default_home
@@ -29,7 +29,6 @@ def main() -> None:
 
     State, data and logs are in $DEVSTACK_HOME, else in a folder per user among the temporary files.
     """
-    raise_when_signalled()
 
 
 @main.command()
@@ -148,11 +147,4 @@ def _progress(names: list[str]) -> Iterator[Report]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Interrupted as interruption:
-        click.echo(str(interruption), err=True)
-        sys.exit(128 + interruption.number)
-    except DevstackError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    run_command(main)

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import IO
 
 import click
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.markdown import Markdown
 from devstack.dagster_daemon import PROJECT, program
 from devstack.demo_data import is_loaded, load_cdnow, load_flight_logs
 from devstack.errors import DevstackError
+from devstack.interrupts import Interrupted, ignore_signals, run_command
 from devstack.ports import free_port, is_free
 from devstack.postgres import PostgresServer
 from devstack.s3 import S3Server
@@ -25,6 +27,7 @@ from devstack.stack import PARTS, Stack, default_home
 DAGSTER_HOME = PROJECT / ".dagster_home"
 JOB = "customer_360"
 TABLE_ASSET = [JOB, "join_data_frames"]
+_END_LIMIT = 60.0
 # `dagster dev` advises to call `dg dev` instead; a user of `make ui` calls neither.
 _NO_ADVICE = {"PYTHONWARNINGS": "ignore:Function `dev_command` is superseded"}
 
@@ -53,12 +56,11 @@ def ui(port: int) -> None:
     environment = _ready()
     free = port if is_free(port) else free_port()
     console.print(f"\nDagster: [bold]http://127.0.0.1:{free}[/]  (Ctrl+C ends it)")
-    command = [program("dagster"), "dev", "--host", "127.0.0.1", "--port", str(free), "-w", "workspace.yaml"]
-    process = subprocess.Popen(command, cwd=PROJECT, env=_NO_ADVICE | environment)
-    # Dagster ends its own processes when the terminal's Ctrl+C reaches it, as it does here.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
-    sys.exit(process.wait())
+    arguments = ["dev", "--host", "127.0.0.1", "--port", str(free), "-w", "workspace.yaml"]
+    try:
+        sys.exit(_dagster(arguments, _NO_ADVICE | environment))
+    except Interrupted:
+        return  # as announced
 
 
 def _ready() -> dict[str, str]:
@@ -68,7 +70,7 @@ def _ready() -> dict[str, str]:
         servers = stack.up([PARTS["postgres"](), PARTS["s3"]()])
     for result in servers.values():
         if isinstance(result, DevstackError):
-            raise click.ClickException(str(result))
+            raise result
     postgres, s3 = servers["postgres"], servers["s3"]
     assert isinstance(postgres, PostgresServer)
     assert isinstance(s3, S3Server)
@@ -99,17 +101,44 @@ def _execute(job: str, environment: dict[str, str]) -> None:
     """Run the job as a user would; what it prints goes to a file, of which a failure shows the end."""
     log = DAGSTER_HOME / "demo.log"
     with log.open("w") as output:
-        done = subprocess.run(
-            [program("dagster"), "job", "execute", "-m", "pipeline_assets.definitions", "-j", job],
-            cwd=PROJECT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if done.returncode != 0:
+        code = _dagster(["job", "execute", "-m", "pipeline_assets.definitions", "-j", job], environment, output)
+    if code != 0:
         tail = "\n".join(log.read_text().splitlines()[-40:])
         raise click.ClickException(f"the job failed; the end of {log}:\n{tail}")
+
+
+def _dagster(arguments: Sequence[str], environment: Mapping[str, str], output: IO[str] | None = None) -> int:
+    """Run Dagster's command line to its end, and return its exit code; ``output`` takes what it prints.
+
+    When this process is interrupted it is too, and has time to end what it does.
+    """
+    # In a session of its own: the terminal's Ctrl+C, which a signal to this process alone is not, would come twice.
+    process = subprocess.Popen(
+        [program("dagster"), *arguments],
+        cwd=PROJECT,
+        env=environment,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+    try:
+        return process.wait()
+    except Interrupted:
+        ignore_signals()
+        with step("waiting for Dagster to end what it does"):
+            _interrupt(process)
+        raise
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt the process and its children, as a terminal does, and wait until it has ended."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(_END_LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        console.print(f"It did not within {_END_LIMIT:.0f} s and was killed: Dagster may show its run as started.")
 
 
 def _show_table(environment: dict[str, str]) -> None:
@@ -139,4 +168,4 @@ def step(text: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -7,7 +7,6 @@ in warehouse/ is there to be looked at.
 from __future__ import annotations
 
 import shutil
-import sys
 import threading
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from devstack.delta_tables import read_columns, row_count
 from devstack.demo import DAGSTER_HOME, console, dagster_environment, step
 from devstack.demo_data import EventKind, StreamEvent, stream_events
 from devstack.errors import DevstackError
-from devstack.interrupts import Interrupted, ignore_signals, raise_when_signalled
+from devstack.interrupts import ignore_signals, run_command
 from devstack.kafka import Kafka, KafkaServer
 from devstack.stack import Stack, default_home
 from devstack.topics import TopicWriter, new_topic
@@ -52,7 +51,6 @@ _OPENING = 1000
 @click.option("--rate", default=3000, show_default=True, type=click.IntRange(min=1), help="Records a second.")
 def main(rate: int) -> None:
     """Stream purchases and clicks through Kafka into a Delta table, watch it, and verify what came out."""
-    raise_when_signalled()
     with step("reading CDNOW's purchases and retentioneering's click stream"):
         events = stream_events()
     with ExitStack() as parts:
@@ -283,11 +281,4 @@ def _partitions(lag: Mapping[int, int]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Interrupted as interruption:
-        console.print(str(interruption))
-        sys.exit(128 + interruption.number)
-    except DevstackError as error:
-        console.print(f"[red]error:[/] {error}")
-        sys.exit(1)
+    run_command(main)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import stat
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from devstack.errors import (
     PartFailedError,
     UnsafeHomeError,
 )
+from devstack.interrupts import signals_ignored
 from devstack.kafka import Kafka, KafkaServer
 from devstack.parts import Part, Server
 from devstack.postgres import Postgres, PostgresServer
@@ -136,7 +136,7 @@ class Stack:
                     futures[part.name] = pool.submit(self._start, part, cancel, report)
                 wait(futures.values())
             except BaseException:
-                with _signals_held():
+                with signals_ignored():
                     cancel.set()
                     pool.shutdown(cancel_futures=True)
                     self._stop([part.name for part in to_start], report)
@@ -165,7 +165,7 @@ class Stack:
         """Stop all parts and remove their data and logs; returns the names of those there were."""
         if not self.home.exists():
             return []
-        with self._locked(report), _signals_held():
+        with self._locked(report), signals_ignored():
             self._states = self._read()
             names = list(self._states)
             self._stop(names, report)
@@ -175,7 +175,7 @@ class Stack:
 
     def stop(self, name: str) -> None:
         """Stop one part and remove its data."""
-        with self._locked(), _signals_held():
+        with self._locked(), signals_ignored():
             self._states = self._read()
             self._stop([name])
             self._forget([name])
@@ -336,18 +336,3 @@ def _state_from_json(name: str, entry: dict[str, Any]) -> PartState:
         server=None if entry["server"] is None else _SERVERS[name](**entry["server"]),
         failure=entry["failure"],
     )
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let nobody interrupt the stopping; it has time limits of its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in held}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
