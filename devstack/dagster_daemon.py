@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from devstack.errors import DevstackError
 from devstack.processes import PartRun
@@ -27,10 +30,11 @@ _CANCEL_LIMIT = 120.0
 
 
 @contextmanager
-def dagster_daemon(environment: Mapping[str, str], logs: Path) -> Iterator[PartRun]:
+def dagster_daemon(environment: Mapping[str, str], logs: Path, marker: str | None = None) -> Iterator[PartRun]:
     """Have the daemon with the code location running on the instance in DAGSTER_HOME of ``environment``.
 
-    At the end, none of its processes is left: no run worker either.
+    At the end, none of its processes is left: no run worker either. Should there be no end, as after a SIGKILL, its
+    processes are found by ``marker``.
     """
     import dagster as dg
 
@@ -38,12 +42,24 @@ def dagster_daemon(environment: Mapping[str, str], logs: Path) -> Iterator[PartR
     dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]).dispose()
     logs.mkdir(parents=True, exist_ok=True)
     run = PartRun("dagster", data=Path(tempfile.mkdtemp(prefix="pipeline-assets-dagster-")), logs=logs)
+    run.marker = marker or run.marker
     try:
         command: list[str | Path] = [program("dagster-daemon"), "run", "-w", WORKSPACE]
         run.spawn("dagster-daemon", command, environment=environment, cwd=PROJECT, stop_signal=signal.SIGINT)
         yield run
     finally:
         run.stop()
+
+
+def running_daemons(home: Path) -> list[psutil.Process]:
+    """Return the daemons on the instance in ``home``, whoever has started them: also those of `dagster dev`."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended meanwhile, or is another user's
+            is_daemon = any(word.endswith(("dagster-daemon", "dagster._daemon")) for word in process.cmdline())
+            if is_daemon and process.environ().get("DAGSTER_HOME") == str(home):
+                found.append(process)
+    return found
 
 
 @dataclass
@@ -106,10 +122,25 @@ class StreamControl:
             for run in runs:
                 if run.run_id not in asked:
                     asked.add(run.run_id)
-                    self.instance.run_coordinator.cancel_run(run.run_id)
+                    self._cancel(run)
             if time.monotonic() > deadline:
                 raise DevstackError(f"run {runs[0].run_id} has not ended {_CANCEL_LIMIT:.0f} s after it was cancelled")
             threading.Event().wait(0.2)
+
+    def _cancel(self, run: DagsterRun) -> None:
+        """Ask the run to end: by its code server, else itself; when that has gone too, file it as ended."""
+        from dagster._core.errors import DagsterUserCodeUnreachableError
+
+        from pipeline_assets.streaming_assets import tagged_process
+
+        with suppress(DagsterUserCodeUnreachableError):
+            if self.instance.run_coordinator.cancel_run(run.run_id):
+                return
+        process = tagged_process(run.tags)
+        if process is not None and process.is_here():
+            os.kill(process.pid, signal.SIGINT)
+        else:
+            self.instance.report_run_canceled(run)
 
     def _unfinished(self) -> Sequence[DagsterRun]:
         import dagster as dg

@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from filelock import FileLock, Timeout
 from rich.live import Live
 from rich.table import Table
 
-from devstack.dagster_daemon import PROJECT, StreamControl, dagster_daemon
+from devstack.dagster_daemon import PROJECT, StreamControl, dagster_daemon, running_daemons
 from devstack.delta_tables import read_columns, row_count
 from devstack.demo import DAGSTER_HOME, console, dagster_environment, step
 from devstack.demo_data import EventKind, StreamEvent, stream_events
 from devstack.errors import DevstackError
 from devstack.interrupts import ignore_signals, run_command
 from devstack.kafka import Kafka, KafkaServer
+from devstack.processes import unrecorded_processes
 from devstack.stack import Stack, default_home
 from devstack.topics import TopicWriter, new_topic
 
@@ -56,11 +58,17 @@ def main(rate: int) -> None:
     with ExitStack() as parts:
         try:
             stack = Stack(default_home())
+            parts.enter_context(_alone(stack))
             kafka = parts.enter_context(_kafka(stack))
-            demo = Demo.prepare(kafka, dagster_environment(stack))
+            environment = dagster_environment(stack)
+            stream = _stream(environment)
+            with step("ending what an earlier demo has left running"):
+                stream.end()
+                stack.stop_companions()
+            demo = Demo.prepare(kafka, environment)
             with step("Dagster's daemon and code location; the sensor is started"):
-                daemon = parts.enter_context(dagster_daemon(demo.environment, LOGS))
-                stream = parts.enter_context(_stream(demo))
+                daemon = parts.enter_context(dagster_daemon(demo.environment, LOGS, stack.companion_marker))
+                parts.callback(_end, stream)
                 stream.forget_sensor()
                 stream.start_sensor(daemon, demo.environment)
             with step("the stream's run takes the end of the topic as its start"):
@@ -78,6 +86,25 @@ def main(rate: int) -> None:
 
 
 @contextmanager
+def _alone(stack: Stack) -> Iterator[None]:
+    """Share the instance with nobody: a daemon that somebody uses would run the stream whose table is removed."""
+    DAGSTER_HOME.mkdir(exist_ok=True)
+    try:
+        held = FileLock(DAGSTER_HOME / "demo_stream.lock").acquire(timeout=0)
+    except Timeout as error:
+        raise DevstackError(f"another streaming demo works in {DAGSTER_HOME}: wait for it, or end it") from error
+    with held:
+        left = {record.pid for record in unrecorded_processes(stack.companion_marker)}
+        for daemon in running_daemons(DAGSTER_HOME):
+            if daemon.pid not in left:
+                raise DevstackError(
+                    f"a daemon of Dagster works in {DAGSTER_HOME} (process {daemon.pid}): "
+                    "end `make ui`, or whatever else has started it, and call this again"
+                )
+        yield
+
+
+@contextmanager
 def _kafka(stack: Stack) -> Iterator[KafkaServer]:
     """Have Kafka up; at the end it is stopped, unless it was running before."""
     state = stack.states().get("kafka")
@@ -92,18 +119,18 @@ def _kafka(stack: Stack) -> Iterator[KafkaServer]:
                 stack.stop("kafka")
 
 
-@contextmanager
-def _stream(demo: Demo) -> Iterator[StreamControl]:
-    """Handle the stream's sensor and runs; at the end the sensor is off and no run is in progress."""
+def _stream(environment: Mapping[str, str]) -> StreamControl:
+    """Return the handle of the stream's sensor and runs."""
     import dagster as dg
 
-    # Not closed here: what became of the run is asked for after the end.
-    stream = StreamControl(dg.DagsterInstance.from_config(demo.environment["DAGSTER_HOME"]), JOB)
-    try:
-        yield stream
-    finally:
-        with step("stopping the sensor, cancelling the run"):
-            stream.end()
+    # Never closed: what became of the run is asked for after the end.
+    return StreamControl(dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]), JOB)
+
+
+def _end(stream: StreamControl) -> None:
+    """Leave the sensor off and no run in progress."""
+    with step("stopping the sensor, cancelling the run"):
+        stream.end()
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,7 @@ class Stack:
         with self._locked(report), signals_ignored():
             self._states = self._read()
             names = list(self._states)
+            self.stop_companions()
             self._stop(names, report)
             remove_paths([self.home])
             self._states = {}
@@ -179,6 +180,15 @@ class Stack:
             self._states = self._read()
             self._stop([name])
             self._forget([name])
+
+    @property
+    def companion_marker(self) -> str:
+        """The marker of processes that use the parts and end with them, whoever has started them."""
+        return f"companion of {self.home.absolute()}"
+
+    def stop_companions(self) -> None:
+        """Stop what was started with ``companion_marker`` and left by who started it."""
+        stop_processes(unrecorded_processes(self.companion_marker))
 
     def states(self) -> dict[str, PartState]:
         """What was started, in the order of PARTS, as the state file says; nothing is checked."""

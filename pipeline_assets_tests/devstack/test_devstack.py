@@ -69,9 +69,7 @@ def test_postgres_is_found_on_the_path_where_nothing_else_is(
     assert postgres_part._programs() == program.parent
 
 
-def test_a_postgres_that_its_user_cannot_run_is_passed_over(
-    open_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_postgres_that_its_user_cannot_run_is_passed_over(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = open_folder / "closed" / "pgserver"
     _fake_initdb(package / "pginstall" / "bin")
     monkeypatch.setattr(postgres_part, "_DEBIAN", open_folder / "no-debian")
