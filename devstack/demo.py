@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 import click
@@ -132,7 +132,8 @@ def _dagster(arguments: Sequence[str], environment: Mapping[str, str], output: I
 
 def _interrupt(process: subprocess.Popen[bytes]) -> None:
     """Interrupt the process and its children, as a terminal does, and wait until it has ended."""
-    os.killpg(process.pid, signal.SIGINT)
+    with suppress(ProcessLookupError):  # it has ended in this moment
+        os.killpg(process.pid, signal.SIGINT)
     try:
         process.wait(_END_LIMIT)
     except subprocess.TimeoutExpired:
