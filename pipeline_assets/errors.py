@@ -108,15 +108,20 @@ _LONG_WORD = re.compile(r"(\S{100})\S{200,}(\S{20})")
 
 @dataclass(frozen=True)
 class ConfigIssue:
-    """One thing that is wrong in a config: ``pointer`` is a JSON Pointer (RFC 6901) into the file."""
+    """One thing that is wrong in a config: ``pointer`` is a JSON Pointer (RFC 6901) into the file.
+
+    Secrets are masked in both of its texts, as it is printed by itself, too.
+    """
 
     file: str
     pointer: str
     message: str
 
     def __post_init__(self) -> None:
-        # A message quotes what is wrong, and that may be a whole file in one word.
-        object.__setattr__(self, "message", _LONG_WORD.sub(lambda word: f"{word[1]}...{word[2]}", self.message))
+        object.__setattr__(self, "pointer", redact(self.pointer))
+        # A message quotes what is wrong, and that may be a whole file in one word. Half a secret looks like none.
+        message = _LONG_WORD.sub(lambda word: f"{word[1]}...{word[2]}", redact(self.message))
+        object.__setattr__(self, "message", message)
 
     def __str__(self) -> str:
         return f"{self.file}: {self.pointer or '/'}: {self.message}"

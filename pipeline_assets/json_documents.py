@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
+from pipeline_assets.redaction import redact
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 100
@@ -247,7 +248,7 @@ def _explain(detail: ErrorDetails, location: tuple[str | int, ...], keys: tuple[
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = redact(repr(value))  # before it is cut: half a secret looks like none
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 

@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline_assets.cli import main
+from pipeline_assets.code_location import build_definitions
+from pipeline_assets.settings import Settings
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
     EVENT_STREAM,
@@ -88,6 +90,38 @@ def test_validate_knows_the_names_of_connections(configs: Path) -> None:
             f"s3 connection 'lake': add it to {configs}/connections.json under 's3' (there: none)",
         ),
     ]
+
+
+LOGIN = "https://etl:hunter2hunter2@" + "h" * 50
+
+
+@pytest.mark.parametrize(
+    ("change", "secret"),
+    [
+        ({"schedule": LOGIN}, "hunter2"),
+        ({"mode": LOGIN}, "hunter2"),
+        ({"owners": ["hvs.CAESIJ1234567890abcdefghijklmnop"]}, "CAESIJ"),
+        ({"tags": {"ghp_0123456789abcdefghijklmnopqrstuvwxyzAB": {}}}, "ghp_0123"),
+        ({"steps": [extract_file("rows", f"{LOGIN}/x")]}, "hunter2"),
+        ({"steps": [extract_file("rows", "/x", format="password=hunter2")]}, "hunter2"),
+        ({"steps": [extract_file("rows", "${FROM_OUTSIDE}")]}, "hunter2"),
+    ],
+)
+def test_no_command_shows_a_secret_of_a_config(
+    configs: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], secret: str
+) -> None:
+    monkeypatch.setenv("FROM_OUTSIDE", f"{LOGIN}/x")
+    path = write_config(configs, {**batch("shy", extract_file("rows", "/in.csv")), **change}, "shy.json")
+    (broken,) = (
+        spec
+        for spec in build_definitions(Settings(configs=configs)).resolve_all_asset_specs()
+        if spec.key.path[0] == "broken_configs"
+    )
+    results = [run(*arguments) for arguments in (["validate"], ["validate", str(path)], ["plan", "shy"])]
+    assert [result.exit_code for result in results] == [1, 1, 1]
+    for text in (*(result.output for result in results), broken.description or ""):
+        assert "*********" in text
+        assert secret not in text
 
 
 def test_validate_takes_files(configs: Path) -> None:
