@@ -19,6 +19,7 @@ from pipeline_assets.config import (
     CONNECTIONS_FILE,
     SCHEMA_FILE,
     Pipeline,
+    is_there,
     load_connections,
     load_file,
     load_folder,
@@ -244,7 +245,7 @@ def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:
         yield error
         return
     # Without the file, it is somewhere else that the connections are.
-    if (folder / CONNECTIONS_FILE).exists():
+    if is_there(folder / CONNECTIONS_FILE):
         issues = [issue for pipeline in valid for issue in unknown_connections(pipeline, connections)]
         yield from (ConfigurationError.from_issues([issue]) for issue in issues)
 

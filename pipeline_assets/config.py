@@ -280,8 +280,9 @@ def load_folder(folder: Path, environment: Mapping[str, str] | None = None) -> C
     """Load every ``*.json`` in ``folder`` (not below it) but the connections and the schema."""
     pipelines: list[Pipeline] = []
     broken: list[BrokenConfig] = []
+    files = pipeline_files(folder)
     registry, policy = method_registry(), secrets_policy(folder, environment)
-    for path in pipeline_files(folder):
+    for path in files:
         try:
             pipelines.append(load_file(path, environment, registry, policy))
         except ConfigurationError as error:
@@ -291,12 +292,34 @@ def load_folder(folder: Path, environment: Mapping[str, str] | None = None) -> C
 
 
 def pipeline_files(folder: Path) -> list[Path]:
-    """Return the files in ``folder`` that hold pipelines, by name. Raises ConfigurationError without a folder."""
-    if not folder.is_dir():
+    """Return the files in ``folder`` that hold pipelines, by name.
+
+    Raises ConfigurationError without a folder, and for one that can't be read.
+    """
+    try:
+        # Not by Path.glob, to which a folder that it may not list is an empty one.
+        names = os.listdir(folder)
+        # Fails where its files can be listed and not opened. A Path leaves the dot out.
+        os.stat(os.path.join(folder, "."))
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigurationError(
             f"there is no folder {str(folder)!r} with pipeline configs: make it, or set PIPELINE_ASSETS_CONFIGS"
-        )
-    return sorted(p for p in folder.glob("*.json") if p.name not in (CONNECTIONS_FILE, SCHEMA_FILE))
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"the folder {str(folder)!r} can't be read: {error.strerror}") from error
+    ours = (CONNECTIONS_FILE, SCHEMA_FILE)
+    return sorted(folder / name for name in names if name.endswith(".json") and name not in ours)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file. One that can't be looked at counts as there: who reads it is told why."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def load_file(
@@ -330,7 +353,7 @@ def load_connections(folder: Path, environment: Mapping[str, str] | None = None)
     path = folder / CONNECTIONS_FILE
     policy = secrets_policy(folder, environment)
     secrets = Secrets(policy)
-    if not path.exists():
+    if not is_there(path):
         return Connections(secrets=secrets, path=str(path))
     document, issues = _read(path, environment)
     if policy is SecretsPolicy.VAULT_ONLY:
@@ -365,7 +388,7 @@ def secrets_policy(folder: Path, environment: Mapping[str, str] | None = None) -
     """
     given = policy_from_environment(environment)
     path = folder / CONNECTIONS_FILE
-    if given is SecretsPolicy.VAULT_ONLY or not path.exists():
+    if given is SecretsPolicy.VAULT_ONLY or not is_there(path):
         return given
     try:
         stated = _read(path, environment)[0].get("secretsPolicy", SecretsPolicy.ANY)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -192,6 +195,38 @@ def test_a_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         result = run(*command)
         assert result.exit_code == 1
         assert "PIPELINE_ASSETS_CONFIGS" in result.stderr
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Have permissions bind: to root they do not."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("mode", [0o111, 0o444, 0o000], ids=["not listed", "not entered", "neither"])
+def test_a_folder_that_cannot_be_read(
+    configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    # From here it is reached without its parents, which are the user's own.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIPELINE_ASSETS_CONFIGS", "configs")
+    commands = (["validate"], ["list"], ["plan", "customer-360"], ["audit-config"])
+    for command in commands:
+        run(*command)  # whatever they import, while that can be read
+    tmp_path.chmod(0o711)
+    configs.chmod(mode)
+    with as_somebody_else():
+        results = [run(*command) for command in commands]
+    configs.chmod(0o700)
+    for result in results:
+        assert result.exit_code == 1, result.output
+        assert result.stderr.removeprefix("Error: ") == "the folder 'configs' can't be read: Permission denied\n"
 
 
 @pytest.mark.parametrize(
