@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from pipeline_assets.config import CONNECTIONS_FILE, is_there, pipeline_files
+from pipeline_assets.config import CONNECTIONS_FILE, is_there, no_pipelines, pipeline_files
 from pipeline_assets.credentials.audit import AuditFile
 from pipeline_assets.credentials.policy import SecretsPolicy, connection_issues, pipeline_issues
 from pipeline_assets.errors import ConfigIssue, ConfigurationError
@@ -32,6 +32,8 @@ def audit_config(folder: Path | None, as_json: bool) -> None:
     where = folder or Settings.from_environment().configs
     try:
         files = [*pipeline_files(where), *(path for path in [where / CONNECTIONS_FILE] if is_there(path))]
+        if not files:
+            raise no_pipelines(where)
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from error
     issues = [issue for path in files for issue in _issues(path)]

@@ -23,6 +23,7 @@ from pipeline_assets.config import (
     load_connections,
     load_file,
     load_folder,
+    no_pipelines,
     unknown_connections,
 )
 from pipeline_assets.config_schema import pipeline_schema, step_reference
@@ -240,6 +241,12 @@ def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:
         planned = plan_folder(load_folder(folder))
         valid += [plan.pipeline for plan in planned.plans]
         yield from (broken.error for broken in planned.broken)
+        for path in _passed_over(folder):
+            click.echo(
+                f"warning: {path} is not read: a pipeline is a *.json (in lower case) in {folder} itself", err=True
+            )
+        if not planned.plans and not planned.broken:
+            yield no_pipelines(folder)
         connections = load_connections(folder)
     except ConfigurationError as error:
         yield error
@@ -248,6 +255,12 @@ def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:
     if is_there(folder / CONNECTIONS_FILE):
         issues = [issue for pipeline in valid for issue in unknown_connections(pipeline, connections)]
         yield from (ConfigurationError.from_issues([issue]) for issue in issues)
+
+
+def _passed_over(folder: Path) -> list[Path]:
+    """Return what looks like a pipeline in or below ``folder``, and is not read as one."""
+    misspelled = (path for path in folder.iterdir() if path.suffix != ".json" and path.suffix.lower() == ".json")
+    return sorted(path for path in (*misspelled, *folder.glob("[!.]*/*.json")) if path.is_file())
 
 
 def _console() -> Console:

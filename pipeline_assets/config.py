@@ -311,6 +311,13 @@ def pipeline_files(folder: Path) -> list[Path]:
     return sorted(folder / name for name in names if name.endswith(".json") and name not in ours)
 
 
+def no_pipelines(folder: Path) -> ConfigurationError:
+    """Return the error of a check that finds nothing to look at in ``folder``: another one is meant, most likely."""
+    return ConfigurationError(
+        f"there is no pipeline in the folder {str(folder)!r}: each is a *.json (in lower case) directly in it"
+    )
+
+
 def is_there(path: Path) -> bool:
     """Whether there is such a file. One that can't be looked at counts as there: who reads it is told why."""
     try:

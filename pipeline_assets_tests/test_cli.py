@@ -197,6 +197,27 @@ def test_a_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert "PIPELINE_ASSETS_CONFIGS" in result.stderr
 
 
+def test_a_folder_without_pipelines_is_not_valid(configs: Path) -> None:
+    for file in configs.iterdir():
+        file.unlink()
+    for command in ("validate", "audit-config"):
+        result = run(command)
+        assert result.exit_code == 1
+        assert f"no pipeline in the folder {str(configs)!r}" in result.stderr
+    assert run("list").exit_code == 0  # and the location loads: the first pipeline comes later
+
+
+def test_validate_tells_what_it_passes_over(configs: Path) -> None:
+    for place in ("UPPER.JSON", "team/sub.json", "team/deeper/sub.json", ".hidden/x.json", "notes.md", "team/x.txt"):
+        (configs / place).parent.mkdir(parents=True, exist_ok=True)
+        (configs / place).write_text("{")
+    result = run("validate")
+    assert result.exit_code == 0
+    assert result.stdout == "2 configs are valid\n"
+    told = [line.split(" is not read")[0] for line in result.stderr.splitlines()]
+    assert told == [f"warning: {configs}/UPPER.JSON", f"warning: {configs}/team/sub.json"]
+
+
 @contextmanager
 def as_somebody_else() -> Iterator[None]:
     """Have permissions bind: to root they do not."""
