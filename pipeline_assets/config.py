@@ -432,7 +432,10 @@ def _substituted(
             message = f"environment variable {name} is not set (set it, or write ${{{name}:-default}})"
             issues.append(ConfigIssue(file, at, message))
 
-    return substitute(parse_json(file, content), variables, missing, keep), issues
+    def malformed(message: str, at: str) -> None:
+        issues.append(ConfigIssue(file, at, message))
+
+    return substitute(parse_json(file, content), variables, missing, keep, malformed), issues
 
 
 def _without_issues(found: Pipeline | None, issues: list[ConfigIssue]) -> Pipeline:

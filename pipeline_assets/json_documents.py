@@ -16,7 +16,10 @@ from pipeline_assets.redaction import redact
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 100
-_VARIABLE = re.compile(r"\$(?P<escape>\$)?\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+# Also without a name that there may be, or without its end: that is no variable, and told.
+_VARIABLE = re.compile(
+    r"\$(?P<escape>\$)?\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|(?=(?P<wrong>[^}]{0,40}\}?)))"
+)
 _SHOWN = 60
 _MAX_DIGITS = 1000
 
@@ -127,11 +130,13 @@ def substitute(
     values: Mapping[str, str],
     missing: Callable[[str, str], str | None],
     without_default: Collection[str] = (),
+    malformed: Callable[[str, str], None] = lambda message, at: None,
 ) -> Any:
     """Return ``data`` with ``${NAME}`` and ``${NAME:-default}`` replaced in every string; ``$${NAME}`` stays as text.
 
     ``missing(name, pointer)`` is asked for names that are not in ``values`` and have no default, or whose default does
-    not hold; None leaves the text as it is.
+    not hold; None leaves the text as it is. ``malformed(message, pointer)`` is told of each ``${`` that begins no
+    variable, which stays as it is too.
     """
 
     def walk(node: Any, at: str) -> Any:
@@ -147,6 +152,14 @@ def substitute(
         if match["escape"]:
             return match[0]
         name = match["name"]
+        if name is None:
+            wrong = f"{match[0]}{match['wrong']}"
+            wanted = "write ${NAME} or ${NAME:-default}, or $${...} for the text itself"
+            malformed(f"{wrong!r} is no variable: {wanted}", at)
+            return match[0]
+        if "${" in (match["default"] or ""):
+            malformed(f"{match[0]!r}: a default can't hold another ${{...}}", at)
+            return match[0]
         if name in values:
             return values[name]
         if match["default"] is not None and name not in without_default:

@@ -172,6 +172,35 @@ def test_variables_come_from_the_environment(tmp_path: Path) -> None:
     assert pipeline.methods[1].model_dump()["condition"] == "note = '${NOT_A_VARIABLE}'"
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a ${lower-case} b", "'${lower-case}' is no variable"),
+        ("${NOPE?}", "'${NOPE?}' is no variable"),
+        ("${1ST}", "'${1ST}' is no variable"),
+        ("${}", "'${}' is no variable"),
+        ("x ${NOPE", "'${NOPE' is no variable"),
+        ("$$${lower-case}", None),
+        ("$${lower-case} $${SET:-${SET}} $${open", None),
+        ("$SET $ {SET} $1 {$", None),
+        ("${SET:-${SET}}", "a default can't hold another ${...}"),
+    ],
+)
+def test_what_begins_like_a_variable_is_one(tmp_path: Path, text: str, told: str | None) -> None:
+    document = batch("p", extract_file("rows", "/in.csv", options={"comment": text}))
+    if told is None:
+        loaded = load_file(write_config(tmp_path, document, "case.json"), {"SET": "x"})
+        assert loaded.methods[0].model_dump()["options"]["comment"] == text.replace("$${", "${")
+    else:
+        assert told in issues_of(tmp_path, document, {"SET": "x"})["/steps/0/config/options/comment"]
+
+
+def test_what_a_variable_holds_is_no_variable(tmp_path: Path) -> None:
+    document = batch("p", extract_file("rows", "/in.csv", options={"comment": "${HELD}"}))
+    loaded = load_file(write_config(tmp_path, document, "case.json"), {"HELD": "${lower-case}"})
+    assert loaded.methods[0].model_dump()["options"]["comment"] == "${lower-case}"
+
+
 def test_a_partition_is_put_into_any_string(tmp_path: Path) -> None:
     document = batch(
         "by-day",
