@@ -32,6 +32,7 @@ from pipeline_assets.links import Link, Links
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.pipeline_job import PipelineJob
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
+from pipeline_assets.redaction import redact
 from pipeline_assets.report.run_reports import report_metadata
 from pipeline_assets.schedules import schedules_of
 from pipeline_assets.settings import Settings
@@ -141,8 +142,8 @@ class _PipelineFactory:
                     dataset_key(source),
                     group_name="sources",
                     kinds={source.kind},
-                    description=f"{source.uri}, read by pipelines",
-                    metadata={"dagster/uri": source.uri},
+                    description=f"{redact(source.uri)}, read by pipelines",
+                    metadata={"dagster/uri": redact(source.uri)},
                 )
 
     def assets(self) -> Iterator[dg.AssetsDefinition]:
@@ -407,7 +408,7 @@ class _PipelineFactory:
         if step.role is Role.TABLE:
             return table_location(self.settings.table_path(self.plan.name, step.name), self.plan.name, step.name)
         sinks = step.method.sinks()
-        return {"dagster/uri": sinks[0].uri} if sinks else {}
+        return {"dagster/uri": redact(sinks[0].uri)} if sinks else {}
 
     def _kinds(self, step: PlannedStep) -> set[str]:
         # Dagster takes three.

@@ -33,6 +33,7 @@ from pipeline_assets.optimizer import optimize
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.planned_folder import PlannedFolder, plan_folder, select
 from pipeline_assets.planner import plan_pipeline, with_graph_issues
+from pipeline_assets.redaction import redact
 from pipeline_assets.report_commands import report
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark_server_commands import spark_server
@@ -161,9 +162,9 @@ def _tree(plan: PipelinePlan) -> Tree:
         if told is not None:
             branch.add(f"decided {told}")
         for source in step.method.sources():
-            branch.add(f"source  {source.uri}")
+            branch.add(f"source  {redact(source.uri)}")
         for sink in step.method.sinks():
-            branch.add(f"sink    {sink.uri}")
+            branch.add(f"sink    {redact(sink.uri)}")
         if step.quarantine is not None:
             branch.add(f"aside   {plan.name}/{step.quarantine}: rows in quarantine, {_quarantine_path(plan, step)}")
         if step.role is Role.TABLE:

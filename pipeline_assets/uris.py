@@ -9,6 +9,10 @@ import re
 
 _ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?=/)(?://[^/]*)?")
 
+# Hadoop takes hdfs://user@host and abfss://container@account; what has a colon before its @ is a login. A bucket has no
+# colon, and a key of AWS may hold slashes.
+_LOGIN = re.compile(r"s3[an]?://[^/{]*:|[a-z][a-z0-9+.-]*://[^/@:]*:[^/]*@", re.IGNORECASE)
+
 
 def root_of(path: str) -> str:
     """Return the scheme of ``path`` with its authority, such as ``hdfs://host:8020``, ``file://`` or ``dbfs:``.
@@ -32,6 +36,15 @@ def is_local(path: str) -> bool:
 def normalize_uri(path: str) -> str:
     """Return ``path`` with ``file:/x`` written as ``file:///x``."""
     return f"file://{path_in(path)}" if root_of(path) == "file:" else path
+
+
+def without_login(path: str) -> str:
+    """Return ``path``. Raises ValueError, which does not show it, when it holds credentials."""
+    if _LOGIN.match(path):
+        raise ValueError(
+            "a path holds no credentials, as it is shown: leave them out, and refer to them in connections.json"
+        )
+    return path
 
 
 def authority(host: str, port: int) -> str:

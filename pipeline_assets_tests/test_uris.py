@@ -8,13 +8,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from pipeline_assets.config import load_file
 from pipeline_assets.connections import Connections
+from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.openlineage.datasets import DatasetName, name_of_path
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import delta_dataset
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of
-from pipeline_assets.uris import authority, normalize_uri, path_in, root_of
+from pipeline_assets.uris import authority, normalize_uri, path_in, root_of, without_login
+from pipeline_assets_tests.config_documents import batch, extract_file, write_config
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -106,3 +109,47 @@ def test_what_a_path_is_called(path: str, uri: str, name: DatasetName) -> None:
 def test_an_address_of_ipv6_is_in_brackets(host: str, told: str) -> None:
     assert authority(host, 1) == told
     assert urlsplit(f"sc://{told}").hostname == host.strip("[]")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3a://AKIAEXAMPLE:wJalrXUtnFEMI@bucket/x.csv",
+        "S3N://AKIAEXAMPLE:wJalr/XUtn+FEMI@bucket/x.csv",
+        "hdfs://etl:wJalrXUtnFEMI@host:8020/x.csv",
+    ],
+)
+def test_a_path_holds_no_login(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no credentials") as caught:
+        without_login(path)
+    assert "wJalr" not in str(caught.value)
+    failing = {"columns": ["id"], "onFailure": "quarantine", "quarantinePath": path}
+    document = batch(
+        "p",
+        extract_file("rows", path),
+        {"type": "extract", "method": "fromS3", "config": {"paths": [path], "registerAs": "more"}},
+        {"type": "validate", "method": "notNull", "config": failing},
+        {"type": "load", "method": "toDeltaLake", "config": {"path": path, "checkpointLocation": path}},
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        load_file(write_config(tmp_path, document), {})
+    told = {issue.pointer for issue in refused.value.issues if "holds no credentials" in issue.message}
+    keys = ("0/config/path", "2/config/quarantinePath", "3/config/path", "3/config/checkpointLocation")
+    assert told >= {f"/steps/{key}" for key in keys}
+    assert "wJalr" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "abfss://box@account.dfs.core.windows.net/x:y@z",
+        "hdfs://etl@host:8020/x",
+        "hdfs://[::1]:8020/a@b",
+        "/data/a:b@c",
+        "s3a://bucket/a:b@c",
+        "s3a://${partition:-all}/x",
+        "file:///a:b@c",
+    ],
+)
+def test_what_is_no_login_in_a_path(path: str) -> None:
+    assert without_login(path) == path

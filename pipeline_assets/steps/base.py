@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.cancellation import Cancellation
@@ -18,6 +18,7 @@ from pipeline_assets.connections import ConnectionKind, Connections
 from pipeline_assets.partitions import PartitionSlice
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.storage_levels import StorageLevelName
+from pipeline_assets.uris import without_login
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -315,7 +316,7 @@ class ValidateMethod(StepMethod):
     """What follows when rows do not meet it: `fail` (when left out), steps that take the DataFrame do not run; `warn`,
     it is told, and they run; `quarantine`, these rows go to a Delta table, with the reasons, and the others are the
     DataFrame that later steps take."""
-    quarantine_path: Annotated[str, Field(min_length=1)] | None = None
+    quarantine_path: Annotated[str, Field(min_length=1), AfterValidator(without_login)] | None = None
     """With onFailure `quarantine`: the Delta table for the rows that do not meet it. When left out it is in the
     warehouse, called like this step with `_quarantine` after it."""
     sample_size: int = Field(default=5, ge=0, le=100)

@@ -23,6 +23,7 @@ from pipeline_assets.steps.paths import (
 )
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.sql_texts import SqlColumns, no_columns
+from pipeline_assets.uris import without_login
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -178,7 +179,7 @@ class FromS3(FilesExtract):
 
 
 def _check_not_s3(path: str) -> str:
-    if is_s3(path):
+    if is_s3(without_login(path)):
         raise ValueError(f"{path!r} is on S3: use the method 'fromS3'")
     return check_any(path)
 

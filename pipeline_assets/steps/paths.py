@@ -10,7 +10,7 @@ from pipeline_assets.errors import did_you_mean
 from pipeline_assets.redaction import is_secret_name, secret_shapes
 from pipeline_assets.steps.base import Dataset, StepContext
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of, normalize
-from pipeline_assets.uris import normalize_uri, path_in, root_of
+from pipeline_assets.uris import normalize_uri, path_in, root_of, without_login
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +35,7 @@ _GLOB = re.compile(r"[*?\[{]")
 
 def check_s3(path: str) -> str:
     """Return ``path`` normalized. Raises ValueError when it is not ``s3a://bucket/key``."""
+    without_login(path)
     if not is_s3(path):
         raise ValueError(f"{path!r} is not a path on S3: expected s3a://bucket/key (s3:// and s3n:// are taken too)")
     if not bucket_of(path):
@@ -43,9 +44,10 @@ def check_s3(path: str) -> str:
 
 
 def check_any(path: str) -> str:
-    """Return ``path`` normalized. Raises ValueError when it is empty or climbs out by ``..``."""
+    """Return ``path`` normalized. Raises ValueError when it is empty, holds a login or climbs out by ``..``."""
     if not path.strip():
         raise ValueError("the path is empty")
+    without_login(path)
     if ".." in path.split("/"):
         raise ValueError(f"{path!r} contains '..': give the path without it")
     return check_s3(path) if is_s3(path) else path
