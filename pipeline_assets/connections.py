@@ -6,15 +6,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.credentials import SecretReference, Secrets
-from pipeline_assets.credentials.policy import S3_ANONYMOUS, S3_PROVIDER, SecretsPolicy
+from pipeline_assets.credentials.policy import S3_ANONYMOUS, S3_PROVIDER, SecretsPolicy, is_secret
+from pipeline_assets.credentials.references import Reference
 from pipeline_assets.errors import ConfigurationError, did_you_mean
+from pipeline_assets.redaction import secret_shapes
 from pipeline_assets.uris import authority
 
 ConnectionKind = Literal["postgres", "s3", "kafka"]
+
+
+def _check_options(options: dict[str, str]) -> dict[str, str]:
+    for name, text in options.items():
+        if is_secret(name, text):
+            try:
+                Reference.parse(text)
+            except ValueError as error:
+                raise ValueError(f"option {name!r}: {error}") from None
+        elif shapes := secret_shapes(text):
+            raise ValueError(
+                f"option {name!r} looks like it holds a secret ({', '.join(shapes)}): what is secret stands under the "
+                "name of a secret, as a reference"
+            )
+    return options
+
+
+# Those that are secret by their names are references.
+Options = Annotated[dict[str, str], AfterValidator(_check_options)]
 
 
 class Connection(BaseModel):
@@ -26,7 +47,8 @@ class Connection(BaseModel):
 
 
 class PostgresConnection(Connection):
-    """A PostgreSQL database. ``options`` are passed to the JDBC driver (pgjdbc connection parameters).
+    """A PostgreSQL database. ``options`` are passed to the JDBC driver (pgjdbc connection parameters); secret ones are
+    references.
 
     ``user`` may be a secret reference as well: Vault's database engine makes both user and password.
     """
@@ -36,7 +58,7 @@ class PostgresConnection(Connection):
     database: str
     user: str
     password: SecretReference | None = None
-    options: dict[str, str] = {}
+    options: Options = {}
 
     @property
     def jdbc_url(self) -> str:
@@ -45,7 +67,9 @@ class PostgresConnection(Connection):
 
 
 class S3Connection(Connection):
-    """An S3 service. Without keys, Hadoop's default credential chain applies. ``options`` are ``fs.s3a.*`` keys."""
+    """An S3 service. Without keys, Hadoop's default credential chain applies. ``options`` are ``fs.s3a.*`` keys; secret
+    ones are references.
+    """
 
     endpoint: str | None = None
     region: str | None = None
@@ -53,7 +77,7 @@ class S3Connection(Connection):
     secret_access_key: SecretReference | None = None
     session_token: SecretReference | None = None
     path_style_access: bool = True
-    options: dict[Annotated[str, Field(pattern=r"^fs\.s3a\.")], str] = {}
+    options: Annotated[dict[Annotated[str, Field(pattern=r"^fs\.s3a\.")], str], AfterValidator(_check_options)] = {}
 
     @property
     def anonymous(self) -> bool:
@@ -62,10 +86,10 @@ class S3Connection(Connection):
 
 
 class KafkaConnection(Connection):
-    """A Kafka cluster. ``options`` are Kafka client settings; values may be secret references."""
+    """A Kafka cluster. ``options`` are Kafka client settings; any value may be a reference, and a secret one is."""
 
     bootstrap_servers: str
-    options: dict[str, str] = {}
+    options: Options = {}
 
 
 class ConnectionsFile(Connection):

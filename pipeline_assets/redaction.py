@@ -40,7 +40,7 @@ NAME_PATTERN = (
 _SECRET_NAME = re.compile(NAME_PATTERN, re.IGNORECASE)
 # A name that ends so says where a secret is, or what kind it is of.
 _ABOUT_A_SECRET = re.compile(
-    r"(?:^|[a-z._-])(?:algorithm|class|count|enabled|endpoint|error|exception|expiry|file|length|location|mode|name|path|pattern"
+    r"(?:^|[a-z._-])(?:algorithm|binding|class|count|enabled|endpoint|error|exception|expiry|file|length|location|mode|name|path|pattern"
     r"|policy|provider|ref|reference|required|ttl|type|uri|url|version)$"
 )
 

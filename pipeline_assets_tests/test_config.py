@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from pipeline_assets.config import load_connections, load_file, load_folder
+from pipeline_assets.connections import ConnectionKind, PostgresConnection, S3Connection
+from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.spark.session import apply_s3_connection
+from pipeline_assets.steps.postgres import jdbc_options
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
     EVENT_STREAM,
@@ -246,6 +251,13 @@ def test_a_missing_folder_says_what_to_set(tmp_path: Path) -> None:
             "/password",
             "names the field",
         ),
+        ({"host": "h", "database": "d", "user": "u", "password": "env:P-W"}, "/password", "letters, digits and '_'"),
+        (
+            {"host": "h", "database": "d", "user": "u", "password": "vault:a#hunter2#x"},
+            "/password",
+            "never as a literal",
+        ),
+        ({"host": "h", "database": "d", "user": "u", "password": "vault://a/hunter2#x"}, "/password", "is no URL"),
         ({"hots": "h", "database": "d", "user": "u"}, "/hots", "did you mean 'host'"),
         ({"host": "h", "database": "d", "user": "u", "port": "x"}, "/port", "integer"),
     ],
@@ -259,6 +271,61 @@ def test_connections_hold_references_only(
     issues = {issue.pointer: issue.message for issue in caught.value.issues}
     assert expected in issues[f"/postgres/default{pointer}"]
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("postgres", {"password": "hunter2"}),
+        ("postgres", {"sslpassword": "hunter2"}),
+        ("postgres", {"ApplicationName": "https://etl:hunter2@host/"}),
+        ("s3", {"fs.s3a.secret.key": "hunter2"}),
+        ("s3", {"fs.s3a.encryption.key": "valt:hunter2"}),
+        ("kafka", {"sasl.jaas.config": 'org.x.LoginModule required username="a" password="hunter2";'}),
+        ("kafka", {"ssl.truststore.password": "vault:hunter2"}),
+    ],
+)
+def test_secret_options_are_references(tmp_path: Path, kind: str, options: dict[str, str]) -> None:
+    write_config(tmp_path, {kind: {"default": {**NEEDED[kind], "options": options}}}, "connections.json")
+    with pytest.raises(ConfigurationError) as caught:
+        load_connections(tmp_path, {})
+    (issue,) = caught.value.issues
+    assert issue.pointer == f"/{kind}/default/options"
+    assert f"option {next(iter(options))!r}" in issue.message
+    assert "hunter2" not in str(caught.value)
+
+
+NEEDED: dict[str, dict[str, str]] = {
+    "postgres": {"host": "h", "database": "d", "user": "u"},
+    "s3": {},
+    "kafka": {"bootstrapServers": "k:9092"},
+}
+
+
+def test_options_that_are_no_secret_are_given_as_they_are(tmp_path: Path) -> None:
+    options = {
+        "postgres": {"sslpassword": "env:SSL", "sslfactoryarg": "file:/etc/ca.pem", "connectTimeout": "5"},
+        "s3": {"fs.s3a.encryption.key": "arn:aws:kms:eu-central-1:1:key/a", "fs.s3a.session.token": "file:/token"},
+        "kafka": {"sasl.jaas.config": "vault:secret/data/kafka#jaas", "security.protocol": "SASL_SSL"},
+    }
+    document = {kind: {"default": {**NEEDED[kind], "options": given}} for kind, given in options.items()}
+    write_config(tmp_path, document, "connections.json")
+    loaded = load_connections(tmp_path, {})
+    for kind, given in options.items():
+        assert loaded.of(cast(ConnectionKind, kind), "default").model_dump()["options"] == given
+
+
+def test_secret_options_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTION", "fetched-once")
+    given = {"sslpassword": "env:OPTION", "sslfactoryarg": "env:OPTION"}
+    postgres = PostgresConnection.model_validate({**NEEDED["postgres"], "options": given})
+    options = jdbc_options(postgres, Secrets())
+    assert (options["sslpassword"], options["sslfactoryarg"]) == ("fetched-once", "env:OPTION")
+    s3 = S3Connection.model_validate({"options": {"fs.s3a.encryption.key": "env:OPTION"}})
+    conf: dict[str, str] = {}
+    session = cast(Any, SimpleNamespace(conf=SimpleNamespace(set=conf.__setitem__)))
+    apply_s3_connection(session, "b", s3, Secrets())
+    assert conf["fs.s3a.bucket.b.encryption.key"] == "fetched-once"
 
 
 def test_the_configs_of_this_repository_are_valid_by_their_json_schema() -> None:

@@ -152,6 +152,7 @@ def test_names_of_secrets(key: str) -> None:
         "ssl.truststore.location",
         "sasl.oauthbearer.token.endpoint.url",
         "fs.s3a.aws.credentials.provider",
+        "fs.s3a.delegation.token.binding",
         "user",
         "host",
         "secretary.email.file",

@@ -44,6 +44,11 @@ def policy_from_environment(environment: Mapping[str, str] | None = None) -> Sec
     return SecretsPolicy(text)
 
 
+def is_secret(name: str, text: str) -> bool:
+    """Whether ``text`` is a secret by its ``name``, or refers to one. A switch is none, nor is an ARN."""
+    return is_secret_name(name) and text.lower() not in ("", "true", "false", "none") and not text.startswith("arn:")
+
+
 def refusal_of(reference: Reference, policy: SecretsPolicy) -> str | None:
     """Return why ``policy`` refuses ``reference``; None when it allows it."""
     if policy is SecretsPolicy.ANY or reference.source == "vault":
@@ -103,7 +108,7 @@ def _connection_reason(key: str, value: Any) -> str | None:
 
 def _literal_reason(key: str, value: Any) -> str | None:
     text = str(value)
-    if is_secret_name(key) and text.lower() not in ("", "true", "false", "none") and not text.startswith("vault:"):
+    if is_secret(key, text) and not text.startswith("vault:"):
         variable = _VARIABLE.search(text)
         if variable:
             return f"takes a secret from the environment variable {variable[1]}: {_WANTED}"

@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self, cast
 from pydantic import AfterValidator
 
 Source = Literal["env", "file", "vault"]
-_REFERENCE = re.compile(r"(?P<source>env|file|vault):(?P<path>[^#]+)(#(?P<field>.+))?")
+_REFERENCE = re.compile(r"(?P<source>env|file|vault):(?P<path>[^#]+)(#(?P<field>[^#]+))?")
+_VARIABLE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*")
 _START = re.compile(r"(env|file|vault):")
 
 
@@ -31,8 +32,12 @@ class Reference:
                 "'env:NAME', 'file:/path' or 'vault:mount/path#field'"
             )
         source = cast(Source, match["source"])
+        if source == "env" and not _VARIABLE.fullmatch(text):
+            raise ValueError("a reference to the environment is 'env:NAME', of letters, digits and '_' alone")
         if source != "vault":
             return cls(source, text.partition(":")[2])
+        if match["path"].startswith("//"):
+            raise ValueError("a Vault reference is no URL: 'vault:mount/path#field', and the address is VAULT_ADDR")
         if not match["field"]:
             raise ValueError("a Vault reference names the field: 'vault:mount/path#field'")
         return cls(source, match["path"].strip("/"), match["field"])

@@ -173,7 +173,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("by", ["environment", "connections"])
 def test_it_is_in_force_by_environment_or_connections(folder: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
-    bad = changed(CUSTOMER_360, "/steps/1/config/path", f"s3a://id:{CANARY}@bucket/x.parquet")
+    bad = changed(CUSTOMER_360, "/description", f"from https://id:{CANARY}@host/orders")
     write_config(folder, bad)
     assert load_folder(folder).broken == ()
     assert load_connections(folder).secrets.policy is SecretsPolicy.ANY
@@ -184,7 +184,7 @@ def test_it_is_in_force_by_environment_or_connections(folder: Path, monkeypatch:
     found = load_folder(folder)
     assert [pipeline.config.name for pipeline in found.pipelines] == ["event-stream"]
     (broken,) = found.broken
-    assert [issue.pointer for issue in broken.error.issues] == ["/steps/1/config/path"]
+    assert [issue.pointer for issue in broken.error.issues] == ["/description"]
     assert load_connections(folder).secrets.policy is SecretsPolicy.VAULT_ONLY
     document = changed(CLEAN, "/postgres/default/password", "env:PGPASSWORD")
     if by == "connections":

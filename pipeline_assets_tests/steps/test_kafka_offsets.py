@@ -28,7 +28,8 @@ SECRETS = Secrets()
 
 
 def connection_to(servers: str, **options: str) -> KafkaConnection:
-    return KafkaConnection(bootstrap_servers=servers, options=options)
+    # As it is once its secrets have been fetched: before, they are references.
+    return KafkaConnection(bootstrap_servers=servers).model_copy(update={"options": options})
 
 
 @pytest.fixture
