@@ -21,7 +21,7 @@ from pipeline_assets.config import (
     Pipeline,
     is_there,
     load_connections,
-    load_file,
+    load_files,
     load_folder,
     no_pipelines,
     unknown_connections,
@@ -58,8 +58,12 @@ main.add_command(report)
 def validate(files: tuple[Path, ...], with_spark: bool) -> None:
     """Check configs without running anything: FILES, or all of the configs folder with its connections.
 
+    Of FILES it is not looked at whether there are the connections that they name, nor at what other files hold.
+
     Prints every error as `file: JSON pointer: what is wrong`. Exit code 0 when there is none, 1 otherwise.
     """
+    for folder in (path for path in files if path.is_dir()):
+        raise click.UsageError(f"{folder} is a folder: give its files, or set PIPELINE_ASSETS_CONFIGS to it")
     valid: list[Pipeline] = []
     errors = list(_file_errors(files, valid)) if files else list(_folder_errors(valid))
     if with_spark and valid:
@@ -225,14 +229,16 @@ def _sql_errors(pipelines: list[Pipeline]) -> list[ConfigurationError]:
 
 def _file_errors(files: tuple[Path, ...], valid: list[Pipeline]) -> Iterator[ConfigurationError]:
     """Yield what is wrong with ``files``, and add the pipelines that are not to ``valid``."""
+    planned = plan_folder(load_files(file for file in files if file.name not in (CONNECTIONS_FILE, SCHEMA_FILE)))
+    valid += [plan.pipeline for plan in planned.plans]
+    yield from (broken.error for broken in planned.broken)
     for file in files:
-        try:
-            if file.name == CONNECTIONS_FILE:
+        if file.name == CONNECTIONS_FILE:
+            try:
                 load_connections(file.parent)
-            elif file.name != SCHEMA_FILE:
-                valid.append(plan_pipeline(load_file(file)).pipeline)
-        except ConfigurationError as error:
-            yield with_graph_issues(error)
+            except ConfigurationError as error:
+                named = [dataclasses.replace(issue, file=str(file)) for issue in error.issues]
+                yield ConfigurationError.from_issues(named) if named else error
 
 
 def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:

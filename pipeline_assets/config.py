@@ -25,6 +25,7 @@ from pipeline_assets.errors import ConfigIssue, ConfigurationError, TransientKin
 from pipeline_assets.json_documents import issues_of, parse_json, pointer, substitute, unescape
 from pipeline_assets.parsed_files import NotedVariables, ParsedFiles
 from pipeline_assets.partitions import Partitions, TimeZone
+from pipeline_assets.redaction import redact
 from pipeline_assets.steps import method_registry
 from pipeline_assets.steps.base import StepMethod, StepType
 from pipeline_assets.steps.paths import OptionValue, check_options
@@ -91,6 +92,7 @@ _RESERVED_NAMES = {
     *("broken_configs", "deltalake", "file", "kafka", "postgres", "s3"),
 }
 
+_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 Cron = Annotated[str, AfterValidator(_check_cron)]
 Owner = Annotated[str, AfterValidator(_check_owner)]
 # Dagster's own rule for tag keys and values.
@@ -174,7 +176,7 @@ class PipelineConfig(_Model):
     """Path or URL of the JSON Schema, for editors."""
     version: Literal[1] = 1
     """Version of this format; a later version of the project keeps reading it."""
-    name: Annotated[str, AfterValidator(_check_name)] = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=100)
+    name: Annotated[str, AfterValidator(_check_name)] = Field(pattern=_NAME, max_length=100)
     """Name of the pipeline; with underscores for dashes it is the name of its job."""
     mode: Literal["batch", "streaming"]
     description: str | None = None
@@ -228,7 +230,9 @@ class Pipeline:
     def for_partition(self, key: str) -> Pipeline:
         """Return the pipeline with ``key`` in place of ``${partition}``."""
         document = substitute(dict(self.document), {"partition": key}, lambda name, at: None)
-        return replace(_without_issues(*_collect(self.file, document, method_registry())), document=self.document)
+        return replace(
+            _without_issues(*_collect(self.file, document, method_registry()), document), document=self.document
+        )
 
     def keys_with_partition(self, index: int) -> frozenset[str]:
         """Return the keys in the config of step ``index`` that name ``${partition}``."""
@@ -253,14 +257,17 @@ _PARSED = ParsedFiles[Pipeline]()
 
 
 class InvalidPipelineError(ConfigurationError):
-    """What is wrong with a file. ``readable`` is the pipeline as far as it could be read; None for too little."""
+    """What is wrong with a file. ``readable`` is the pipeline as far as it could be read; None for too little.
+    ``name`` is what it says that it is called, where that is a name.
+    """
 
     readable: Pipeline | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
 class BrokenConfig:
-    """A config that could not be loaded, and why."""
+    """A config that could not be loaded, and why. ``name`` is the pipeline's, or else the file's without extension."""
 
     file: str
     name: str
@@ -271,24 +278,37 @@ class BrokenConfig:
 class ConfigFolder:
     """What a folder of configs holds; one that is broken never keeps the others from loading."""
 
-    path: Path
     pipelines: tuple[Pipeline, ...]
     broken: tuple[BrokenConfig, ...]
 
 
 def load_folder(folder: Path, environment: Mapping[str, str] | None = None) -> ConfigFolder:
     """Load every ``*.json`` in ``folder`` (not below it) but the connections and the schema."""
+    files = pipeline_files(folder)
+    policy = secrets_policy(folder, environment)
+    return _loaded([(path, path.name) for path in files], environment, policy)
+
+
+def load_files(paths: Iterable[Path], environment: Mapping[str, str] | None = None) -> ConfigFolder:
+    """Load ``paths`` as if they were the pipelines of one folder; what is wrong is told by path, not by file name."""
+    each_once = {path.resolve(): path for path in paths}
+    return _loaded([(path, str(path)) for path in each_once.values()], environment)
+
+
+def _loaded(
+    files: Iterable[tuple[Path, str]], environment: Mapping[str, str] | None, policy: SecretsPolicy | None = None
+) -> ConfigFolder:
     pipelines: list[Pipeline] = []
     broken: list[BrokenConfig] = []
-    files = pipeline_files(folder)
-    registry, policy = method_registry(), secrets_policy(folder, environment)
-    for path in files:
+    registry = method_registry()
+    for path, file in files:
         try:
-            pipelines.append(load_file(path, environment, registry, policy))
+            pipelines.append(load_file(path, environment, registry, policy, file))
         except ConfigurationError as error:
-            broken.append(BrokenConfig(path.name, path.stem, error))
+            name = error.name if isinstance(error, InvalidPipelineError) else None
+            broken.append(BrokenConfig(file, name or path.stem, error))
     unique, colliding = _without_collisions(pipelines)
-    return ConfigFolder(folder, tuple(unique), (*broken, *colliding))
+    return ConfigFolder(tuple(unique), (*broken, *colliding))
 
 
 def pipeline_files(folder: Path) -> list[Path]:
@@ -334,25 +354,28 @@ def load_file(
     environment: Mapping[str, str] | None = None,
     registry: MethodRegistry | None = None,
     policy: SecretsPolicy | None = None,
+    file: str | None = None,
 ) -> Pipeline:
-    """Load one pipeline, under the policy of its folder unless another is given.
+    """Load one pipeline, under the policy of its folder unless another is given. ``file`` is what it is called in
+    errors, its name without the folder when left out.
 
     In one process a file is parsed again only when it, or a variable in it, has changed. Raises ConfigurationError
     with all its issues but those of its graph.
     """
     methods = registry or method_registry()
     rules = policy or secrets_policy(path.parent, environment)
-    content = _content(path)
+    shown = file or path.name
+    content = _content(path, shown)
 
     def parse(variables: NotedVariables) -> Pipeline:
-        document, issues = _substituted(path.name, content, variables, keep=_PARTITION)
+        document, issues = _substituted(shown, content, variables, keep=_PARTITION)
         if rules is SecretsPolicy.VAULT_ONLY:
-            issues += pipeline_issues(path.name, document)
-        found, more = _collect(path.name, document, methods)
-        return _without_issues(found, issues + more)
+            issues += pipeline_issues(shown, document)
+        found, more = _collect(shown, document, methods)
+        return _without_issues(found, issues + more, document)
 
     variables = _variables(environment, hidden=_PARTITION)
-    return _PARSED.get(path, content, variables, parse, rules, frozenset(methods.items()))
+    return _PARSED.get(path, content, variables, parse, shown, rules, frozenset(methods.items()))
 
 
 def load_connections(folder: Path, environment: Mapping[str, str] | None = None) -> Connections:
@@ -406,16 +429,14 @@ def secrets_policy(folder: Path, environment: Mapping[str, str] | None = None) -
 
 def _read(path: Path, environment: Mapping[str, str] | None) -> tuple[dict[str, Any], list[ConfigIssue]]:
     """Return the parsed file with the environment substituted, and an issue for each variable that is not set."""
-    return _substituted(path.name, _content(path), _variables(environment))
+    return _substituted(path.name, _content(path, path.name), _variables(environment))
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, file: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigurationError.from_issues(
-            [ConfigIssue(path.name, "", f"cannot be read: {error.strerror}")]
-        ) from error
+        raise ConfigurationError.from_issues([ConfigIssue(file, "", f"cannot be read: {error.strerror}")]) from error
 
 
 def _variables(environment: Mapping[str, str] | None, hidden: tuple[str, ...] = ()) -> NotedVariables:
@@ -438,11 +459,14 @@ def _substituted(
     return substitute(parse_json(file, content), variables, missing, keep, malformed), issues
 
 
-def _without_issues(found: Pipeline | None, issues: list[ConfigIssue]) -> Pipeline:
+def _without_issues(found: Pipeline | None, issues: list[ConfigIssue], document: Mapping[str, Any]) -> Pipeline:
     if found is not None and not issues:
         return found
     error = InvalidPipelineError.from_issues(issues)
     error.readable = found
+    name = document.get("name")
+    if isinstance(name, str) and re.fullmatch(_NAME, name) and redact(name) == name:
+        error.name = name
     raise error
 
 
@@ -581,5 +605,5 @@ def _without_collisions(pipelines: list[Pipeline]) -> tuple[list[Pipeline], list
             others = ", ".join(f"{other.config.name!r} of {other.file}" for other in group if other is not pipeline)
             message = f"{pipeline.config.name!r} is the same name to Dagster as {others}: rename one of them"
             error = ConfigurationError.from_issues([ConfigIssue(pipeline.file, "/name", message)])
-            broken.append(BrokenConfig(pipeline.file, Path(pipeline.file).stem, error))
+            broken.append(BrokenConfig(pipeline.file, pipeline.config.name, error))
     return unique, broken

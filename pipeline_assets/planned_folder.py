@@ -34,13 +34,13 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
         try:
             plans.append(plan_pipeline(pipeline))
         except ConfigurationError as error:
-            broken.append(BrokenConfig(pipeline.file, pipeline.config.asset_prefix, error))
+            broken.append(BrokenConfig(pipeline.file, pipeline.config.name, error))
     issues = [*_shared_checkpoints(plans), *_shared_quarantines(plans), *_unknown_tables(plans)]
     wrong = {issue.file for issue in issues}
     found = [
         BrokenConfig(
             plan.pipeline.file,
-            plan.pipeline.config.asset_prefix,
+            plan.pipeline.config.name,
             ConfigurationError.from_issues([issue for issue in issues if issue.file == plan.pipeline.file]),
         )
         for plan in plans
@@ -117,11 +117,11 @@ def select(folder: PlannedFolder, name: str) -> PipelinePlan:
     Raises ConfigurationError when there is none: that of the pipeline when it is broken.
     """
     wanted = name.replace("-", "_")
-    for broken in folder.broken:
-        if broken.name.replace("-", "_") == wanted:
-            raise broken.error
     known = {plan.name: plan for plan in folder.plans}
     if wanted not in known:
+        for broken in folder.broken:
+            if broken.name.replace("-", "_") == wanted:
+                raise broken.error
         names = sorted(plan.pipeline.config.name for plan in known.values())
         raise ConfigurationError(
             f"there is no pipeline {name!r}{did_you_mean(name, names)} (pipelines: {', '.join(names) or 'none'})"

@@ -105,9 +105,9 @@ LOGIN = "https://etl:hunter2hunter2@" + "h" * 50
         ({"mode": LOGIN}, "hunter2"),
         ({"owners": ["hvs.CAESIJ1234567890abcdefghijklmnop"]}, "CAESIJ"),
         ({"tags": {"ghp_0123456789abcdefghijklmnopqrstuvwxyzAB": {}}}, "ghp_0123"),
-        ({"steps": [extract_file("rows", f"{LOGIN}/x")]}, "hunter2"),
+        ({"steps": [extract_file("rows", "/x", format=f"{LOGIN}/x")]}, "hunter2"),
         ({"steps": [extract_file("rows", "/x", format="password=hunter2")]}, "hunter2"),
-        ({"steps": [extract_file("rows", "${FROM_OUTSIDE}")]}, "hunter2"),
+        ({"schedule": "${FROM_OUTSIDE}"}, "hunter2"),
     ],
 )
 def test_no_command_shows_a_secret_of_a_config(
@@ -134,7 +134,41 @@ def test_validate_takes_files(configs: Path) -> None:
     assert run("validate", str(good), str(schema)).exit_code == 0
     result = run("validate", str(good), str(bad))
     assert result.exit_code == 1
-    assert result.stderr.startswith("bad.json: /: is not JSON: line 1, column 2")
+    assert result.stderr.startswith(f"{bad}: /: is not JSON: line 1, column 2")
+
+
+def test_validate_tells_files_of_one_name_apart(configs: Path) -> None:
+    below = [configs / name for name in ("a", "b")]
+    for folder in below:
+        folder.mkdir()
+        write_config(folder, {"kafka": {"default": {}}}, "connections.json")
+    files = [write_config(folder, batch("same", extract_file("rows", "/a.csv")), "x.json") for folder in below]
+    broken = write_config(below[0], batch("broken", extract_file("rows", "/a.csv", pth="x")))
+    connections = below[1] / "connections.json"
+    result = run("validate", *map(str, (*files, files[0], broken, connections)))
+    assert result.exit_code == 1
+    assert [line.partition(": ")[0] for line in sorted(result.stderr.splitlines())] == sorted(
+        map(str, (*files, broken, connections))
+    )
+    assert f"the same name to Dagster as 'same' of {files[1]}: rename" in result.stderr
+    assert run("validate", str(files[0]), str(files[0])).exit_code == 0
+
+
+def test_validate_takes_no_folder(configs: Path) -> None:
+    result = run("validate", str(configs))
+    assert result.exit_code == 2
+    assert "set PIPELINE_ASSETS_CONFIGS to it" in result.stderr
+
+
+def test_a_broken_config_is_called_as_its_pipeline(configs: Path) -> None:
+    write_config(configs, batch("orders", extract_file("rows", "/a.csv", pth="x")), "orders-v2.json")
+    write_config(configs, batch("no-source", transform("filterRows", condition="a")), "second.json")
+    for name in ("orders", "no-source", "no_source"):
+        assert "there is no pipeline" not in run("plan", name).stderr
+    assert "/steps/0/config/pth: unknown key" in run("plan", "orders").stderr
+    rows = [line.split()[:2] for line in run("list").stdout.splitlines()]
+    assert ["orders", "broken"] in rows
+    assert ["no-source", "broken"] in rows
 
 
 def test_schema_is_json(configs: Path) -> None:
