@@ -53,8 +53,6 @@ def parse_json(file: str, content: bytes) -> dict[str, Any]:
         raise fail(f"is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise fail(f"is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except _DuplicateKeyError as error:
-        raise fail(f"key {error.args[0]!r} occurs twice in one object") from error
     except _BadNumberError as error:
         raise fail(f"holds {error.args[0]}") from error
     except RecursionError as error:
@@ -63,6 +61,10 @@ def parse_json(file: str, content: bytes) -> dict[str, Any]:
         raise fail(f"holds a JSON {_json_type(data)}; a JSON object was expected")
     if _depth(data) > MAX_DEPTH:
         raise fail(_TOO_DEEP)
+    if twice := list(_places_of(_TWICE, data, ())):
+        raise ConfigurationError.from_issues(
+            ConfigIssue(file, pointer(*place), f"key {place[-1]!r} occurs twice in one object") for place in twice
+        )
     try:
         if b"\\u" in content:
             json.dumps(data, ensure_ascii=False).encode()
@@ -74,8 +76,8 @@ def parse_json(file: str, content: bytes) -> dict[str, Any]:
 _TOO_DEEP = f"is nested too deeply: a config has at most {MAX_DEPTH} levels"
 
 
-class _DuplicateKeyError(ValueError):
-    pass
+# In the place of what has a key that was there already: only from outside can be told where that is.
+_TWICE = object()
 
 
 class _BadNumberError(ValueError):
@@ -112,12 +114,22 @@ def _depth(data: Any) -> int:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _DuplicateKeyError(key)
-        found[key] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                found[key] = _TWICE
+            seen.add(key)
     return found
+
+
+def _places_of(wanted: object, node: Any, at: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    if node is wanted:
+        yield at
+    elif isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _places_of(wanted, value, (*at, key))
 
 
 def _json_type(value: Any) -> str:

@@ -72,7 +72,9 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
     ("document", "pointer", "expected"),
     [
         ("{ not json", "", "is not JSON: line 1, column 3"),
-        ('{"name": 1, "name": 2}', "", "'name' occurs twice"),
+        ('{"name": 1, "name": 2}', "/name", "'name' occurs twice"),
+        ('{"steps": [{"config": {"path": "a", "p": {}, "path": "b"}}]}', "/steps/0/config/path", "occurs twice"),
+        ('{"steps": [1, {"a": {}, "a": {"b": 1, "b": 1}}]}', "/steps/1/a", "'a' occurs twice"),
         ("[1, 2]", "", "a JSON object was expected"),
         ("[" * 100_000, "", "nested too deeply"),
         ('{"description": ' + "[" * 700 + "]" * 700 + "}", "", "nested too deeply"),
