@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.connections import Connections, ConnectionsFile, parse_connections
@@ -22,7 +22,7 @@ from pipeline_assets.credentials.policy import (
     policy_from_environment,
 )
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, TransientKind, did_you_mean
-from pipeline_assets.json_documents import issues_of, parse_json, pointer, substitute, unescape
+from pipeline_assets.json_documents import JsonModel, issues_of, parse_json, pointer, substitute, unescape
 from pipeline_assets.parsed_files import NotedVariables, ParsedFiles
 from pipeline_assets.partitions import Partitions, TimeZone
 from pipeline_assets.redaction import redact
@@ -101,7 +101,7 @@ TagText = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,63}$")]
 StepName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=100)]
 
 
-class _Model(BaseModel):
+class _Model(JsonModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.credentials import SecretReference, Secrets
 from pipeline_assets.credentials.policy import S3_ANONYMOUS, S3_PROVIDER, SecretsPolicy, is_secret
 from pipeline_assets.credentials.references import Reference
 from pipeline_assets.errors import ConfigurationError, did_you_mean
+from pipeline_assets.json_documents import JsonModel
 from pipeline_assets.redaction import secret_shapes
 from pipeline_assets.uris import authority
 
@@ -38,7 +39,7 @@ def _check_options(options: dict[str, str]) -> dict[str, str]:
 Options = Annotated[dict[str, str], AfterValidator(_check_options)]
 
 
-class Connection(BaseModel):
+class Connection(JsonModel):
     """Base of the connection models: camelCase keys, no unknown ones."""
 
     model_config = ConfigDict(

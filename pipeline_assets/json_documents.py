@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails, PydanticKnownError
 
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 from pipeline_assets.redaction import redact
@@ -193,6 +193,30 @@ def unescape(data: Any) -> Any:
     return data
 
 
+class JsonModel(BaseModel):
+    """A model of JSON. To pydantic alone ``true`` is the number 1, and ``"yes"`` is true: a slip that nobody sees.
+
+    Numbers and booleans may be texts, as variables are put in: ``"200"``, ``"true"``.
+    """
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_of_its_type(cls, value: Any, info: ValidationInfo) -> Any:
+        return of_its_type(cls, value, info)
+
+
+def of_its_type(model: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
+    """Return ``value`` of a field. Raises PydanticKnownError for a boolean that is to be a number, or the reverse."""
+    annotation = model.model_fields[info.field_name or ""].annotation
+    kinds = {annotation, *get_args(annotation)} - {type(None)}
+    if isinstance(value, bool):
+        if kinds & {int, float} and not kinds & {bool, str}:
+            raise PydanticKnownError("int_type" if int in kinds else "float_type")
+    elif bool in kinds and str not in kinds and value is not None and str(value).lower() not in ("true", "false"):
+        raise PydanticKnownError("bool_parsing" if isinstance(value, str) else "bool_type")
+    return value
+
+
 def issues_of(
     file: str, error: ValidationError, model: type[BaseModel], document: Any, prefix: tuple[str | int, ...] = ()
 ) -> Iterator[ConfigIssue]:
@@ -257,9 +281,12 @@ def _explain(detail: ErrorDetails, location: tuple[str | int, ...], keys: tuple[
         case "missing" | "union_tag_not_found":
             return "this key is required and missing"
         case "literal_error" | "enum" | "union_tag_invalid":
-            word = str(context.get("tag", detail["input"]))
-            choices = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
-            return f"{_shown(word)} is not allowed{did_you_mean(word, choices)} (expected one of: {', '.join(choices)})"
+            word = context.get("tag", detail["input"])
+            expected = str(context.get("expected") or context.get("expected_tags") or "")
+            choices = re.findall(r"'([^']*)'", expected) or [expected]
+            near = did_you_mean(word, choices) if isinstance(word, str) else ""
+            listed = f"one of: {', '.join(choices)}" if len(choices) > 1 else choices[0]
+            return f"{_shown(word)} is not allowed{near} (expected {listed})"
         case "value_error":
             return str(context.get("error", detail["msg"]))
         case "string_pattern_mismatch":
@@ -273,7 +300,8 @@ def _explain(detail: ErrorDetails, location: tuple[str | int, ...], keys: tuple[
 
 
 def _shown(value: Any) -> str:
-    text = redact(repr(value))  # before it is cut: half a secret looks like none
+    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    text = redact(text)  # before it is cut: half a secret looks like none
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 

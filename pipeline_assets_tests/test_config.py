@@ -9,12 +9,16 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
-from pipeline_assets.config import load_connections, load_file, load_folder
-from pipeline_assets.connections import ConnectionKind, PostgresConnection, S3Connection
+from pipeline_assets.config import PipelineConfig, Retry, Sensor, load_connections, load_file, load_folder
+from pipeline_assets.connections import Connection, ConnectionKind, PostgresConnection, S3Connection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.spark.session import apply_s3_connection
+from pipeline_assets.steps import METHODS
+from pipeline_assets.steps.expectations import Expectation
+from pipeline_assets.steps.extract_files import FromS3
 from pipeline_assets.steps.postgres import jdbc_options
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
@@ -121,7 +125,8 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
         ({**CUSTOMER_360, "sparkConf": {"spark.sql.session.timeZone": "CET"}}, "/sparkConf", "from_utc_timestamp"),
         ({**CUSTOMER_360, "sparkConf": {"spark.sql.redaction.string.regex": "x"}}, "/sparkConf", "keeps secrets out"),
         ({**CUSTOMER_360, "sparkConf": {"spark.sql.my.password": "x"}}, "/sparkConf", "looks like a secret"),
-        ({**CUSTOMER_360, "version": 2}, "/version", "expected"),
+        ({**CUSTOMER_360, "version": 2}, "/version", "2 is not allowed (expected 1)"),
+        ({**CUSTOMER_360, "mode": None}, "/mode", "null is not allowed (expected one of: batch, streaming)"),
         ({**CUSTOMER_360, "automation": "on_cron"}, "/automation", "needs a 'schedule'"),
         ({**CUSTOMER_360, "owners": ["nobody"]}, "/owners/0", "team:NAME"),
         ({**CUSTOMER_360, "partitions": {"type": "daily"}}, "/partitions", "need 'start'"),
@@ -154,6 +159,39 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, document: Any, pointer: st
     issues = issues_of(tmp_path, document)
     assert pointer in issues, issues
     assert expected in issues[pointer]
+
+
+def with_subclasses(model: type[BaseModel]) -> set[type[BaseModel]]:
+    return {model}.union(*(with_subclasses(each) for each in model.__subclasses__()))
+
+
+MODELS = sorted(
+    (*METHODS, *with_subclasses(Expectation), *with_subclasses(Connection), PipelineConfig, Retry, Sensor),
+    key=lambda model: model.__qualname__,
+)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__qualname__)
+def test_numbers_are_no_booleans_and_the_reverse(model: type[BaseModel]) -> None:
+    wrong = {"boolean": ("yes", 1, "1", ""), "integer": (True, False), "number": (True, False)}
+    right = {"boolean": (True, "true", "False"), "integer": (7, "7"), "number": (7.5, "7.5")}
+    for key, schema in model.model_json_schema().get("properties", {}).items():
+        types = {each.get("type") for each in schema.get("anyOf", [schema])}
+        for kind in wrong if "string" not in types else ():
+            if kind in types and "const" not in schema:
+                assert [value for value in wrong[kind] if not refused(model, key, value)] == [], key
+                assert [value for value in right[kind] if refused(model, key, value)] == [], key
+
+
+def refused(model: type[BaseModel], key: str, value: object) -> bool:
+    """Whether ``value`` is not of the type that ``key`` has, whatever else is wrong."""
+    needed = {"path": "s3a://bucket/x.csv" if model is FromS3 else "/x.csv"} if "paths" in model.model_fields else {}
+    try:
+        model.model_validate({**needed, key: value})
+    except ValidationError as error:
+        found = [each["type"] for each in error.errors() if each["loc"][:1] == (key,)]
+        return any(each.endswith(("_type", "_parsing")) for each in found)
+    return False
 
 
 def test_of_alternatives_only_what_is_wrong_inside_is_told(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.connections import ConnectionKind, Connections
+from pipeline_assets.json_documents import JsonModel
 from pipeline_assets.partitions import PartitionSlice
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.storage_levels import StorageLevelName
@@ -165,7 +166,7 @@ class StreamTraits:
     output_modes: frozenset[OutputMode]
 
 
-class StepMethod(BaseModel):
+class StepMethod(JsonModel):
     """Base of all methods. Subclasses set ``type`` and ``method``, and raise ``behavior_version`` when what they
     compute from the same config changes, so that Dagster shows their assets as out of date.
     """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.json_documents import of_its_type
 from pipeline_assets.spark.failures import is_spark_error
 from pipeline_assets.steps.base import Severity
 from pipeline_assets.steps.columns import ColumnName, Scalar, column_of, literal_for, require_paths, type_of
@@ -28,6 +29,12 @@ class Expectation(BaseModel):
 
     severity: Severity | None = None
     """How a failure counts: `error` (when left out, with onFailure `fail`), or `warn`: it is told, and nothing more."""
+
+    # By name, as pydantic takes none of these for 'expect', by which it tells the kinds apart.
+    @field_validator("allow_null", "allow_others", "exclusive", "max", "min", mode="before", check_fields=False)
+    @classmethod
+    def _is_of_its_type(cls, value: Any, info: ValidationInfo) -> Any:
+        return of_its_type(cls, value, info)
 
     def says(self) -> str:
         """Return the expectation in words."""
