@@ -212,7 +212,14 @@ def _explain(plan: PipelinePlan, partition: str | None) -> None:
 
 
 def _planned() -> PlannedFolder:
-    return plan_folder(load_folder(Settings.from_environment().configs))
+    return plan_folder(load_folder(_checked_settings().configs))
+
+
+def _checked_settings() -> Settings:
+    """Return what the environment says. Raises ConfigurationError for what keeps the code location from loading."""
+    settings = Settings.from_environment()
+    settings.check()
+    return settings
 
 
 def _sql_errors(pipelines: list[Pipeline]) -> list[ConfigurationError]:
@@ -243,8 +250,8 @@ def _file_errors(files: tuple[Path, ...], valid: list[Pipeline]) -> Iterator[Con
 
 def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:
     """Yield what is wrong in the configs folder, and add the pipelines that are not to ``valid``."""
-    folder = Settings.from_environment().configs
     try:
+        folder = _checked_settings().configs
         planned = plan_folder(load_folder(folder))
         valid += [plan.pipeline for plan in planned.plans]
         yield from (broken.error for broken in planned.broken)

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from pipeline_assets.cli import main
 from pipeline_assets.code_location import build_definitions
+from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
@@ -152,6 +153,24 @@ def test_validate_tells_files_of_one_name_apart(configs: Path) -> None:
     )
     assert f"the same name to Dagster as 'same' of {files[1]}: rename" in result.stderr
     assert run("validate", str(files[0]), str(files[0])).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("PIPELINE_ASSETS_EXECUTOR", "threads"), ("SPARK_REMOTE", "sc//host/;token=hunter2hunter2")]
+)
+def test_what_keeps_the_location_from_loading_is_told(
+    configs: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    good = write_config(configs, batch("good", extract_file("a", "/a.csv")))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as told:
+        build_definitions(Settings.from_environment())
+    for command in (["validate"], ["list"], ["plan", "good"]):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert result.stderr.removeprefix("Error: ") == f"{told.value}\n"
+        assert "hunter2" not in result.stderr
+    assert run("validate", str(good)).exit_code == 0  # files alone are none of a location
 
 
 def test_validate_takes_no_folder(configs: Path) -> None:
