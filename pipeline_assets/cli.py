@@ -137,17 +137,23 @@ def plan(name: str, explain: bool, partition: str | None) -> None:
 
 
 def _in_partition(plan: PipelinePlan, key: str) -> PipelinePlan:
+    from pipeline_assets.assets import partitions_definition
+
     partitions = plan.pipeline.config.partitions
     if partitions is None:
         raise ConfigurationError(f"{plan.pipeline.config.name} has no partitions: leave --partition out")
-    try:
-        # With a column the key itself is read: it says where the window starts.
-        partitions.model_copy(update={"column": partitions.column or "any"}).slice(key)
-    except ValueError as error:
-        raise ConfigurationError(f"{key!r} is no key of {partitions.type} partitions: {error}") from None
     if partitions.type == "static" and key not in partitions.values:
         near = did_you_mean(key, partitions.values)
         raise ConfigurationError(f"there is no partition {key!r}{near} (partitions: {', '.join(partitions.values)})")
+    definition = partitions_definition(partitions)
+    if definition is not None and not definition.has_partition_key(key):
+        first, last = definition.get_first_partition_key(), definition.get_last_partition_key()
+        there = (
+            f"by now there are {first!r} to {last!r}"
+            if first
+            else f"by now there is none, as they start at {partitions.start}"
+        )
+        raise ConfigurationError(f"{key!r} is no key of the {partitions.type} partitions of {plan.name}: {there}")
     return plan_pipeline(plan.pipeline.for_partition(key))
 
 

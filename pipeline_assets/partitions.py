@@ -129,6 +129,8 @@ class Partitions(BaseModel):
             if edge is None:
                 continue
             at = _moment(edge)
+            if at.year < 1000:
+                raise ValueError(f"{key!r} is in the year {at.year}: the keys of Dagster have years of four digits")
             if self.type == "hourly":
                 whole, expected = at.replace(minute=0, second=0, microsecond=0), "a full hour"
             elif self.type == "monthly":

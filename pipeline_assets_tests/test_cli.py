@@ -310,7 +310,11 @@ def test_a_folder_that_cannot_be_read(
         (["event-stream", "--explain"], "event-stream is a stream"),
         (["customer-360", "--partition", "a"], "customer-360 has no partitions"),
         (["by-day", "--explain"], "give --partition"),
-        (["by-day", "--partition", "monday"], "'monday' is no key of daily partitions"),
+        (["by-day", "--partition", "monday"], "'monday' is no key of the daily partitions of by_day"),
+        (["by-day", "--partition", "2023-12-31"], "by now there are '2024-01-01' to '20"),
+        (["by-day", "--partition", "2999-01-01"], "by now there are '2024-01-01' to '20"),
+        (["by-week", "--partition", "2024-01-07"], "by now there are '2024-01-01' to '20"),
+        (["one-day", "--partition", "2999-01-01"], "there is none, as they start at 2999-01-01"),
         (["by-place", "--partition", "berln"], "there is no partition 'berln', did you mean 'berlin'?"),
         (["broken"], "/steps"),
     ],
@@ -318,6 +322,8 @@ def test_a_folder_that_cannot_be_read(
 def test_plan_says_what_it_cannot_plan(configs: Path, tmp_path: Path, arguments: list[str], expected: str) -> None:
     rows = extract_file("rows", "/in/${partition}.csv")
     write_config(configs, batch("by-day", rows, partitions={"type": "daily", "start": "2024-01-01"}))
+    write_config(configs, batch("by-week", rows, partitions={"type": "weekly", "start": "2024-01-01"}))
+    write_config(configs, batch("one-day", rows, partitions={"type": "daily", "start": "2999-01-01"}))
     write_config(configs, batch("by-place", rows, partitions={"type": "static", "values": ["berlin", "rome"]}))
     write_config(configs, batch("broken"))
     before = sorted(tmp_path.rglob("*"))

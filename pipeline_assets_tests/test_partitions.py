@@ -130,3 +130,10 @@ def test_text_as_a_sql_literal() -> None:
 def test_what_does_not_go_together(config: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         Partitions.model_validate(config)
+
+
+def test_years_have_the_four_digits_of_dagsters_keys() -> None:
+    partitions, definition = windows(type="daily", start="1000-01-01")
+    assert definition.get_first_partition_key() == partitions.first_key() == "1000-01-01"
+    with pytest.raises(ValueError, match="'start' is in the year 999: .* four digits"):
+        windows(type="daily", start="0999-12-31")
