@@ -369,10 +369,13 @@ def load_file(
 
     def parse(variables: NotedVariables) -> Pipeline:
         document, issues = _substituted(shown, content, variables, keep=_PARTITION)
+        unset = [issue.pointer for issue in issues]
         if rules is SecretsPolicy.VAULT_ONLY:
             issues += pipeline_issues(shown, document)
         found, more = _collect(shown, document, methods)
-        return _without_issues(found, issues + more, document)
+        # What would stand there is not known, and so neither is what is wrong with it, or with what it is a part of.
+        issues += (issue for issue in more if not any(_is_around(issue.pointer, at) for at in unset))
+        return _without_issues(found, issues, document)
 
     variables = _variables(environment, hidden=_PARTITION)
     return _PARSED.get(path, content, variables, parse, shown, rules, frozenset(methods.items()))
@@ -500,6 +503,10 @@ def _collect(
 def sorted_issues(issues: Iterable[ConfigIssue]) -> list[ConfigIssue]:
     """Return ``issues``, each once, in the order of the places in the file."""
     return sorted(set(issues), key=lambda issue: [_natural(part) for part in issue.pointer.split("/")])
+
+
+def _is_around(pointer: str, inner: str) -> bool:
+    return pointer == inner or (pointer != "" and inner.startswith(f"{pointer}/"))
 
 
 def _natural(part: str) -> tuple[int, int, str]:

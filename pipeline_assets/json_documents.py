@@ -52,7 +52,7 @@ def parse_json(file: str, content: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise fail(f"is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
-        raise fail(f"is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise fail(_not_json_because(error)) from error
     except _BadNumberError as error:
         raise fail(f"holds {error.args[0]}") from error
     except RecursionError as error:
@@ -100,6 +100,22 @@ def _number(text: str) -> float:
 def _not_json(text: str) -> NoReturn:
     """Refuse what Python takes for numbers and JSON does not: NaN and the infinities."""
     raise _BadNumberError(f"{text}, which is no JSON")
+
+
+def _not_json_because(error: json.JSONDecodeError) -> str:
+    text, at = error.doc, error.pos
+    ends_after_comma = text.startswith(("}", "]"), at) and text[:at].rstrip().endswith(",")
+    if not text.strip():
+        return "the file is empty"
+    if text.startswith(("//", "/*", "#"), at):
+        why = "JSON has no comments"
+    elif ends_after_comma or error.msg.startswith("Illegal trailing comma"):  # the latter by Python 3.13
+        why = "remove the comma before the closing bracket"
+    elif text.startswith("'", at):
+        why = 'JSON has texts in double quotes (")'
+    else:
+        why = error.msg
+    return f"is not JSON: line {error.lineno}, column {error.colno}: {why}"
 
 
 def _depth(data: Any) -> int:
@@ -224,18 +240,22 @@ def issues_of(
 
     ``document`` was validated as ``model`` and stands at ``prefix`` in ``file``.
     """
-    messages: dict[tuple[str | int, ...], list[str]] = {}
+    details: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        location = _within(document, detail)
-        message = _explain(detail, location, _keys_at(model, location[:-1], detail["loc"]))
-        found = messages.setdefault(location, [])
-        if message not in found:
-            found.append(message)
-    for location, found in messages.items():
-        if any(len(other) > len(location) and other[: len(location)] == location for other in messages):
+        details.setdefault(_within(document, detail), []).append(detail)
+    for location, found in details.items():
+        if any(len(other) > len(location) and other[: len(location)] == location for other in details):
             continue  # What is wrong inside says more than that another alternative was not taken.
-        # Several messages about one place are those of the alternatives that it was tried as.
-        yield ConfigIssue(file, pointer(*prefix, *location), ", or ".join(found))
+        # Several about one place are those of the alternatives that it was tried as: what is of the right type was
+        # meant as that.
+        meant = [detail for detail in found if detail["type"] not in _TYPES]
+        if meant:
+            told = [_explain(each, location, _keys_at(model, location[:-1], each["loc"])) for each in meant]
+            message = ", or ".join(dict.fromkeys(told))
+        else:
+            expected = " or ".join(dict.fromkeys(_TYPES[detail["type"]] for detail in found))
+            message = f"expected {expected} (got {_json_type(found[0]['input'])})"
+        yield ConfigIssue(file, pointer(*prefix, *location), message)
 
 
 def _within(document: Any, detail: ErrorDetails) -> tuple[str | int, ...]:
@@ -255,7 +275,8 @@ def _within(document: Any, detail: ErrorDetails) -> tuple[str | int, ...]:
     return tuple(path)
 
 
-_EXPECTED = {
+_DATE = "a date such as 2024-01-31"
+_TYPES = {
     "tuple_type": "an array",
     "list_type": "an array",
     "dict_type": "an object",
@@ -263,25 +284,41 @@ _EXPECTED = {
     "model_attributes_type": "an object",
     "string_type": "a string",
     "int_type": "an integer",
-    "int_parsing": "an integer",
-    "int_from_float": "an integer",
     "float_type": "a number",
-    "float_parsing": "a number",
     "bool_type": "true or false",
+    "date_type": _DATE,
+    "datetime_type": _DATE,
+}
+_VALUES = {
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer that is not too large",
+    "int_from_float": "an integer",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
     "bool_parsing": "true or false",
+    "date_parsing": _DATE,
+    "date_from_datetime_parsing": _DATE,
+    "datetime_parsing": _DATE,
+    "datetime_from_date_parsing": _DATE,
+}
+_BOUNDS = {
+    "greater_than": ("gt", "not above"),
+    "greater_than_equal": ("ge", "below"),
+    "less_than": ("lt", "not below"),
+    "less_than_equal": ("le", "above"),
 }
 
 
 def _explain(detail: ErrorDetails, location: tuple[str | int, ...], keys: tuple[str, ...]) -> str:
     last = str(location[-1]) if location else ""
-    context = detail.get("ctx", {})
+    context, given = detail.get("ctx", {}), detail["input"]
     match detail["type"]:
         case "extra_forbidden":
             return f"unknown key{did_you_mean(last, keys)} (expected one of: {', '.join(sorted(keys))})"
         case "missing" | "union_tag_not_found":
             return "this key is required and missing"
         case "literal_error" | "enum" | "union_tag_invalid":
-            word = context.get("tag", detail["input"])
+            word = context.get("tag", given)
             expected = str(context.get("expected") or context.get("expected_tags") or "")
             choices = re.findall(r"'([^']*)'", expected) or [expected]
             near = did_you_mean(word, choices) if isinstance(word, str) else ""
@@ -290,17 +327,28 @@ def _explain(detail: ErrorDetails, location: tuple[str | int, ...], keys: tuple[
         case "value_error":
             return str(context.get("error", detail["msg"]))
         case "string_pattern_mismatch":
-            return f"{_shown(detail['input'])} does not match the expected pattern {context.get('pattern')}"
-        case kind if kind in _EXPECTED:
-            return f"expected {_EXPECTED[kind]} (got {_json_type(detail['input'])})"
+            return f"{_shown(given)} does not match the expected pattern {context.get('pattern')}"
+        case kind if kind in _VALUES:
+            return f"expected {_VALUES[kind]} (got {_shown(given)})"
+        case kind if kind in _BOUNDS:
+            bound, relation = _BOUNDS[kind]
+            return f"{_shown(given)} is {relation} {context[bound]}"
+        case "string_too_short" | "too_short":
+            return "is empty" if not given else f"has {len(given)} of at least {context['min_length']} {_items(given)}"
+        case "string_too_long" | "too_long":
+            return f"has {len(given)} {_items(given)}: at most {context['max_length']} are allowed"
         case _:
             told = detail["msg"].replace("Tuple", "Array")
             message = told[:1].lower() + told[1:]
-            return f"{message} (got {_json_type(detail['input'])})"
+            return f"{message} (got {_json_type(given)})"
+
+
+def _items(given: Any) -> str:
+    return "characters" if isinstance(given, str) else "keys" if isinstance(given, dict) else "items"
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     text = redact(text)  # before it is cut: half a secret looks like none
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.errors import ConfigurationError
@@ -101,6 +102,14 @@ class Partitions(BaseModel):
     timezone: TimeZone | None = None
     values: tuple[PartitionKey, ...] = ()
     column: str | None = None
+
+    @field_validator("start", "end", mode="before")
+    @classmethod
+    def _is_iso(cls, edge: Any) -> Any:
+        # A number, also as a text, would be seconds since 1970: 20240101 is in the August of that year.
+        if isinstance(edge, int | float) or (isinstance(edge, str) and not re.match(r"\d{4}-", edge)):
+            raise ValueError(f"{edge!r} is no date such as 2024-01-31")
+        return edge
 
     @model_validator(mode="after")
     def _start_or_values(self) -> Self:

@@ -76,6 +76,14 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
     ("document", "pointer", "expected"),
     [
         ("{ not json", "", "is not JSON: line 1, column 3"),
+        ("", "", "the file is empty"),
+        (" \n\n", "", "the file is empty"),
+        ('{\n  // about\n  "name": "a"}', "", "line 2, column 3: JSON has no comments"),
+        ('{"name": "a"} # about', "", "line 1, column 15: JSON has no comments"),
+        ('{"steps": [{"a": 1,\n}]}', "", "remove the comma before the closing"),
+        ('{"steps": [1, ]}', "", "remove the comma before the closing"),
+        ("{'name': 1}", "", "line 1, column 2: JSON has texts in double quotes"),
+        ('{"name": ,}', "", "line 1, column 10: Expecting value"),
         ('{"name": 1, "name": 2}', "/name", "'name' occurs twice"),
         ('{"steps": [{"config": {"path": "a", "p": {}, "path": "b"}}]}', "/steps/0/config/path", "occurs twice"),
         ('{"steps": [1, {"a": {}, "a": {"b": 1, "b": 1}}]}', "/steps/1/a", "'a' occurs twice"),
@@ -89,7 +97,22 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
         ({**CUSTOMER_360, "retry": {"delay": "inf"}}, "/retry/delay", "finite"),
         (changed("name", value="../../etc/passwd"), "/name", "does not match"),
         (changed("name", value=""), "/name", "does not match"),
-        (changed("steps", value=[]), "/steps", "array should have at least 1"),
+        (changed("steps", value=[]), "/steps", "is empty"),
+        (
+            changed("steps", 2, "config", "inputDataFrames", value=["a"]),
+            "/steps/2/config/inputDataFrames",
+            "has 1 of at",
+        ),
+        (changed("name", value="x" * 101), "/name", "has 101 characters: at most 100 are allowed"),
+        (changed("steps", 0, "config", "fetchSize", value=-1), "/steps/0/config/fetchSize", "-1 is below 0"),
+        (
+            changed("steps", 0, "config", "numPartitions", value="0"),
+            "/steps/0/config/numPartitions",
+            "'0' is not above 0",
+        ),
+        (changed("steps", 0, "config", "numPartitions", value=1.5), "/steps/0/config/numPartitions", "(got 1.5)"),
+        (changed("steps", 0, "config", "cache", value="yes"), "/steps/0/config/cache", "true or false (got 'yes')"),
+        ({**CUSTOMER_360, "schedule": 5}, "/schedule", "expected a string or an object (got number)"),
         (changed("steps", 0, "type", value="extrakt"), "/steps/0/type", "did you mean 'extract'"),
         (changed("steps", 0, "method", value="toDeltaLake"), "/steps/0/method", "is a method of type 'load'"),
         (
@@ -99,6 +122,7 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
         ),
         (changed("steps", 2, "config", "leftKeys", value="id"), "/steps/2/config/leftKeys", "array"),
         ({**CUSTOMER_360, "schedule": "61 * * * *"}, "/schedule", "not a cron expression"),
+        ({**CUSTOMER_360, "schedule": "61 * * * *"}, "/schedule", "as in '0 2 * * *')"),
         ({**CUSTOMER_360, "schedule": "0 0 2 * * *"}, "/schedule", "expected five fields"),
         ({**CUSTOMER_360, "schedule": "0 0 31 2 *"}, "/schedule", "never comes"),
         ({**CUSTOMER_360, "schedule": {"cron": "0 0 31 4,6 *"}}, "/schedule/cron", "never comes"),
@@ -129,6 +153,14 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
         ({**CUSTOMER_360, "mode": None}, "/mode", "null is not allowed (expected one of: batch, streaming)"),
         ({**CUSTOMER_360, "automation": "on_cron"}, "/automation", "needs a 'schedule'"),
         ({**CUSTOMER_360, "owners": ["nobody"]}, "/owners/0", "team:NAME"),
+        *(
+            (
+                {**CUSTOMER_360, "partitions": {"type": "daily", "start": start}},
+                "/partitions/start",
+                "such as 2024-01-31",
+            )
+            for start in ("01/02/2024", "2024-02-30", "20240101", 20240101, True, [])
+        ),
         ({**CUSTOMER_360, "partitions": {"type": "daily"}}, "/partitions", "need 'start'"),
         ({**CUSTOMER_360, "partitions": {"type": "static"}}, "/partitions", "need 'values'"),
         (
@@ -238,6 +270,16 @@ def test_what_begins_like_a_variable_is_one(tmp_path: Path, text: str, told: str
         assert loaded.methods[0].model_dump()["options"]["comment"] == text.replace("$${", "${")
     else:
         assert told in issues_of(tmp_path, document, {"SET": "x"})["/steps/0/config/options/comment"]
+
+
+@pytest.mark.parametrize("text", ["${UNSET}", "${un-set}", "${A:-${B}}"])
+def test_nothing_follows_from_a_variable_that_is_not_set(tmp_path: Path, text: str) -> None:
+    document = batch("p", extract_file("rows", text, cacheStorageLevel="x"), schedule=text, partitions={"type": text})
+    document["steps"].append(transform("filterRows", conditoin="a"))
+    assert set(issues_of(tmp_path, document)) == {
+        *("/schedule", "/partitions/type", "/steps/0/config/path"),
+        *("/steps/0/config/cacheStorageLevel", "/steps/1/config/condition", "/steps/1/config/conditoin"),
+    }
 
 
 def test_what_a_variable_holds_is_no_variable(tmp_path: Path) -> None:
