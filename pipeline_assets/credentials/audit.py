@@ -224,8 +224,9 @@ def _problems(lines: list[bytes], head: AuditEntry | None) -> Iterator[AuditProb
 
 def _problems_at_the_end(count: int, last: AuditEntry, head: AuditEntry | None) -> Iterator[AuditProblem]:
     if head is None:
-        if count:
-            yield AuditProblem(count, "the file's .head is missing: whether lines are missing after it can't be told")
+        # A file is never without both: it gets its head with its first line.
+        what = "the file's .head is missing" if count else "the file is empty, and its .head is missing"
+        yield AuditProblem(count, f"{what}: whether lines are missing after it can't be told")
     elif head.number > last.number:
         yield AuditProblem(count, f"{_lines(head.number - last.number)} after it: the last has number {head.number}")
     elif head.number == last.number and head.hash != last.hash:

@@ -235,6 +235,10 @@ def test_without_a_head_that_is_said(file: AuditFile) -> None:
     file.path.with_name("secrets.jsonl.head").unlink()
     (problem,) = file.verify()[1]
     assert "the file's .head is missing" in str(problem)
+    file.path.write_bytes(b"")
+    count, (problem,) = file.verify()
+    assert count == 0
+    assert "the file is empty, and its .head is missing" in str(problem)
 
 
 def test_several_processes_at_once(tmp_path: Path) -> None:
