@@ -17,7 +17,7 @@ from rich.tree import Tree
 from pipeline_assets.audit_commands import audit, audit_config
 from pipeline_assets.config import (
     CONNECTIONS_FILE,
-    SCHEMA_FILE,
+    NO_PIPELINES,
     Pipeline,
     is_there,
     load_connections,
@@ -26,7 +26,7 @@ from pipeline_assets.config import (
     no_pipelines,
     unknown_connections,
 )
-from pipeline_assets.config_schema import pipeline_schema, step_reference
+from pipeline_assets.config_schema import connections_schema, pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.optimizer import optimize
@@ -79,10 +79,14 @@ def validate(files: tuple[Path, ...], with_spark: bool) -> None:
 
 
 @main.command()
+@click.option("--connections", is_flag=True, help="Print the JSON Schema of connections.json instead.")
 @click.option("--reference", is_flag=True, help="Print the reference of the step methods as Markdown instead.")
-def schema(reference: bool) -> None:
+def schema(connections: bool, reference: bool) -> None:
     """Print the JSON Schema of pipeline configs."""
-    click.echo(step_reference().rstrip() if reference else json.dumps(pipeline_schema(), indent=2))
+    if connections and reference:
+        raise click.UsageError("--connections and --reference are two texts: give one of them")
+    found = connections_schema if connections else pipeline_schema
+    click.echo(step_reference().rstrip() if reference else json.dumps(found(), indent=2))
 
 
 @main.command("archive-classes")
@@ -242,7 +246,7 @@ def _sql_errors(pipelines: list[Pipeline]) -> list[ConfigurationError]:
 
 def _file_errors(files: tuple[Path, ...], valid: list[Pipeline]) -> Iterator[ConfigurationError]:
     """Yield what is wrong with ``files``, and add the pipelines that are not to ``valid``."""
-    planned = plan_folder(load_files(file for file in files if file.name not in (CONNECTIONS_FILE, SCHEMA_FILE)))
+    planned = plan_folder(load_files(file for file in files if file.name not in NO_PIPELINES))
     valid += [plan.pipeline for plan in planned.plans]
     yield from (broken.error for broken in planned.broken)
     for file in files:

@@ -32,6 +32,9 @@ from pipeline_assets.steps.paths import OptionValue, check_options
 
 CONNECTIONS_FILE = "connections.json"
 SCHEMA_FILE = "pipeline.schema.json"
+CONNECTIONS_SCHEMA_FILE = "connections.schema.json"
+NO_PIPELINES = (CONNECTIONS_FILE, SCHEMA_FILE, CONNECTIONS_SCHEMA_FILE)
+"""The files in a folder of configs that hold something else, by name."""
 MethodRegistry = Mapping[tuple[str, str], type[StepMethod]]
 
 
@@ -283,7 +286,7 @@ class ConfigFolder:
 
 
 def load_folder(folder: Path, environment: Mapping[str, str] | None = None) -> ConfigFolder:
-    """Load every ``*.json`` in ``folder`` (not below it) but the connections and the schema."""
+    """Load every ``*.json`` in ``folder`` (not below it) but the connections and the schemas."""
     files = pipeline_files(folder)
     policy = secrets_policy(folder, environment)
     return _loaded([(path, path.name) for path in files], environment, policy)
@@ -327,8 +330,7 @@ def pipeline_files(folder: Path) -> list[Path]:
         ) from None
     except OSError as error:
         raise ConfigurationError(f"the folder {str(folder)!r} can't be read: {error.strerror}") from error
-    ours = (CONNECTIONS_FILE, SCHEMA_FILE)
-    return sorted(folder / name for name in names if name.endswith(".json") and name not in ours)
+    return sorted(folder / name for name in names if name.endswith(".json") and name not in NO_PIPELINES)
 
 
 def no_pipelines(folder: Path) -> ConfigurationError:

@@ -1,10 +1,11 @@
-"""The JSON Schema of pipeline configs, generated from the models, for editors to complete and check by."""
+"""The JSON Schemas of configs and connections, generated from the models, for editors to complete and check by."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import json
+import re
 import textwrap
 from functools import cache
 from itertools import pairwise
@@ -16,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import ModelSchema
 
 from pipeline_assets.config import PipelineConfig
+from pipeline_assets.connections import ConnectionsFile
 from pipeline_assets.steps import METHODS, method_registry
 from pipeline_assets.steps.base import DataFrameMethod, StepMethod, ValidateMethod
 
@@ -40,15 +42,29 @@ def pipeline_schema() -> dict[str, Any]:
     step = definitions["StepEnvelope"]
     step["properties"]["method"] = {"enum": sorted({method.method for method in methods})}
     step["allOf"] = [_branch(method) for method in methods]
+    return _finished(schema, "Pipeline")
+
+
+def connections_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of ``connections.json``."""
+    schema = ConnectionsFile.model_json_schema(by_alias=True, schema_generator=_WithFieldDocstrings)
+    return _finished(schema, "Connections")
+
+
+def _finished(schema: dict[str, Any], title: str) -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "Pipeline"
+    schema["title"] = title
     widened: dict[str, Any] = _accept_text(schema)
     return widened
 
 
 def step_reference() -> str:
     """Return the reference of all step methods as Markdown, for docs/steps.md."""
-    lines = _REFERENCE_HEAD.splitlines()
+    lines = [*_REFERENCE_HEAD.splitlines(), "", "| type | method | what it does |", "|---|---|---|"]
+    for method in METHODS:
+        link = f"[`{method.method}`](#{_anchor(f'{method.type} {method.method}')})"
+        first_sentence = re.split(r"(?<=\.)\s", inspect.cleandoc(method.__doc__ or ""))[0]
+        lines.append(f"| {method.type} | {link} | {' '.join(first_sentence.split())} |")
     for method in METHODS:
         shared = next((base for base in _SHARED if issubclass(method, base)), None)
         lines += ["", f"## {method.type} {method.method}", "", inspect.cleandoc(method.__doc__ or "")]

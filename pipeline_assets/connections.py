@@ -48,18 +48,18 @@ class Connection(JsonModel):
 
 
 class PostgresConnection(Connection):
-    """A PostgreSQL database. ``options`` are passed to the JDBC driver (pgjdbc connection parameters); secret ones are
-    references.
-
-    ``user`` may be a secret reference as well: Vault's database engine makes both user and password.
-    """
+    """A PostgreSQL database."""
 
     host: str
+    """The server's name or address."""
     port: int = 5432
     database: str
     user: str
+    """Who logs in; a secret, where it is a reference: Vault's database engine makes both user and password."""
     password: SecretReference | None = None
+    """A reference."""
     options: Options = {}
+    """Parameters of its JDBC driver (pgjdbc); those that are secret by their names are references."""
 
     @property
     def jdbc_url(self) -> str:
@@ -68,17 +68,21 @@ class PostgresConnection(Connection):
 
 
 class S3Connection(Connection):
-    """An S3 service. Without keys, Hadoop's default credential chain applies. ``options`` are ``fs.s3a.*`` keys; secret
-    ones are references.
-    """
+    """An S3 service. Without keys, Hadoop's default credential chain applies."""
 
     endpoint: str | None = None
+    """URL of the service; Amazon's own when left out."""
     region: str | None = None
     access_key_id: SecretReference | None = None
+    """A reference."""
     secret_access_key: SecretReference | None = None
+    """A reference."""
     session_token: SecretReference | None = None
+    """A reference; of keys that are temporary."""
     path_style_access: bool = True
+    """Whether the bucket is in the path of a request; `false` has it in the host's name."""
     options: Annotated[dict[Annotated[str, Field(pattern=r"^fs\.s3a\.")], str], AfterValidator(_check_options)] = {}
+    """`fs.s3a.*` of Hadoop; those that are secret by their names are references."""
 
     @property
     def anonymous(self) -> bool:
@@ -87,17 +91,21 @@ class S3Connection(Connection):
 
 
 class KafkaConnection(Connection):
-    """A Kafka cluster. ``options`` are Kafka client settings; any value may be a reference, and a secret one is."""
+    """A Kafka cluster."""
 
     bootstrap_servers: str
+    """Brokers to begin with, as `host:port,host:port`."""
     options: Options = {}
+    """Settings of Kafka's client; any may be a reference, and those that are secret by their names are."""
 
 
 class ConnectionsFile(Connection):
     """``connections.json``: by kind, then by name; a step that names none takes ``default``."""
 
     schema_: str | None = Field(default=None, alias="$schema")
+    """Path or URL of the JSON Schema, for editors."""
     secrets_policy: SecretsPolicy = SecretsPolicy.ANY
+    """Where secrets may come from."""
     postgres: dict[str, PostgresConnection] = {}
     s3: dict[str, S3Connection] = {}
     kafka: dict[str, KafkaConnection] = {}

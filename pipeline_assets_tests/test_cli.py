@@ -192,6 +192,11 @@ def test_a_broken_config_is_called_as_its_pipeline(configs: Path) -> None:
 
 def test_schema_is_json(configs: Path) -> None:
     assert json.loads(run("schema").stdout)["title"] == "Pipeline"
+    assert json.loads(run("schema", "--connections").stdout)["title"] == "Connections"
+    assert run("schema", "--connections", "--reference").exit_code == 2
+    # In the folder they are no pipelines.
+    write_config(configs, run("schema", "--connections").stdout, "connections.schema.json")
+    assert run("validate").stdout == "2 configs are valid\n"
 
 
 def test_list(configs: Path) -> None:

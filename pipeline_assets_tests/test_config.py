@@ -11,7 +11,15 @@ from typing import Any, cast
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pipeline_assets.config import PipelineConfig, Retry, Sensor, load_connections, load_file, load_folder
+from pipeline_assets.config import (
+    PipelineConfig,
+    Retry,
+    Sensor,
+    load_connections,
+    load_file,
+    load_folder,
+    pipeline_files,
+)
 from pipeline_assets.connections import Connection, ConnectionKind, PostgresConnection, S3Connection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError
@@ -417,7 +425,7 @@ def test_the_configs_of_this_repository_are_valid_by_their_json_schema() -> None
     schema = json.loads((configs / "pipeline.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    files = [p for p in configs.glob("*.json") if p.name not in ("connections.json", "pipeline.schema.json")]
+    files = pipeline_files(configs)
     assert len(files) >= 3
     for file in files:
         document = json.loads(file.read_text())
@@ -427,11 +435,32 @@ def test_the_configs_of_this_repository_are_valid_by_their_json_schema() -> None
     assert any("tabel" in error.message for error in validator.iter_errors(broken))
 
 
+def test_the_connections_of_this_repository_are_valid_by_their_json_schema() -> None:
+    import jsonschema
+
+    configs = Path(__file__).parent.parent / "configs"
+    schema = json.loads((configs / "connections.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    document = json.loads((configs / "connections.json").read_text())
+    assert document["$schema"] == "connections.schema.json"
+    assert [error.message for error in validator.iter_errors(document)] == []
+    document["postgres"]["default"] |= {"password": "hunter2", "hots": "h"}
+    assert sorted(error.json_path for error in validator.iter_errors(document)) == [
+        "$.postgres.default",
+        "$.postgres.default.password",
+    ]
+
+
 def test_what_is_made_from_the_models_is_current() -> None:
-    from pipeline_assets.config_schema import pipeline_schema, step_reference
+    from pipeline_assets.config_schema import connections_schema, pipeline_schema, step_reference
 
     root = Path(__file__).parent.parent
     schema = json.loads((root / "configs" / "pipeline.schema.json").read_text())
     assert schema == pipeline_schema(), "run: pipeline-assets schema > configs/pipeline.schema.json"
+    connections = json.loads((root / "configs" / "connections.schema.json").read_text())
+    assert connections == connections_schema(), (
+        "run: pipeline-assets schema --connections > configs/connections.schema.json"
+    )
     reference = (root / "docs" / "steps.md").read_text()
     assert reference == step_reference(), "run: pipeline-assets schema --reference > docs/steps.md"

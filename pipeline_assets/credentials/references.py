@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, cast
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 Source = Literal["env", "file", "vault"]
 _REFERENCE = re.compile(r"(?P<source>env|file|vault):(?P<path>[^#]+)(#(?P<field>[^#]+))?")
@@ -59,6 +59,8 @@ def _check_own(text: str) -> str:
     return text
 
 
-SecretReference = Annotated[str, AfterValidator(_check)]
+# Editors look no closer; a variable may bring a reference.
+_LOOKS_SO = {"pattern": r"^(env|file|vault):|\$\{"}
+SecretReference = Annotated[str, AfterValidator(_check), Field(json_schema_extra=_LOOKS_SO)]
 LocalReference = Annotated[str, AfterValidator(_check_own)]
 """A reference to what is at hand without Vault: the secrets that Vault itself is logged in to with."""
