@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline_assets.config import PipelineConfig, Retry, Sensor
+from pipeline_assets.connections import KafkaConnection, PostgresConnection, S3Connection
 from pipeline_assets.errors import TransientKind
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps import METHODS
@@ -75,6 +76,9 @@ def keys_of(model: type[BaseModel]) -> list[str]:
         ("Partitions", Partitions),
         ("Retries", Retry),
         ("The sensor of a stream", Sensor),
+        ("Keys of postgres", PostgresConnection),
+        ("Keys of s3", S3Connection),
+        ("Keys of kafka", KafkaConnection),
     ],
 )
 def test_keys(heading: str, model: type[BaseModel]) -> None:
