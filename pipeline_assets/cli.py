@@ -32,7 +32,7 @@ from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.optimizer import optimize
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.planned_folder import PlannedFolder, plan_folder, select
-from pipeline_assets.planner import plan_pipeline, with_graph_issues
+from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.redaction import redact
 from pipeline_assets.report_commands import report
 from pipeline_assets.settings import Settings
