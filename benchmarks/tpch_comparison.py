@@ -21,7 +21,7 @@ from benchmarks.paired_runs import Spread
 from benchmarks.table_contents import contents
 from benchmarks.tpch import environment, query_config, query_names
 from benchmarks.tpch_runs import VARIANTS
-from pipeline_assets.config import load_folder
+from pipeline_assets.config_loading import load_folder
 from pipeline_assets.optimizer import optimize
 from pipeline_assets.planned_folder import plan_folder
 

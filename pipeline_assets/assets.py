@@ -26,7 +26,7 @@ from pipeline_assets.asset_metadata import (
     table_metadata,
     work_metadata,
 )
-from pipeline_assets.config import BrokenConfig
+from pipeline_assets.config_loading import BrokenConfig
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.links import Link, Links
 from pipeline_assets.partitions import Partitions

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from pipeline_assets.config import CONNECTIONS_FILE, is_there, no_pipelines, pipeline_files
+from pipeline_assets.config_loading import CONNECTIONS_FILE, is_there, no_pipelines, pipeline_files
 from pipeline_assets.credentials.audit import AuditFile
 from pipeline_assets.credentials.policy import SecretsPolicy, connection_issues, pipeline_issues
 from pipeline_assets.errors import ConfigIssue, ConfigurationError

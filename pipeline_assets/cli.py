@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from pipeline_assets.audit_commands import audit, audit_config
-from pipeline_assets.config import (
+from pipeline_assets.config_loading import (
     CONNECTIONS_FILE,
     NO_PIPELINES,
     Pipeline,

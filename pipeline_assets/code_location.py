@@ -3,7 +3,7 @@
 import dagster as dg
 
 from pipeline_assets.assets import IO_MANAGER_KEY, broken_assets, build_pipelines
-from pipeline_assets.config import BrokenConfig, load_folder
+from pipeline_assets.config_loading import BrokenConfig, load_folder
 from pipeline_assets.errors import ConfigIssue, ConfigurationError
 from pipeline_assets.executors import executor_of
 from pipeline_assets.links import link_pipelines

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
-from pipeline_assets.config import Pipeline
+from pipeline_assets.config_loading import Pipeline
 from pipeline_assets.errors import ConfigIssue
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name

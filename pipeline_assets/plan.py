@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar, cast
 
-from pipeline_assets.config import Pipeline
+from pipeline_assets.config_loading import Pipeline
 from pipeline_assets.errors import StepLocation
 from pipeline_assets.graphs import reach
 from pipeline_assets.steps.base import Dataset, StepMethod, ValidateMethod

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from pipeline_assets.config import BrokenConfig, ConfigFolder
+from pipeline_assets.config_loading import BrokenConfig, ConfigFolder
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role

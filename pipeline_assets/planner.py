@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from pipeline_assets.config import InvalidPipelineError, Pipeline, sorted_issues
+from pipeline_assets.config_loading import InvalidPipelineError, Pipeline, sorted_issues
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, DataFrameResolutionError
 from pipeline_assets.graph_rules import dead_letter_issues, graph_issues, input_key, plan_issues, reference_key
 from pipeline_assets.json_documents import pointer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline_assets.config import load_folder
+from pipeline_assets.config_loading import load_folder
 from pipeline_assets.errors import PipelineError, first_line
 from pipeline_assets.planned_folder import plan_folder, select
 from pipeline_assets.settings import Settings

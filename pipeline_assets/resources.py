@@ -10,7 +10,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from pipeline_assets.cancellation import Cancellation
-from pipeline_assets.config import load_connections
+from pipeline_assets.config_loading import load_connections
 from pipeline_assets.connections import Connections
 from pipeline_assets.credentials.policy import SecretsPolicy, option_issues
 from pipeline_assets.errors import ConfigurationError

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 import dagster as dg
 from dagster._core.storage.tags import REPOSITORY_LABEL_TAG, RUN_KEY_TAG, SENSOR_NAME_TAG
 
-from pipeline_assets.config import Sensor, load_connections
+from pipeline_assets.config import Sensor
+from pipeline_assets.config_loading import load_connections
 from pipeline_assets.connections import Connections
 from pipeline_assets.credentials.secrets import Consumer, Secrets
 from pipeline_assets.errors import CredentialUnavailableError, PipelineExecutionError

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pipeline_assets.config import Pipeline
+from pipeline_assets.config_loading import Pipeline
 from pipeline_assets.errors import ConfigIssue, PipelineError
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.spark.failures import spark_errors

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import cast
 
-from pipeline_assets.config import Pipeline
+from pipeline_assets.config_loading import Pipeline
 from pipeline_assets.errors import ConfigIssue
 from pipeline_assets.graphs import reach
 from pipeline_assets.json_documents import pointer

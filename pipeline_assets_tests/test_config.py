@@ -11,15 +11,8 @@ from typing import Any, cast
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pipeline_assets.config import (
-    PipelineConfig,
-    Retry,
-    Sensor,
-    load_connections,
-    load_file,
-    load_folder,
-    pipeline_files,
-)
+from pipeline_assets.config import PipelineConfig, Retry, Sensor
+from pipeline_assets.config_loading import load_connections, load_file, load_folder, pipeline_files
 from pipeline_assets.connections import Connection, ConnectionKind, PostgresConnection, S3Connection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline_assets.code_location import build_definitions
-from pipeline_assets.config import load_file
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.planner import plan_pipeline, with_graph_issues

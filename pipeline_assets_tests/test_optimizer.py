@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline_assets.config import load_file
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.optimizer import Optimizations, optimize
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.planner import plan_pipeline

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline_assets import config
+from pipeline_assets import config_loading
 from pipeline_assets.code_location import build_definitions
-from pipeline_assets.config import load_file, load_folder
+from pipeline_assets.config_loading import load_file, load_folder
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.json_documents import parse_json
 from pipeline_assets.parsed_files import NotedVariables, ParsedFiles
@@ -33,7 +33,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         files.append(file)
         return parse_json(file, content)
 
-    monkeypatch.setattr(config, "parse_json", counted)
+    monkeypatch.setattr(config_loading, "parse_json", counted)
     return files
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline_assets.config import BrokenConfig, load_file, load_folder
+from pipeline_assets.config_loading import BrokenConfig, load_file, load_folder
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.links import link_pipelines
 from pipeline_assets.plan import PipelinePlan, Role

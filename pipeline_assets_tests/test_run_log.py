@@ -11,7 +11,7 @@ from unittest.mock import patch
 import dagster as dg
 import pytest
 
-from pipeline_assets.config import load_file
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.run_log import RunLog

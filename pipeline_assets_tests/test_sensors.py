@@ -34,7 +34,8 @@ from devstack.kafka import KafkaServer
 from devstack.topics import new_topic
 from pipeline_assets import sensors
 from pipeline_assets.code_location import build_definitions
-from pipeline_assets.config import Sensor, load_folder
+from pipeline_assets.config import Sensor
+from pipeline_assets.config_loading import load_folder
 from pipeline_assets.connections import Connections
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.planned_folder import plan_folder

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline_assets.cli import main
-from pipeline_assets.config import Pipeline, load_file
+from pipeline_assets.config_loading import Pipeline, load_file
 from pipeline_assets.config_schema import field_docstrings
 from pipeline_assets.sql_check import sql_issues
 from pipeline_assets.steps import METHODS

@@ -17,7 +17,8 @@ from dagster._core.execution.plan.objects import ErrorSource
 from py4j.protocol import Py4JError, Py4JNetworkError
 
 from pipeline_assets.cancellation import Cancellation
-from pipeline_assets.config import Retry, load_file
+from pipeline_assets.config import Retry
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.errors import (
     ConfigurationError,
     OriginalError,

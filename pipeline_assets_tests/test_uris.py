@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from pipeline_assets.config import load_file
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.connections import Connections
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.openlineage.datasets import DatasetName, name_of_path

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from benchmarks.tpch import environment, make_tables, query_config, query_names, query_text
-from pipeline_assets.config import load_folder
+from pipeline_assets.config_loading import load_folder
 from pipeline_assets.planned_folder import plan_folder
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from benchmarks.tuning import (
     work_seconds,
 )
 from benchmarks.tuning_report import tuning_goals, tuning_tables
-from pipeline_assets.config import load_folder
+from pipeline_assets.config_loading import load_folder
 from pipeline_assets_tests.config_documents import batch, extract_file, transform
 
 claims = pytest.mark.parametrize("claim", FIVE_CLAIMS, ids=lambda claim: claim.name)

@@ -19,7 +19,7 @@ from devstack.kafka import KafkaServer
 from devstack.postgres import PostgresServer
 from devstack.topics import new_topic
 from pipeline_assets.code_location import build_definitions
-from pipeline_assets.config import load_folder
+from pipeline_assets.config_loading import load_folder
 from pipeline_assets.credentials.audit import AuditFile
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.planned_folder import plan_folder

@@ -21,7 +21,8 @@ import yaml
 from prometheus_client import generate_latest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from pipeline_assets.config import Pipeline, PipelineConfig, Retry, Sensor, StepEnvelope, load_connections, load_file
+from pipeline_assets.config import PipelineConfig, Retry, Sensor, StepEnvelope
+from pipeline_assets.config_loading import Pipeline, load_connections, load_file
 from pipeline_assets.connections import ConnectionsFile, KafkaConnection, PostgresConnection, S3Connection
 from pipeline_assets.metrics.prometheus import RunMetrics
 from pipeline_assets.metrics.records import Kind, MetricsRecord

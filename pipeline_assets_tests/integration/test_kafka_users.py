@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from devstack.kafka import USER, KafkaServer
-from pipeline_assets.config import load_connections, load_file
+from pipeline_assets.config_loading import load_connections, load_file
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError, CredentialError
 from pipeline_assets.planner import plan_pipeline

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline_assets.cli import main
-from pipeline_assets.config import load_file
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.planner import plan_pipeline

@@ -13,7 +13,7 @@ import pytest
 
 import pipeline_assets.steps
 from devstack.demo_data import cdnow_purchases
-from pipeline_assets.config import load_file
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.connections import Connections
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PipelinePlan, PlannedStep

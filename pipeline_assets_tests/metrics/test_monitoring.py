@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from devstack.prometheus import PrometheusServer
-from pipeline_assets.config import load_file
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.metrics.dagster_events import RunRecords
 from pipeline_assets.metrics.prometheus import RunMetrics
 from pipeline_assets.planner import plan_pipeline

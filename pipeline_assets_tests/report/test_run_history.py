@@ -9,7 +9,8 @@ import dagster as dg
 import pytest
 
 from pipeline_assets.cancellation import Cancellation
-from pipeline_assets.config import Retry, load_file
+from pipeline_assets.config import Retry
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.errors import PipelineExecutionError, RetryableError, RunNotFoundError, StepLocation
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.planner import plan_pipeline
