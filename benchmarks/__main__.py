@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 from rich.console import Console
 
-from benchmarks.customer_360 import PROJECT, Workplace, compare
+from benchmarks.customer_360 import Workplace, compare
 from benchmarks.demo_servers import demo_servers
 from benchmarks.location_loading import compare_loading
 from benchmarks.machine import machine, versions
@@ -28,6 +28,7 @@ from benchmarks.tpch import make_tables
 from benchmarks.tpch_comparison import compare_tpch
 from benchmarks.tuning import FIVE_CLAIMS, ClaimPlace, compare_claim
 from benchmarks.warm_runs import compare_warm
+from devstack.dagster_daemon import PROJECT
 
 RESULTS = PROJECT / "benchmarks" / "results"
 PAGES = PROJECT / "docs"

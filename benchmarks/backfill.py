@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import threading
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from benchmarks.customer_360 import NOT_PASSED_ON, PROJECT, Report
+from benchmarks.code_location import CodeLocation
+from benchmarks.customer_360 import Report
 from benchmarks.measured_process import ProgramFailedError
 from benchmarks.spark_server import spark_server
-from devstack.dagster_daemon import WORKSPACE, dagster_daemon, program
+from devstack.dagster_daemon import PROJECT, WORKSPACE, dagster_daemon, program
 from devstack.delta_tables import row_count
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def measure_backfill(folder: Path, partitions: int, report: Report, *, warm: boo
     """Backfill all partitions of a location that is made in ``folder``."""
     import dagster as dg
 
-    place = _Place(folder, partitions)
+    place = _SalesLocation(folder, partitions)
     with (
         spark_server(place.environment) if warm else _no_server() as more,
         dagster_daemon({**place.environment, **more}, folder / "logs"),
@@ -84,40 +84,32 @@ def _no_server() -> Iterator[dict[str, str]]:
     yield {}
 
 
-class _Place:
-    """A folder with a file of sales for each day, and a pipeline that sums them up by store."""
+class _SalesLocation(CodeLocation):
+    """A location with a file of sales for each day, and a pipeline that sums them up by store."""
 
     def __init__(self, folder: Path, partitions: int) -> None:
-        self.dagster_home = folder / "dagster_home"
-        configs, self._root = folder / "configs", folder / "root"
-        for each in (configs, self.dagster_home, self._root / "sales"):
-            each.mkdir(parents=True)
-        self.table = folder / "warehouse" / JOB / "totals"
+        super().__init__(folder)
+        self.table = self.warehouse / JOB / "totals"
         self.at_once = os.cpu_count() or 1
-        settings = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
+        file = self.dagster_home / "dagster.yaml"
+        settings = yaml.safe_load(file.read_text())
         settings["concurrency"]["runs"] = {"max_concurrent_runs": self.at_once}
-        (self.dagster_home / "dagster.yaml").write_text(yaml.safe_dump(settings))
-        (configs / f"{JOB}.json").write_text(json.dumps(_config(partitions)))
+        file.write_text(yaml.safe_dump(settings))
+        self.write(_config(partitions))
         self._write_sales(partitions)
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)},
-            "PYTHONPATH": str(PROJECT),
-            "DAGSTER_HOME": str(self.dagster_home),
-            "PIPELINE_ASSETS_CONFIGS": str(configs),
-            "PIPELINE_ASSETS_WAREHOUSE": str(folder / "warehouse"),
-            "PIPELINE_ASSETS_PATH_PREFIX": str(self._root),
-        }
 
     def _write_sales(self, partitions: int) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        folder = self.root / "sales"
+        folder.mkdir(parents=True)
         for number in range(partitions):
             sales = {
                 "store": [sale % _STORES for sale in range(_ROWS)],
                 "amount": [float((sale * 7919 + number) % 10_000) for sale in range(_ROWS)],
             }
-            pq.write_table(pa.table(sales), self._root / "sales" / f"{_FIRST + timedelta(days=number)}.parquet")
+            pq.write_table(pa.table(sales), folder / f"{_FIRST + timedelta(days=number)}.parquet")
 
 
 def _config(partitions: int) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +11,19 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from benchmarks.code_location import CodeLocation, job_command, script_conf
 from benchmarks.demo_servers import DemoServers
 from benchmarks.measured_process import ProcessCost, ProgramFailedError, run_measured
 from benchmarks.paired_runs import Spread
 from benchmarks.spark_event_log import SparkWork, event_log_conf, read_event_log
+from devstack.dagster_daemon import PROJECT, program
+from devstack.delta_tables import row_count
 
-PROJECT = Path(__file__).resolve().parent.parent
 JOB = "customer_360"
 TABLE = "join_data_frames"
-JOB_COMMAND = ("dagster", "job", "execute", "-m", "pipeline_assets.definitions", "-j", JOB)
+JOB_COMMAND = job_command(JOB)
 EMPTY_COMMAND = ("dagster", "job", "execute", "-m", "benchmarks.empty_assets", "-j", "empty_assets")
 SCRIPT_COMMAND = ("python", "benchmarks/bare_customer_360.py", "CONF", "TABLE")
-# Read from the caller's environment they would change what is measured.
-NOT_PASSED_ON = ("DAGSTER_", "PIPELINE_ASSETS_", "SPARK_", "PYSPARK_", "PG", "AWS_", "PYTHON")
 
 Report = Callable[[str], None]
 Phases = dict[str, float]
@@ -87,23 +86,14 @@ class Comparison:
         return Spread.of_ratios(self.job.memory, self.script.memory)
 
 
-class Workplace:
-    """A folder with all that the programs need and leave: Dagster's home, tables, confs, logs."""
+class Workplace(CodeLocation):
+    """The demo's location, with what the other programs need and leave."""
 
     def __init__(self, folder: Path, servers: DemoServers) -> None:
-        from pipeline_assets.settings import Settings
-        from pipeline_assets.spark.session import driver_jars, session_conf
-
-        self.folder = folder
-        self.servers = servers
-        self.warehouse = folder / "warehouse"
+        super().__init__(folder, {**servers.environment, "PIPELINE_ASSETS_CONFIGS": str(PROJECT / "configs")})
         self.script_table = folder / "script_table"
-        self.dagster_home = folder / "dagster_home"
-        self.dagster_home.mkdir()
-        shutil.copy(PROJECT / "dagster.yaml", self.dagster_home)
-        # What the location gives its sessions, plus what it sets for S3 when a step needs it.
-        self.conf = session_conf(Settings()) | {
-            "spark.jars": ",".join(map(str, driver_jars())),
+        # What the location sets for S3 when a step needs it.
+        self.conf = script_conf() | {
             "spark.hadoop.fs.s3a.endpoint": servers.s3.endpoint,
             "spark.hadoop.fs.s3a.endpoint.region": servers.s3.region,
             "spark.hadoop.fs.s3a.path.style.access": "true",
@@ -112,15 +102,6 @@ class Workplace:
             "spark.hadoop.fs.s3a.secret.key": servers.s3.secret_access_key,
             "spark.hadoop.fs.s3a.aws.credentials.provider": "org.apache.hadoop.fs.s3a.SimpleAWSCredentialsProvider",
         }
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)},
-            **servers.environment,
-            "PYTHONPATH": str(PROJECT),
-            "DAGSTER_HOME": str(self.dagster_home),
-            "PIPELINE_ASSETS_CONFIGS": str(PROJECT / "configs"),
-            "PIPELINE_ASSETS_WAREHOUSE": str(self.warehouse),
-            "PIPELINE_ASSETS_PATH_PREFIX": str(folder / "root"),
-        }
 
     def run_job(
         self,
@@ -128,21 +109,13 @@ class Workplace:
         more: Mapping[str, str] | None = None,
         run_by: Sequence[str] = (),
     ) -> ProcessCost:
-        """Run `customer_360` by Dagster's command line, with ``more`` environment, into a warehouse without tables.
-
-        ``run_by``: a program that runs Python's scripts, a profiler for instance, with its arguments.
-        """
-        command = [*run_by, _program("dagster"), *JOB_COMMAND[1:]]
-        if spark_conf:
-            config = self.folder / "run_config.json"  # JSON is YAML
-            config.write_text(json.dumps({"resources": {"spark": {"config": {"spark_conf": dict(spark_conf)}}}}))
-            command += ["-c", str(config)]
+        """Run `customer_360` as ``execute`` runs any, into a warehouse without tables."""
         shutil.rmtree(self.warehouse, ignore_errors=True)
-        return run_measured(command, {**self.environment, **(more or {})}, self.folder)
+        return self.execute(JOB, spark_conf, more, run_by)
 
     def run_empty(self) -> ProcessCost:
         """Run the job of empty assets by Dagster's command line."""
-        return run_measured([_program("dagster"), *EMPTY_COMMAND[1:]], self.environment, self.folder)
+        return run_measured([program("dagster"), *EMPTY_COMMAND[1:]], self.environment, self.folder)
 
     def run_script(self, spark_conf: Mapping[str, str] | None = None) -> ProcessCost:
         """Run the bare script, into a folder without table."""
@@ -189,7 +162,7 @@ def compare(workplace: Workplace, orders: int, pairs: int, *, with_empty: bool, 
 
 
 def _check_rows(table: Path, rows: int) -> None:
-    written = _rows_written(table)
+    written = row_count(table)
     if written != rows:
         raise ProgramFailedError(f"{written} rows were written to {table.name}, {rows} are expected")
 
@@ -227,16 +200,3 @@ def _between(reached: Mapping[str, float]) -> Phases:
     """Return the seconds that each point took from the one before it."""
     names = list(reached)
     return {name: reached[name] - reached[before] for before, name in pairwise(names)}
-
-
-def _rows_written(table: Path) -> int:
-    """Return how many rows the first commit to a Delta table says it wrote."""
-    for line in (table / "_delta_log" / f"{0:020}.json").read_text(encoding="utf-8").splitlines():
-        info = json.loads(line).get("commitInfo")
-        if info is not None:
-            return int(info["operationMetrics"]["numOutputRows"])
-    return 0
-
-
-def _program(name: str) -> str:
-    return str(Path(sys.executable).parent / name)

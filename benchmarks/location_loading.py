@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.customer_360 import PROJECT
+from benchmarks.code_location import inherited
 from benchmarks.measured_process import ProgramFailedError, run_measured
 from benchmarks.paired_runs import Spread
+from devstack.dagster_daemon import PROJECT
 
 Report = Callable[[str], None]
 
@@ -219,12 +220,8 @@ def cost_of_one_more(fewer: LoadingComparison, more: LoadingComparison) -> tuple
 
 
 def _load(folder: Path, environment: dict[str, str], *arguments: str) -> Load:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIPELINE_"))}
-    cost = run_measured(
-        [sys.executable, "-m", "benchmarks.load_once", *arguments],
-        {**inherited, "PYTHONPATH": str(PROJECT), **environment},
-        folder,
-    )
+    command = [sys.executable, "-m", "benchmarks.load_once", *arguments]
+    cost = run_measured(command, {**inherited(), **environment}, folder)
     return Load(cost.seconds, cost.memory, json.loads(cost.output.splitlines()[-1]))
 
 

@@ -15,11 +15,11 @@ from benchmarks.backfill import BACKFILL_COMMAND, Backfill, measure_backfill
 from benchmarks.customer_360 import JOB_COMMAND, Report, Runs, Workplace
 from benchmarks.demo_servers import demo_servers
 from benchmarks.location_loading import Load, load_configs
-from benchmarks.measured_process import ProgramFailedError, run_measured
+from benchmarks.measured_process import ProgramFailedError
 from benchmarks.paired_runs import Spread
 from benchmarks.stream_recovery import Ticks, until
 from benchmarks.streaming import PARTITIONS, StreamWorkplace, event, kafka_server, stream_config
-from devstack.dagster_daemon import StreamControl, dagster_daemon, program
+from devstack.dagster_daemon import StreamControl, dagster_daemon
 from devstack.delta_tables import row_count
 from devstack.kafka import KafkaServer
 from devstack.topics import TopicWriter, new_topic
@@ -209,8 +209,7 @@ def _run_stream(folder: Path, kafka: KafkaServer, topics: list[str], records: in
     del extract["topic"]
     extract["topics"] = topics
     place.write(config)
-    command = [program("dagster"), "job", "execute", "-m", "pipeline_assets.definitions", "-j", _STREAM]
-    cost = run_measured(command, place.environment, folder)
+    cost = place.execute(_STREAM)
     wanted = sum('"purchase"' in event(number) for number in range(records))
     rows = row_count(place.table(_STREAM))
     if rows != wanted:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bare_stream import CONDITION, MAX_OFFSETS_PER_TRIGGER, SCHEMA, TOPIC
-from benchmarks.customer_360 import NOT_PASSED_ON, PROJECT, Report, Runs
+from benchmarks.code_location import CodeLocation, job_command, script_conf
+from benchmarks.customer_360 import Report, Runs
 from benchmarks.measured_process import ProcessCost, ProgramFailedError, run_measured
 from benchmarks.paired_runs import Spread
 from benchmarks.spark_event_log import event_log_conf, read_events
-from devstack.dagster_daemon import program
+from devstack.dagster_daemon import PROJECT
 from devstack.delta_tables import read_columns
 from devstack.errors import DevstackError
 from devstack.kafka import Kafka, KafkaServer
@@ -26,7 +26,7 @@ from devstack.stack import Stack
 from devstack.topics import TopicWriter, new_topic
 
 JOB = "event_stream"
-STREAM_COMMAND = ("dagster", "job", "execute", "-m", "pipeline_assets.definitions", "-j", JOB)
+STREAM_COMMAND = job_command(JOB)
 STREAM_SCRIPT_COMMAND = ("python", "benchmarks/bare_stream.py", "CONF", "TABLE", "CHECKPOINT")
 PARTITIONS = 4
 _KINDS = ("purchase", "view", "purchase", "cart")
@@ -115,31 +115,15 @@ def stream_config(name: str, trigger: str, **extra: Any) -> dict[str, Any]:
     }
 
 
-class StreamWorkplace:
-    """A folder with a code location of its own: configs, Dagster's home, tables, checkpoints."""
+class StreamWorkplace(CodeLocation):
+    """A location of streams, with their tables and checkpoints."""
 
-    def __init__(self, folder: Path, kafka: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(
+        self, folder: Path, kafka: Mapping[str, Mapping[str, str]], more: Mapping[str, str] | None = None
+    ) -> None:
         """Make it in ``folder``. ``kafka`` are the connections by name, as connections.json has them."""
-        self.folder = folder
-        self.configs = folder / "configs"
-        self.root = folder / "root"
-        self.dagster_home = folder / "dagster_home"
-        for each in (self.configs, self.dagster_home):
-            each.mkdir(parents=True)
-        shutil.copy(PROJECT / "dagster.yaml", self.dagster_home)
+        super().__init__(folder, more)
         (self.configs / "connections.json").write_text(json.dumps({"kafka": kafka}))
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)},
-            "PYTHONPATH": str(PROJECT),
-            "DAGSTER_HOME": str(self.dagster_home),
-            "PIPELINE_ASSETS_CONFIGS": str(self.configs),
-            "PIPELINE_ASSETS_WAREHOUSE": str(folder / "warehouse"),
-            "PIPELINE_ASSETS_PATH_PREFIX": str(self.root),
-        }
-
-    def write(self, config: Mapping[str, Any]) -> None:
-        """Put a pipeline into the location."""
-        (self.configs / f"{config['name']}.json").write_text(json.dumps(config))
 
     def table(self, name: str) -> Path:
         """Return where the pipeline of that name has its table."""
@@ -154,13 +138,9 @@ class StreamPrograms:
     """The two programs that are compared, each with an event log that says what its query did."""
 
     def __init__(self, folder: Path, kafka: KafkaServer) -> None:
-        from pipeline_assets.settings import Settings
-        from pipeline_assets.spark.session import driver_jars, session_conf
-
-        self._place = StreamWorkplace(folder, {"default": {"bootstrapServers": kafka.bootstrap_servers}})
+        connections = {"default": {"bootstrapServers": kafka.bootstrap_servers}}
+        self._place = StreamWorkplace(folder, connections, kafka.environment)
         self._place.write(stream_config(JOB, "availableNow"))
-        self._environment = {**self._place.environment, **kafka.environment}
-        self._conf = session_conf(Settings()) | {"spark.jars": ",".join(map(str, driver_jars()))}
         self._script_table = folder / "script_table"
         self._script_checkpoint = folder / "script_checkpoint"
         self._logs = folder / "event_log"
@@ -169,22 +149,18 @@ class StreamPrograms:
         """Run the pipeline by Dagster's command line, with ``more`` environment, from the topic's first record; returns
         its rate, too.
         """
-        config = self._place.folder / "run_config.json"  # JSON is YAML
-        spark_conf = event_log_conf(self._logs)
-        config.write_text(json.dumps({"resources": {"spark": {"config": {"spark_conf": spark_conf}}}}))
         shutil.rmtree(self._place.root, ignore_errors=True)
-        return self._measured([program("dagster"), *STREAM_COMMAND[1:], "-c", str(config)], more)
+        return self._with_rate(lambda: self._place.execute(JOB, event_log_conf(self._logs), more))
 
     def run_script(self) -> tuple[ProcessCost, float]:
         """Run the bare script, from the topic's first record; returns its rate, too."""
         conf = self._place.folder / "conf.json"
-        conf.write_text(json.dumps(self._conf | event_log_conf(self._logs)))
+        conf.write_text(json.dumps(script_conf() | event_log_conf(self._logs)))
         for path in (self._script_table, self._script_checkpoint):
             shutil.rmtree(path, ignore_errors=True)
         script = str(PROJECT / "benchmarks" / "bare_stream.py")
-        return self._measured(
-            [sys.executable, script, str(conf), str(self._script_table), str(self._script_checkpoint)]
-        )
+        command = [sys.executable, script, str(conf), str(self._script_table), str(self._script_checkpoint)]
+        return self._with_rate(lambda: run_measured(command, self._place.environment, self._place.folder))
 
     def check_table(self, records: int) -> None:
         """Hold that the job's table has all purchases, once: what was measured is the work that was meant."""
@@ -195,10 +171,9 @@ class StreamPrograms:
         self.check_table(records)
         _check_purchases(self._script_table, records)
 
-    def _measured(self, command: list[str], more: Mapping[str, str] | None = None) -> tuple[ProcessCost, float]:
+    def _with_rate(self, run: Callable[[], ProcessCost]) -> tuple[ProcessCost, float]:
         try:
-            cost = run_measured(command, {**self._environment, **(more or {})}, self._place.folder)
-            return cost, _rate(self._logs)
+            return run(), _rate(self._logs)
         finally:
             shutil.rmtree(self._logs)
 

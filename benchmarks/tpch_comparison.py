@@ -8,14 +8,14 @@ few, and 3% of a query could not be told from the noise of the start. In one pro
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import geometric_mean
 
-from benchmarks.customer_360 import NOT_PASSED_ON, PROJECT, Report
+from benchmarks.code_location import CodeLocation
+from benchmarks.customer_360 import Report
 from benchmarks.measured_process import ProgramFailedError, run_measured
 from benchmarks.paired_runs import Spread
 from benchmarks.table_contents import contents
@@ -56,27 +56,19 @@ class TpchComparison:
 
 def compare_tpch(folder: Path, data: Path, scale: float, rounds: int, report: Report) -> TpchComparison:
     """Run all queries in both variants ``rounds`` times on the tables in ``data``; both have to answer the same."""
-    configs, warehouse = folder / "configs", folder / "warehouse"
-    configs.mkdir(parents=True)
+    location = CodeLocation(folder, environment(data, scale))
     queries = query_names()
     for query in queries:
         for name, more in (("plain", {"optimize": False}), ("optimized", {})):
-            config = query_config(query, f"{query}_{name}", **more)
-            (configs / f"{config['name']}.json").write_text(json.dumps(config))
+            location.write(query_config(query, f"{query}_{name}", **more))
     report(f"TPC-H, scale factor {scale:g}: {len(queries)} queries, {rounds} rounds and one that does not count")
     told = run_measured(
         [sys.executable, "-m", "benchmarks.tpch_runs", str(rounds), *queries],
-        {
-            **{name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)},
-            **environment(data, scale),
-            "PYTHONPATH": str(PROJECT),
-            "PIPELINE_ASSETS_CONFIGS": str(configs),
-            "PIPELINE_ASSETS_WAREHOUSE": str(warehouse),
-        },
+        location.environment,
         folder,
     )
     for query in queries:
-        plain, optimized = (contents(warehouse / f"{query}_{name}") for name in VARIANTS)
+        plain, optimized = (contents(location.warehouse / f"{query}_{name}") for name in VARIANTS)
         if plain != optimized:
             raise ProgramFailedError(f"{query}: the optimizer changes the answer")
     return TpchComparison(scale, json.loads(told.output.splitlines()[-1]), decided_steps(data, scale))

@@ -16,19 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.customer_360 import NOT_PASSED_ON, PROJECT, Phases, Report, Runs, job_phases
-from benchmarks.measured_process import ProcessCost, ProgramFailedError, run_measured
+from benchmarks.code_location import CodeLocation, job_command
+from benchmarks.customer_360 import Phases, Report, Runs, job_phases
+from benchmarks.measured_process import ProcessCost, ProgramFailedError
 from benchmarks.paired_runs import Spread
 from benchmarks.table_contents import contents, file_count
 from benchmarks.tpch import environment
-from devstack.dagster_daemon import program
+from devstack.dagster_daemon import PROJECT
 from pipeline_assets.steps import ENTRY_POINT_GROUP
 
 CLAIMS = PROJECT / "benchmarks" / "claims"
 VARIANTS = ("plain", "tuned", "optimized")
 TUNING_METHODS = ("cache", "uncache", "uncacheAll", "repartition", "repartitionByColumns", "coalesce")
 TUNING_KEYS = ("cache", "cacheStorageLevel")
-TUNING_COMMAND = ("dagster", "job", "execute", "-m", "pipeline_assets.definitions", "-j", "CLAIM")
+TUNING_COMMAND = job_command("CLAIM")
 Config = dict[str, Any]
 
 
@@ -131,46 +132,29 @@ def work_seconds(phases: Phases, job: str) -> float:
     return sum(phases[name] for name in others)
 
 
-class ClaimPlace:
-    """A folder with what the runs of the claims need and leave, beside TPC-H's tables in ``data``."""
+class ClaimPlace(CodeLocation):
+    """A location of one variant of one claim at a time, on TPC-H's tables in ``data``."""
 
     def __init__(self, folder: Path, data: Path, scale: float) -> None:
-        self._folder = folder
-        self._home = folder / "dagster_home"
-        self._home.mkdir(parents=True)
-        shutil.copy(PROJECT / "dagster.yaml", self._home)
         site = folder / "site"
         install_training(site)
-        self._environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)},
-            "PYTHONPATH": os.pathsep.join([str(PROJECT), str(site)]),
-            "DAGSTER_HOME": str(self._home),
-            **environment(data, scale),
-        }
+        python_path = os.pathsep.join([str(PROJECT), str(site)])
+        super().__init__(folder, {**environment(data, scale), "PYTHONPATH": python_path})
 
     def run(self, claim: Claim, name: str, *, adaptive: bool) -> tuple[ProcessCost, Phases]:
         """Run a variant of the claim's pipeline, into a folder without tables."""
         conf = {**claim.conf, "spark.sql.adaptive.enabled": str(adaptive).lower()}
-        place = self._folder / name
-        shutil.rmtree(place, ignore_errors=True)
-        configs = place / "configs"
-        configs.mkdir(parents=True)
-        (configs / f"{claim.name}.json").write_text(json.dumps(variant(claim.config(), name), indent=2))
-        run_config = place / "run_config.json"  # JSON is YAML
-        run_config.write_text(json.dumps({"resources": {"spark": {"config": {"spark_conf": conf}}}}))
-        variables = {
-            **self._environment,
-            "PIPELINE_ASSETS_CONFIGS": str(configs),
-            "PIPELINE_ASSETS_WAREHOUSE": str(self.tables(name)),
-            "RESULTS": str(self.tables(name)),
-        }
-        command = [program("dagster"), *TUNING_COMMAND[1:-1], claim.name, "-c", str(run_config)]
-        cost = run_measured(command, variables, self._folder)
-        return cost, job_phases(cost, self._home, claim.name)
+        tables = self.tables(name)
+        shutil.rmtree(tables, ignore_errors=True)
+        for of_before in self.configs.iterdir():
+            of_before.unlink()
+        self.write(variant(claim.config(), name))
+        cost = self.execute(claim.name, conf, {"PIPELINE_ASSETS_WAREHOUSE": str(tables), "RESULTS": str(tables)})
+        return cost, job_phases(cost, self.dagster_home, claim.name)
 
     def tables(self, name: str) -> Path:
         """Return the folder of the Delta tables that a variant's last run wrote."""
-        return self._folder / name / "tables"
+        return self.folder / "tables" / name
 
 
 def compare_claim(

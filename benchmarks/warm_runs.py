@@ -7,9 +7,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.customer_360 import JOB, PROJECT, Report, Runs, Workplace, job_phases
+from benchmarks.customer_360 import JOB, Report, Runs, Workplace, job_phases
 from benchmarks.paired_runs import Spread
 from benchmarks.spark_server import spark_server
+from devstack.dagster_daemon import PROJECT
 
 OWN_CODE = PROJECT / "pipeline_assets"
 # By then the server's JVM has compiled what a run needs.
