@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 from benchmarks.code_location import CodeLocation
-from benchmarks.customer_360 import Report
 from benchmarks.measured_process import ProgramFailedError
+from benchmarks.paired_runs import Report
 from benchmarks.spark_server import spark_server
 from devstack.dagster_daemon import PROJECT, WORKSPACE, dagster_daemon, program
 from devstack.delta_tables import row_count

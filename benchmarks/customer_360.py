@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.code_location import CodeLocation, job_command, script_conf
 from benchmarks.demo_servers import DemoServers
 from benchmarks.measured_process import ProcessCost, ProgramFailedError, run_measured
-from benchmarks.paired_runs import Spread
+from benchmarks.paired_runs import Report, Spread
 from benchmarks.spark_event_log import SparkWork, event_log_conf, read_event_log
 from devstack.dagster_daemon import PROJECT, program
 from devstack.delta_tables import row_count
@@ -25,7 +25,6 @@ JOB_COMMAND = job_command(JOB)
 EMPTY_COMMAND = ("dagster", "job", "execute", "-m", "benchmarks.empty_assets", "-j", "empty_assets")
 SCRIPT_COMMAND = ("python", "benchmarks/bare_customer_360.py", "CONF", "TABLE")
 
-Report = Callable[[str], None]
 Phases = dict[str, float]
 
 

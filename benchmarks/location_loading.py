@@ -6,7 +6,6 @@ import compileall
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -14,10 +13,8 @@ from typing import Any
 
 from benchmarks.code_location import inherited
 from benchmarks.measured_process import ProgramFailedError, run_measured
-from benchmarks.paired_runs import Spread
+from benchmarks.paired_runs import Report, Spread
 from devstack.dagster_daemon import PROJECT
-
-Report = Callable[[str], None]
 
 _MODULE = '''"""Pipeline {name}, written by hand."""
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.customer_360 import Report, Runs, Workplace
+from benchmarks.customer_360 import Runs, Workplace
 from benchmarks.measured_process import ProcessCost
-from benchmarks.paired_runs import Spread
+from benchmarks.paired_runs import Report, Spread
 from benchmarks.streaming import StreamPrograms
 from devstack.kafka import KafkaServer
 from devstack.ports import free_port

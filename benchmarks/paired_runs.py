@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+
+# Takes what is being measured now.
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

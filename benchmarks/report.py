@@ -17,6 +17,7 @@ from benchmarks.location_loading import Load, LoadingComparison, cost_of_one_mor
 from benchmarks.overhead import Overhead
 from benchmarks.paired_runs import Goal, Spread
 from benchmarks.scaling import Scaling
+from benchmarks.sections import Rows, Section
 from benchmarks.spark_event_log import SparkWork
 from benchmarks.stream_recovery import Recovery, Ticks
 from benchmarks.streaming import STREAM_COMMAND, STREAM_SCRIPT_COMMAND, StreamingComparison
@@ -46,8 +47,6 @@ _TUNING_FACTS = (
 )
 _GOAL_HEADER = ("", "goal", "measured", "met")
 _MEGABYTE = 1_000_000
-Rows = Sequence[Sequence[str]]
-Section = tuple[str, Sequence[str], Rows]
 
 
 @dataclass

@@ -12,11 +12,12 @@ from statistics import median
 import dagster as dg
 
 from benchmarks.backfill import BACKFILL_COMMAND, Backfill, measure_backfill
-from benchmarks.customer_360 import JOB_COMMAND, Report, Runs, Workplace
+from benchmarks.customer_360 import JOB_COMMAND, Runs, Workplace
 from benchmarks.demo_servers import demo_servers
 from benchmarks.location_loading import Load, load_configs
 from benchmarks.measured_process import ProgramFailedError
-from benchmarks.paired_runs import Spread
+from benchmarks.paired_runs import Report, Spread
+from benchmarks.sections import Section
 from benchmarks.stream_recovery import Ticks, until
 from benchmarks.streaming import PARTITIONS, StreamWorkplace, event, kafka_server, stream_config
 from devstack.dagster_daemon import StreamControl, dagster_daemon
@@ -26,8 +27,6 @@ from devstack.topics import TopicWriter, new_topic
 
 _MEGABYTE = 1_000_000
 _STREAM = "many_topics"
-Rows = Sequence[Sequence[str]]
-Section = tuple[str, Sequence[str], Rows]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from statistics import median
 from typing import TypeVar
 
 from benchmarks.bare_stream import TOPIC
-from benchmarks.customer_360 import Report
+from benchmarks.paired_runs import Report
 from benchmarks.streaming import PARTITIONS, StreamWorkplace, event, stream_config
 from devstack.dagster_daemon import StreamControl, dagster_daemon
 from devstack.delta_tables import first_rows_after, row_count

@@ -14,9 +14,9 @@ from typing import Any
 
 from benchmarks.bare_stream import CONDITION, MAX_OFFSETS_PER_TRIGGER, SCHEMA, TOPIC
 from benchmarks.code_location import CodeLocation, job_command, script_conf
-from benchmarks.customer_360 import Report, Runs
+from benchmarks.customer_360 import Runs
 from benchmarks.measured_process import ProcessCost, ProgramFailedError, run_measured
-from benchmarks.paired_runs import Spread
+from benchmarks.paired_runs import Report, Spread
 from benchmarks.spark_event_log import event_log_conf, read_events
 from devstack.dagster_daemon import PROJECT
 from devstack.delta_tables import read_columns

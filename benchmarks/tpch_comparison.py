@@ -15,9 +15,8 @@ from pathlib import Path
 from statistics import geometric_mean
 
 from benchmarks.code_location import CodeLocation
-from benchmarks.customer_360 import Report
 from benchmarks.measured_process import ProgramFailedError, run_measured
-from benchmarks.paired_runs import Spread
+from benchmarks.paired_runs import Report, Spread
 from benchmarks.table_contents import contents
 from benchmarks.tpch import environment, query_config, query_names
 from benchmarks.tpch_runs import VARIANTS

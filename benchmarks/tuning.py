@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.code_location import CodeLocation, job_command
-from benchmarks.customer_360 import Phases, Report, Runs, job_phases
+from benchmarks.customer_360 import Phases, Runs, job_phases
 from benchmarks.measured_process import ProcessCost, ProgramFailedError
-from benchmarks.paired_runs import Spread
+from benchmarks.paired_runs import Report, Spread
 from benchmarks.table_contents import contents, file_count
 from benchmarks.tpch import environment
 from devstack.dagster_daemon import PROJECT

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.paired_runs import Goal, Spread
+from benchmarks.sections import Rows, Section
 from benchmarks.tpch_comparison import TpchComparison
 from benchmarks.tuning import VARIANTS, ClaimComparison
-
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def tuning_goals(claims: Sequence[ClaimComparison], tpch: TpchComparison | None) -> Iterator[Goal]:
@@ -22,7 +21,7 @@ def tuning_goals(claims: Sequence[ClaimComparison], tpch: TpchComparison | None)
         yield Goal(f"TPC-H: optimized over the plain plan, {worst}, the slowest so", 1.03, tpch.ratio(worst))
 
 
-def tuning_tables(claims: Sequence[ClaimComparison], tpch: TpchComparison | None) -> Iterator[Table]:
+def tuning_tables(claims: Sequence[ClaimComparison], tpch: TpchComparison | None) -> Iterator[Section]:
     """Yield title, header and rows of each table."""
     for adaptive, how in ((True, ""), (False, ", without adaptive execution")):
         found = [each for each in claims if each.adaptive is adaptive]
@@ -67,7 +66,7 @@ def _time_rows(claims: Sequence[ClaimComparison]) -> Iterator[list[str]]:
         yield [each.claim.name, *(Spread.of(seconds).text(" s", 1) for seconds in times)]
 
 
-def _tpch_rows(tpch: TpchComparison) -> list[list[str]]:
+def _tpch_rows(tpch: TpchComparison) -> Rows:
     rows = [
         [
             query,

@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.customer_360 import JOB, Report, Runs, Workplace, job_phases
-from benchmarks.paired_runs import Spread
+from benchmarks.customer_360 import JOB, Runs, Workplace, job_phases
+from benchmarks.paired_runs import Report, Spread
 from benchmarks.spark_server import spark_server
 from devstack.dagster_daemon import PROJECT
 
