@@ -40,23 +40,30 @@ CLAIM_NAMES = tuple(claim.name for claim in FIVE_CLAIMS)
 console = Console()
 
 
+def _made_even(_context: click.Context, _parameter: click.Parameter, count: int) -> int:
+    # Each order of what is compared is to be measured as often as the other.
+    return count + count % 2
+
+
 @click.command()
 @click.option(
     "--part", "parts", type=click.Choice([*PARTS, SCALING]), multiple=True, help="Measure this alone; repeatable."
 )
 @click.option(
     "--pairs",
-    default=5,
+    default=6,
     show_default=True,
-    help="Pairs of runs at the demo's size and of loads, rounds of claims and queries.",
+    callback=_made_even,
+    help="Rounds of runs at the demo's size, of loads, streams, claims and queries; an odd number is raised by one.",
 )
 @click.option("--orders", default=10_000_000, show_default=True, help="Orders of the big comparison; 0 for none.")
 @click.option(
     "--many-pairs",
-    default=3,
+    default=4,
     show_default=True,
-    help="Pairs of those and of loads of 1,000 configs (of more, one: by hand a load takes minutes), rounds of claims "
-    "without adaptive execution.",
+    callback=_made_even,
+    help="Rounds of those, of loads of 1,000 configs (of more, two: by hand a load takes minutes), of what telling "
+    "costs and of claims without adaptive execution; an odd number is raised by one.",
 )
 @click.option("--records", default=5_000_000, show_default=True, help="Records in the topic of the streams.")
 @click.option("--kills", default=3, show_default=True, help="How often a stream's run worker is killed.")
@@ -147,7 +154,7 @@ def main(
                     _keep(results)
         if "loading" in chosen:
             for count in sorted(set(configs)):
-                how_often = pairs if count < 1000 else many_pairs if count == 1000 else 1
+                how_often = pairs if count < 1000 else many_pairs if count == 1000 else 2
                 results.loading.append(compare_loading(folder, count, how_often, report))
                 _keep(results)
         if {"streaming", "overhead", "recovery"} & set(chosen):
@@ -175,9 +182,9 @@ def main(
             make_tables(folder / "tpch", scale)
             workbench = ClaimPlace(folder / "tuning", folder / "tpch", scale)
             wanted = [claim for claim in FIVE_CLAIMS if claim.name in (claims or CLAIM_NAMES)]
-            for adaptive, rounds in ((True, pairs), (False, many_pairs)):
-                for claim in wanted if rounds else ():
-                    results.claims.append(compare_claim(workbench, claim, scale, rounds, report, adaptive=adaptive))
+            for adaptive, count in ((True, pairs), (False, many_pairs)):
+                for claim in wanted if count else ():
+                    results.claims.append(compare_claim(workbench, claim, scale, count, report, adaptive=adaptive))
                     _keep(results)
         if "tpch" in chosen:
             report(f"making TPC-H's tables, scale factor {query_scale:g}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.code_location import CodeLocation, job_command, script_conf
 from benchmarks.demo_servers import DemoServers
 from benchmarks.measured_process import ProcessCost, ProgramFailedError, run_measured
-from benchmarks.paired_runs import Report, Spread
+from benchmarks.paired_runs import Report, Spread, rounds
 from benchmarks.spark_event_log import SparkWork, event_log_conf, read_event_log
 from devstack.dagster_daemon import PROJECT, program
 from devstack.delta_tables import row_count
@@ -72,7 +72,7 @@ class Comparison:
     script_work: SparkWork | None = None
 
     def over_script(self) -> Spread:
-        """The job's time over the script's, pair by pair."""
+        """The job's time over the script's, round by round."""
         return Spread.of_ratios(self.job.seconds, self.script.seconds)
 
     def over_sum(self) -> Spread:
@@ -135,22 +135,27 @@ class Workplace(CodeLocation):
 
 
 def compare(workplace: Workplace, orders: int, pairs: int, *, with_empty: bool, report: Report) -> Comparison:
-    """Run job, script and, where asked for, the empty job in turn ``pairs`` times; then count their Spark jobs.
-
-    Before that each is run once without being counted, so that no one pays for what the machine has to read first.
-    """
+    """Run job, script and, where asked for, the empty job in ``pairs`` rounds; then count their Spark jobs."""
     found = Comparison(orders)
-    for number in range(pairs + 1):
-        report(f"{orders:,} orders: " + (f"pair {number} of {pairs}" if number else "a first pair that does not count"))
-        job = workplace.run_job()
-        script = workplace.run_script()
-        empty = workplace.run_empty() if with_empty else None
+
+    def run_job() -> tuple[Runs, ProcessCost, Phases]:
+        cost = workplace.run_job()
+        return found.job, cost, job_phases(cost, workplace.dagster_home, JOB)
+
+    def run_script() -> tuple[Runs, ProcessCost, Phases]:
+        cost = workplace.run_script()
+        return found.script, cost, _script_phases(cost)
+
+    def run_empty() -> tuple[Runs, ProcessCost, Phases]:
+        return found.empty, workplace.run_empty(), {}
+
+    programs = [run_job, run_script, *([run_empty] if with_empty else [])]
+    for counts, order in rounds(f"{orders:,} orders", programs, pairs, report):
+        for run in order:
+            runs, cost, phases = run()
+            if counts:
+                runs.add(cost, phases)
         workplace.check_tables(orders)
-        if number:
-            found.job.add(job, job_phases(job, workplace.dagster_home, JOB))
-            found.script.add(script, _script_phases(script))
-            if empty is not None:
-                found.empty.add(empty, {})
     report(f"{orders:,} orders: counting Spark's jobs")
     logs = workplace.folder / "event_logs"
     workplace.run_job(event_log_conf(logs / "job"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.code_location import inherited
 from benchmarks.measured_process import ProgramFailedError, run_measured
-from benchmarks.paired_runs import Report, Spread
+from benchmarks.paired_runs import Report, Spread, rounds
 from devstack.dagster_daemon import PROJECT
 
 _MODULE = '''"""Pipeline {name}, written by hand."""
@@ -173,25 +173,22 @@ def load_configs(folder: Path, count: int, times: int) -> list[Load]:
 
 
 def compare_loading(folder: Path, count: int, pairs: int, report: Report) -> LoadingComparison:
-    """Load ``count`` pipelines both ways in turn, ``pairs`` times, after a first pair that does not count."""
+    """Load ``count`` pipelines both ways in ``pairs`` rounds, and hold that they are the same assets."""
     configs, by_hand = folder / f"configs_{count}", folder / f"by_hand_{count}"
     _write_configs(configs, count)
     _write_modules(by_hand, count)
     found = LoadingComparison(count)
-    for number in range(pairs + 1):
-        report(f"loading {count:,} configs: " + (f"pair {number} of {pairs}" if number else "a first pair"))
-        arguments = () if number else ("describe",)
-        ours = _load(folder, {"PIPELINE_ASSETS_CONFIGS": str(configs)}, "pipeline_assets.definitions", *arguments)
-        plain = _load(
-            folder, {"PYTHONPATH": f"{PROJECT}{os.pathsep}{by_hand}"}, "plain_location.definitions", *arguments
-        )
-        if number:
-            found.configs.append(ours)
-            found.by_hand.append(plain)
-            continue
-        for key in ("assets", "jobs", "graph"):
-            if ours.told[key] != plain.told[key]:
-                raise ProgramFailedError(f"the locations differ in {key}: {ours.told[key]}, {plain.told[key]}")
+    ours = (found.configs, "pipeline_assets.definitions", {"PIPELINE_ASSETS_CONFIGS": str(configs)})
+    plain = (found.by_hand, "plain_location.definitions", {"PYTHONPATH": f"{PROJECT}{os.pathsep}{by_hand}"})
+    for counts, order in rounds(f"loading {count:,} configs", (ours, plain), pairs, report):
+        described: list[Load] = []
+        for loads, module, environment in order:
+            load = _load(folder, environment, module, *(() if counts else ("describe",)))
+            (loads if counts else described).append(load)
+        for key in ("assets", "jobs", "graph") if described else ():
+            one, other = (load.told[key] for load in described)
+            if one != other:
+                raise ProgramFailedError(f"the locations differ in {key}: {one}, {other}")
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.customer_360 import Runs, Workplace
 from benchmarks.measured_process import ProcessCost
-from benchmarks.paired_runs import Report, Spread
+from benchmarks.paired_runs import Report, Spread, rounds
 from benchmarks.streaming import StreamPrograms
 from devstack.kafka import KafkaServer
 from devstack.ports import free_port
@@ -25,7 +25,7 @@ class Overhead:
     off: Runs = field(default_factory=Runs)
 
     def ratio(self) -> Spread:
-        """The wall time with it over that without, pair by pair."""
+        """The wall time with it over that without, round by round."""
         return Spread.of_ratios(self.on.seconds, self.off.seconds)
 
 
@@ -69,13 +69,9 @@ def everything_on(folder: Path) -> dict[str, str]:
 def _measure(what: str, folder: Path, run: Run, pairs: int, report: Report) -> Overhead:
     folder.mkdir(parents=True, exist_ok=True)
     found = Overhead(what)
-    for number in range(pairs + 1):
-        report(f"{what}, told and not told: " + (f"pair {number} of {pairs}" if number else "one that does not count"))
-        if number % 2:
-            on, off = run(everything_on(folder)), run({})
-        else:
-            off, on = run({}), run(everything_on(folder))
-        if number:
-            found.on.add(on, {})
-            found.off.add(off, {})
+    for counts, order in rounds(f"{what}, told and not told", (found.on, found.off), pairs, report):
+        for runs in order:
+            cost = run(everything_on(folder) if runs is found.on else {})
+            if counts:
+                runs.add(cost, {})
     return found

@@ -1,13 +1,32 @@
-"""Statistics of runs that were made in pairs, and goals held against them."""
+"""Runs that are made in rounds, statistics of them, and goals held against those."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 # Takes what is being measured now.
 Report = Callable[[str], None]
+_V = TypeVar("_V")
+
+
+def rounds(what: str, variants: Sequence[_V], count: int, report: Report) -> Iterator[tuple[bool, Sequence[_V]]]:
+    """Yield whether a round counts, and the order of ``variants`` in it: ``count`` rounds, an even number, that do.
+
+    One that does not is before them, so that no one pays for what the machine has to read first. Of two rounds the
+    second has the order of the first turned round, and each two begin with another variant: each variant is as often
+    before any other as after it, and whoever gains by its place does not have the median on its side.
+    """
+    if count % 2:
+        raise ValueError(f"{count} rounds: an odd number favours an order, so ask for an even one")
+    for number in range(count + 1):
+        report(f"{what}: " + (f"round {number} of {count}" if number else "a round that does not count"))
+        begin, is_turned = divmod(max(number, 1) - 1, 2)
+        first = begin % len(variants)
+        order = (*variants[first:], *variants[:first])
+        yield number > 0, order[::-1] if is_turned else order
 
 
 @dataclass(frozen=True)
@@ -26,7 +45,7 @@ class Spread:
 
     @classmethod
     def of_ratios(cls, numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-        """Summarize the ratios of the pairs: what slows the machine down for a while slows both of a pair."""
+        """Summarize the ratios of the rounds: what slows the machine down for a while slows all of a round."""
         return cls.of(above / below for above, below in zip(numerators, denominators, strict=True))
 
     def text(self, unit: str, digits: int = 2) -> str:

@@ -28,6 +28,11 @@ from benchmarks.warm_runs import WarmRuns
 
 # What stands between these lines is written anew by each run; what people write around them stays.
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+_ROUNDS = (
+    "Numbers are medians, with the least and the greatest of all rounds in parentheses; a ratio is that of two runs of",
+    "one round. In a round each of what is compared runs once; of two rounds the second has the order of the first",
+    "turned round. A round before them is not counted.",
+)
 _COST_FACTS = (
     f"- Job: `{' '.join(JOB_COMMAND)}`",
     f"- Bare script: `{' '.join(SCRIPT_COMMAND)}`",
@@ -35,15 +40,12 @@ _COST_FACTS = (
     "- Location: `python -m benchmarks.load_once MODULE`",
     f"- Stream: `{' '.join(STREAM_COMMAND)}`, and bare: `{' '.join(STREAM_SCRIPT_COMMAND)}`",
     "",
-    "Numbers are medians, with the least and the greatest of all runs in parentheses; a ratio is that of the",
-    "two runs of a pair. What was measured is in turn: job, script, empty job, job, script, ... Each ran once",
-    "before that without being counted. Streams and their scripts take turns in being the first of a pair.",
+    *_ROUNDS,
 )
 _TUNING_FACTS = (
     f"- Claim: `{' '.join(TUNING_COMMAND)}`",
     "",
-    "Numbers are medians, with the least and the greatest of all rounds in parentheses; a ratio is that of two runs of",
-    "one round. In a round each variant runs once, another one first each time; a first round is not counted.",
+    *_ROUNDS,
 )
 _GOAL_HEADER = ("", "goal", "measured", "met")
 _MEGABYTE = 1_000_000
@@ -295,7 +297,7 @@ def _pairs_section(what: str, runs: Mapping[str, Runs], ratio: Spread) -> Sectio
     return (
         f"{what}: {count} runs of each",
         ("", "wall time", "peak memory of Python", "peak memory of the JVM"),
-        [*rows, ["ratio of the pairs", ratio.text("x"), "", ""]],
+        [*rows, ["ratio of the rounds", ratio.text("x"), "", ""]],
     )
 
 
@@ -314,7 +316,7 @@ def _stream_rows(streams: StreamingComparison) -> Rows:
         what, seconds, *memory = _runs_row(name, runs)
         rows.append([what, seconds, Spread.of(rates).text(" records/s", 0), *memory])
     time, rate = streams.over_script(), streams.rate_over_script()
-    return [*rows, ["ratio of the pairs", time.text("x"), rate.text("x"), "", ""]]
+    return [*rows, ["ratio of the rounds", time.text("x"), rate.text("x"), "", ""]]
 
 
 def _recovery_rows(recoveries: Sequence[Recovery]) -> Rows:

@@ -16,7 +16,7 @@ from benchmarks.bare_stream import CONDITION, MAX_OFFSETS_PER_TRIGGER, SCHEMA, T
 from benchmarks.code_location import CodeLocation, job_command, script_conf
 from benchmarks.customer_360 import Runs
 from benchmarks.measured_process import ProcessCost, ProgramFailedError, run_measured
-from benchmarks.paired_runs import Report, Spread
+from benchmarks.paired_runs import Report, Spread, rounds
 from benchmarks.spark_event_log import event_log_conf, read_events
 from devstack.dagster_daemon import PROJECT
 from devstack.delta_tables import read_columns
@@ -46,11 +46,11 @@ class StreamingComparison:
     script_rates: list[float] = field(default_factory=list)
 
     def over_script(self) -> Spread:
-        """The job's wall time over the script's, pair by pair."""
+        """The job's wall time over the script's, round by round."""
         return Spread.of_ratios(self.job.seconds, self.script.seconds)
 
     def rate_over_script(self) -> Spread:
-        """The job's throughput over the script's, pair by pair."""
+        """The job's throughput over the script's, round by round."""
         return Spread.of_ratios(self.job_rates, self.script_rates)
 
 
@@ -181,24 +181,20 @@ class StreamPrograms:
 def compare_streaming(
     folder: Path, kafka: KafkaServer, records: int, pairs: int, report: Report
 ) -> StreamingComparison:
-    """Run job and script in turn ``pairs`` times on a topic that is filled already, the other one first each time.
-
-    Before that each is run once without being counted, so that no one pays for what the machine has to read first.
-    """
+    """Run job and script in ``pairs`` rounds, on a topic that is filled already."""
     programs = StreamPrograms(folder, kafka)
     found = StreamingComparison(records)
-    for number in range(pairs + 1):
-        report(f"{records:,} records: " + (f"pair {number} of {pairs}" if number else "a pair that does not count"))
-        if number % 2:
-            job, script = programs.run_job(), programs.run_script()
-        else:
-            script, job = programs.run_script(), programs.run_job()
+    variants = (
+        (programs.run_job, found.job, found.job_rates),
+        (programs.run_script, found.script, found.script_rates),
+    )
+    for counts, order in rounds(f"{records:,} records", variants, pairs, report):
+        for run, runs, rates in order:
+            cost, rate = run()
+            if counts:
+                runs.add(cost, {})
+                rates.append(rate)
         programs.check_tables(records)
-        if number:
-            found.job.add(job[0], {})
-            found.script.add(script[0], {})
-            found.job_rates.append(job[1])
-            found.script_rates.append(script[1])
     return found
 
 

@@ -53,16 +53,16 @@ class TpchComparison:
         return [above / below for above, below in zip(optimized, plain, strict=True)]
 
 
-def compare_tpch(folder: Path, data: Path, scale: float, rounds: int, report: Report) -> TpchComparison:
-    """Run all queries in both variants ``rounds`` times on the tables in ``data``; both have to answer the same."""
+def compare_tpch(folder: Path, data: Path, scale: float, count: int, report: Report) -> TpchComparison:
+    """Run all queries in both variants in ``count`` rounds on the tables in ``data``; both have to answer the same."""
     location = CodeLocation(folder, environment(data, scale))
     queries = query_names()
     for query in queries:
         for name, more in (("plain", {"optimize": False}), ("optimized", {})):
             location.write(query_config(query, f"{query}_{name}", **more))
-    report(f"TPC-H, scale factor {scale:g}: {len(queries)} queries, {rounds} rounds and one that does not count")
+    report(f"TPC-H, scale factor {scale:g}: {len(queries)} queries, {count} rounds and one that does not count")
     told = run_measured(
-        [sys.executable, "-m", "benchmarks.tpch_runs", str(rounds), *queries],
+        [sys.executable, "-m", "benchmarks.tpch_runs", str(count), *queries],
         location.environment,
         folder,
     )

@@ -11,11 +11,13 @@ import sys
 import tempfile
 import time
 
+from benchmarks.paired_runs import rounds
+
 VARIANTS = ("plain", "optimized")
 
 
-def main(rounds: str, *queries: str) -> None:
-    """Run both variants of each query, the other one first in each round; the first round is not counted."""
+def main(count: str, *queries: str) -> None:
+    """Run both variants of each query in ``count`` rounds."""
     import dagster as dg
 
     from pipeline_assets.definitions import defs
@@ -30,15 +32,19 @@ def main(rounds: str, *queries: str) -> None:
     ):
         # The runs open their sessions on this one's Spark, and do not stop it.
         sessions.session("benchmark", "benchmark")
-        for number in range(int(rounds) + 1):
+        for counts, order in rounds("queries", VARIANTS, int(count), _to_standard_error):
             for query in queries:
-                for name in VARIANTS if number % 2 else reversed(VARIANTS):
+                for name in order:
                     job = defs.resolve_job_def(f"{query}_{name}")
                     begun = time.perf_counter()
                     job.execute_in_process(instance=instance)
-                    if number:
+                    if counts:
                         seconds[query][name].append(time.perf_counter() - begun)
     print(json.dumps(seconds))
+
+
+def _to_standard_error(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

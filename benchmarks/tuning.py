@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.code_location import CodeLocation, job_command
 from benchmarks.customer_360 import Phases, Runs, job_phases
 from benchmarks.measured_process import ProcessCost, ProgramFailedError
-from benchmarks.paired_runs import Report, Spread
+from benchmarks.paired_runs import Report, Spread, rounds
 from benchmarks.table_contents import contents, file_count
 from benchmarks.tpch import environment
 from devstack.dagster_daemon import PROJECT
@@ -158,20 +158,15 @@ class ClaimPlace(CodeLocation):
 
 
 def compare_claim(
-    place: ClaimPlace, claim: Claim, scale: float, rounds: int, report: Report, *, adaptive: bool = True
+    place: ClaimPlace, claim: Claim, scale: float, count: int, report: Report, *, adaptive: bool = True
 ) -> ClaimComparison:
-    """Run the variants in turn ``rounds`` times, another one first each time, and hold that they give the same.
-
-    Before that each is run once without being counted, so that no one pays for what the machine has to read first.
-    """
+    """Run the variants in ``count`` rounds, and hold that they give the same."""
     what = f"{claim.name}{'' if adaptive else ', without adaptive execution'}"
     found = ClaimComparison(claim, scale, adaptive)
-    for number in range(rounds + 1):
-        report(f"{what}: " + (f"round {number} of {rounds}" if number else "a round that does not count"))
-        first = number % len(VARIANTS)
-        for name in (*VARIANTS[first:], *VARIANTS[:first]):
+    for counts, order in rounds(what, VARIANTS, count, report):
+        for name in order:
             cost, phases = place.run(claim, name, adaptive=adaptive)
-            if number:
+            if counts:
                 found.runs[name].add(cost, phases)
         wanted = contents(place.tables("plain"))
         for name in VARIANTS[1:]:

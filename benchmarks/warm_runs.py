@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import marshal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.customer_360 import JOB, Runs, Workplace, job_phases
-from benchmarks.paired_runs import Report, Spread
+from benchmarks.paired_runs import Report, Spread, rounds
 from benchmarks.spark_server import spark_server
 from devstack.dagster_daemon import PROJECT
 
@@ -32,27 +33,27 @@ class WarmRuns:
     own_seconds: float = 0.0
 
     def ratio(self) -> Spread:
-        """The time of a warm run over that of the cold one of its pair."""
+        """The time of a warm run over that of the cold one of its round."""
         return Spread.of_ratios(self.warm.seconds, self.cold.seconds)
 
 
 def compare_warm(workplace: Workplace, orders: int, pairs: int, report: Report) -> WarmRuns:
-    """Run `customer_360` on a server until that is warm, then in turn with a JVM of its own and on the server."""
+    """Run `customer_360` on a server until that is warm, then in rounds with a JVM of its own and on the server."""
     found = WarmRuns(orders)
 
-    def run(runs: Runs, more: dict[str, str]) -> None:
+    def run(runs: Runs | None, more: Mapping[str, str]) -> None:
         cost = workplace.run_job(more=more)
         workplace.check_table(orders)
-        runs.add(cost, job_phases(cost, workplace.dagster_home, JOB))
+        if runs is not None:
+            runs.add(cost, job_phases(cost, workplace.dagster_home, JOB))
 
     with spark_server(workplace.environment) as remote:
         for number in range(WARM_UPS):
             report(f"a Spark server: run {number + 1} of {WARM_UPS} that do not count")
             run(found.warm_ups, remote)
-        for number in range(pairs):
-            report(f"a Spark server: pair {number + 1} of {pairs}")
-            run(found.cold, {})
-            run(found.warm, remote)
+        for counts, order in rounds("a Spark server", (found.cold, found.warm), pairs, report):
+            for runs in order:
+                run(runs if counts else None, remote if runs is found.warm else {})
         report("a Spark server: profiling a run")
         found.own_seconds = _own_seconds(workplace, remote)
     return found
