@@ -359,7 +359,13 @@ def _work_rows(each: Comparison) -> Rows:
             ("broadcasts", "broadcasts"),
             ("rows read", "rows_read"),
         )
-    ] + [["scanned", _scanned(each.job_work), _scanned(each.script_work)]]
+    ] + [
+        [
+            "the heap's part for data",
+            *(f"{work.memory / _MEGABYTE:.0f} MB" for work in (each.job_work, each.script_work)),
+        ],
+        ["scanned", _scanned(each.job_work), _scanned(each.script_work)],
+    ]
 
 
 def _scanned(work: SparkWork) -> str:

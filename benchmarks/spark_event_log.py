@@ -29,8 +29,8 @@ def event_log_conf(folder: Path) -> dict[str, str]:
 class SparkWork:
     """The Spark jobs of an application, and the scans and shuffles in the plans that they ran.
 
-    ``rows_read``: rows that tasks took from outside (tables, files, what is cached). The dictionaries say how often
-    what was run.
+    ``rows_read``: rows that tasks took from outside (tables, files, what is cached). ``memory``: what the driver's heap
+    has for data, in bytes. The dictionaries say how often what was run.
     """
 
     jobs: int
@@ -40,6 +40,7 @@ class SparkWork:
     shuffles: int
     broadcasts: int
     rows_read: int
+    memory: int
     job_calls: dict[str, int]
     scanned: dict[str, int]
 
@@ -49,9 +50,11 @@ def read_event_log(folder: Path) -> SparkWork:
     plans: dict[int, dict[str, Any]] = {}
     executions_with_jobs: set[int] = set()
     calls: Counter[str] = Counter()
-    stages = tasks = rows = 0
+    stages = tasks = rows = memory = 0
     for event in read_events(folder):
         match event["Event"]:
+            case "SparkListenerBlockManagerAdded":
+                memory = event["Maximum Memory"]
             case "SparkListenerJobStart":
                 properties = event.get("Properties", {})
                 if execution := properties.get("spark.sql.execution.id"):
@@ -82,6 +85,7 @@ def read_event_log(folder: Path) -> SparkWork:
         shuffles=nodes["Exchange"],
         broadcasts=nodes["BroadcastExchange"],
         rows_read=rows,
+        memory=memory,
         job_calls=dict(calls),
         scanned=scanned,
     )
