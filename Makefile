@@ -30,8 +30,8 @@ check: setup  ## Lint and type-check.
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-bench: setup  ## Measure against bare PySpark, plain Dagster and tuning by hand; writes docs/benchmarks.md.
-	@$(PYTHON) -m benchmarks
+bench: setup  ## Measure against bare PySpark, plain Dagster and tuning by hand; into docs/benchmarks.md, tuning.md.
+	@$(PYTHON) -m benchmarks --pages docs
 
 docs: setup  ## Build the site of the documentation into site/.
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict

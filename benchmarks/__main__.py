@@ -20,7 +20,7 @@ from benchmarks.demo_servers import demo_servers
 from benchmarks.location_loading import compare_loading
 from benchmarks.machine import machine, versions
 from benchmarks.overhead import batch_overhead, stream_overhead
-from benchmarks.report import Results, started_now
+from benchmarks.report import PAGE_NAMES, Results, around_measured, started_now
 from benchmarks.scaling import Sizes, measure_scaling
 from benchmarks.stream_recovery import measure_recovery, measure_ticks
 from benchmarks.streaming import compare_streaming, fill_topic, kafka_server
@@ -31,7 +31,6 @@ from benchmarks.warm_runs import compare_warm
 from devstack.dagster_daemon import PROJECT
 
 RESULTS = PROJECT / "benchmarks" / "results"
-PAGES = PROJECT / "docs"
 PARTS = ("demo", "warm", "many", "loading", "streaming", "overhead", "recovery", "tuning", "tpch")
 # This takes an hour.
 SCALING = "scaling"
@@ -43,6 +42,14 @@ console = Console()
 def _made_even(_context: click.Context, _parameter: click.Parameter, count: int) -> int:
     # Each order of what is compared is to be measured as often as the other.
     return count + count % 2
+
+
+def _with_places(_context: click.Context, _parameter: click.Parameter, folder: Path | None) -> Path | None:
+    # Found out now, not after hours of measuring.
+    if folder is not None:
+        for name in PAGE_NAMES:
+            around_measured(folder / name)
+    return folder
 
 
 @click.command()
@@ -92,10 +99,10 @@ def _made_even(_context: click.Context, _parameter: click.Parameter, count: int)
 )
 @click.option(
     "--pages",
-    default=PAGES,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of benchmarks.md, tuning.md and scaling.md, where those that were measured are written anew; docs "
-    "when left out.",
+    callback=_with_places,
+    help="Folder of benchmarks.md, tuning.md and scaling.md, such as docs: all that is measured in a page is replaced "
+    "by what this run has measured of it, if anything. New pages in benchmarks/results when left out.",
 )
 def main(
     parts: tuple[str, ...],
@@ -111,7 +118,7 @@ def main(
     rows: tuple[int, ...],
     partitions: tuple[int, ...],
     topics: tuple[int, ...],
-    pages: Path,
+    pages: Path | None,
 ) -> None:
     """Measure batch and streaming pipelines beside bare PySpark scripts, loading beside assets written by hand, and
     how long a stream that was killed takes to be back; pipelines tuned by hand beside the same without, and what the
@@ -204,13 +211,14 @@ def main(
             measure_scaling(folder / "scaling", sizes, results.scaling, report, lambda: _keep(results))
     results.load.append(os.getloadavg()[0])
     results.print(console)
-    for written in (_keep(results), *results.write_pages(pages)):
+    kept = _keep(results)
+    for written in (kept, *results.write_pages(pages or kept.with_suffix(""))):
         console.print(f"[green]✓[/] {written.relative_to(PROJECT) if written.is_relative_to(PROJECT) else written}")
 
 
 def _keep(results: Results) -> Path:
     """Write down what has been measured so far: an interrupt costs no more than what is being measured."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{results.started:%Y%m%dT%H%M%SZ}.json"
     file.write_text(json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8")
     return file

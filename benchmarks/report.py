@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
@@ -26,8 +27,9 @@ from benchmarks.tuning import TUNING_COMMAND, ClaimComparison
 from benchmarks.tuning_report import tuning_goals, tuning_tables
 from benchmarks.warm_runs import WarmRuns
 
-# What stands between these lines is written anew by each run; what people write around them stays.
+# What stands between these lines is one run's, and replaced by the next; what people write around them stays.
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+PAGE_NAMES = ("benchmarks.md", "tuning.md", "scaling.md")
 _ROUNDS = (
     "Numbers are medians, with the least and the greatest of all rounds in parentheses; a ratio is that of two runs of",
     "one round. In a round each of what is compared runs once; of two rounds the second has the order of the first",
@@ -152,18 +154,18 @@ class Results:
             console.print(table)
 
     def write_pages(self, folder: Path) -> list[Path]:
-        """Put what was measured in its place in the pages of ``folder`` that are about it, and return those."""
+        """Put what was measured in its place in the pages of ``folder`` that are about it, and return those.
+
+        A page that is not there is begun.
+        """
+        tuning = tuning_tables(self.claims, self.tpch)
+        parts: tuple[tuple[Sequence[str], Sequence[Goal], Iterable[Section]], ...] = (
+            (_COST_FACTS, self._cost_goals(), self._cost_tables()),
+            (_TUNING_FACTS, list(tuning_goals(self.claims, self.tpch)), tuning),
+            ((), (), self.scaling.sections()),
+        )
         written = []
-        for name, facts, goals, tables in (
-            ("benchmarks.md", _COST_FACTS, self._cost_goals(), self._cost_tables()),
-            (
-                "tuning.md",
-                _TUNING_FACTS,
-                list(tuning_goals(self.claims, self.tpch)),
-                tuning_tables(self.claims, self.tpch),
-            ),
-            ("scaling.md", (), [], self.scaling.sections()),
-        ):
+        for name, (facts, goals, tables) in zip(PAGE_NAMES, parts, strict=True):
             measured = [*_goals_section(goals), *tables]
             if measured:
                 lines = [*self._facts(), *facts]
@@ -257,11 +259,21 @@ class Results:
             )
 
 
-def _write_between(page: Path, measured: str) -> None:
+def around_measured(page: Path) -> tuple[str, str]:
+    """Return what stands before what is measured in a page, and after; ClickException when it has no place for that."""
     text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.parent.mkdir(exist_ok=True)
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise click.ClickException(
+            f"{page} has no place for what is measured: put a line {BEGIN} and below it a line {END} where it is to be"
+        )
+    return before, after
+
+
+def _write_between(page: Path, measured: str) -> None:
+    before, after = around_measured(page)
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(f"{before}{BEGIN}\n{measured}\n{END}{after}", encoding="utf-8")
 
 
