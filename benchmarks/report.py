@@ -103,10 +103,12 @@ class Results:
             what = f"{loads.count:,} configs: peak memory over that of assets written by hand"
             found.append(Goal(what, 1.30, loads.memory_ratio()))
         if len(self.loading) > 2:
-            before, last = (cost_of_one_more(*pair)[0] for pair in list(pairwise(self.loading))[-2:])
-            what = "linear growth: time of one more config, at the greatest number over the one before"
+            few, some, many = self.loading[-3:]
+            before, last = cost_of_one_more(few, some)[0], cost_of_one_more(some, many)[0]
+            where = f"from {some.count:,} to {many.count:,} over that from {few.count:,} to {some.count:,}"
+            what = f"linear growth: time of one more config, location alone, {where}"
             found.append(Goal(what, 1.20, Spread.of([last.seconds / before.seconds])))
-            what = "linear growth: memory of one more config, at the greatest number over the one before"
+            what = f"linear growth: memory of one more config, {where}"
             found.append(Goal(what, 1.20, Spread.of([last.memory / before.memory])))
         if self.loading:
             count = sum(loads.pyspark_imported for loads in self.loading)

@@ -118,7 +118,7 @@ class ClaimComparison:
         return Spread.of_ratios(self.runs[above].seconds, self.runs[below].seconds)
 
     def work(self, name: str) -> list[float]:
-        """The seconds of a variant's runs from the end of the first step, which starts Spark, to that of the last."""
+        """The seconds of the steps of a variant's runs, without the first, which starts Spark."""
         return [work_seconds(phases, self.claim.name) for phases in self.runs[name].phases]
 
     def work_ratio(self, above: str, below: str) -> Spread:

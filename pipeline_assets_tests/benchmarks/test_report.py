@@ -21,7 +21,8 @@ STARTED = datetime(2026, 11, 28, tzinfo=UTC)
 def loads(count: int, seconds: float) -> LoadingComparison:
     """Return a comparison whose loads took that long, and by hand twice as long."""
     told = {"define": seconds, "resolve": 0.0, "pyspark_imported": False}
-    return LoadingComparison(count, [Load(seconds, 10**6, told)], [Load(2 * seconds, 10**6, told)])
+    memory = int(seconds * 10**6)
+    return LoadingComparison(count, [Load(seconds, memory, told)], [Load(2 * seconds, memory, told)])
 
 
 def results(*measured: LoadingComparison) -> Results:
@@ -39,6 +40,13 @@ def test_only_what_was_measured_is_replaced(tmp_path: Path) -> None:
     assert "## Loading the location" in page
     assert "old" not in page
     assert "old" in (tmp_path / "tuning.md").read_text()
+
+
+def test_growth_says_between_which_sizes() -> None:
+    measured = [loads(count, seconds) for count, seconds in ((10, 1.0), (100, 2.0), (1000, 11.0), (2000, 31.0))]
+    (growth,) = (goal for goal in results(*measured).goals() if goal.what.startswith("linear growth: time"))
+    assert growth.what.endswith("from 1,000 to 2,000 over that from 100 to 1,000")
+    assert growth.measured.median == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, END, f"{END}\n{BEGIN}"])
