@@ -128,6 +128,18 @@ def test_no_command_shows_a_secret_of_a_config(
         assert secret not in text
 
 
+def test_what_is_read_and_written_is_shown_without_secrets(configs: Path) -> None:
+    place = {"table": "https://etl:hunter2hunter2@host/orders"}
+    source = {"type": "extract", "method": "fromPostgres", "config": place}
+    write_config(configs, batch("odd", source, {"type": "load", "method": "toPostgres", "config": place}))
+    shown = run("plan", "odd").stdout
+    specs = list(build_definitions(Settings(configs=configs)).resolve_all_asset_specs())
+    told = [str(spec.metadata.get("dagster/uri", "")) for spec in specs] + [spec.description or "" for spec in specs]
+    assert shown.count("https://etl:*********@host/orders") == 2
+    assert sum("https://etl:*********@host/orders" in text for text in told) == 3
+    assert "hunter2" not in shown + "".join(told)
+
+
 def test_validate_takes_files(configs: Path) -> None:
     good = write_config(configs, batch("good", extract_file("a", "/a.csv")))
     bad = write_config(configs, "{", "bad.json")
