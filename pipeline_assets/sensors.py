@@ -121,9 +121,10 @@ class _StreamSensor:
 
     def _tick(self, context: dg.SensorEvaluationContext) -> dg.SensorResult:
         instance, now = context.instance, self.clock()
-        state = read_state(context.cursor)
-        if state is None or (context.last_sensor_start_time or 0.0) > state.since:
-            state = State(since=now)
+        state, switched_on = read_state(context.cursor), context.last_sensor_start_time or 0.0
+        if state is None or switched_on > state.since:
+            # The later one: where it was switched on, the clock may be ahead.
+            state = State(since=max(now, switched_on))
         records = self._records(instance, _location(context))
         unsubmitted = self._unsubmitted(records)
         if unsubmitted is not None:

@@ -456,6 +456,13 @@ def test_after_a_reset_keys_do_not_come_again(bench: Bench) -> None:
     assert bench.tick() not in keys
 
 
+def test_a_sensor_is_switched_on_once_where_clocks_differ(bench: Bench) -> None:
+    bench.switched_on = bench.clock() + 60
+    first = bench.tick()
+    bench.run(dg.DagsterRunStatus.CANCELED)
+    assert bench.tick() == f"{first.removesuffix('/1')}/2"
+
+
 @pytest.mark.parametrize("trigger", ["5 seconds", "availableNow"])
 def test_a_sensor_that_is_switched_on_begins_anew(bench: Bench, trigger: str) -> None:
     write_config(bench.settings.configs, document(trigger=trigger, missingTopic="wait"))
