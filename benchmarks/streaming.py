@@ -20,7 +20,6 @@ from benchmarks.paired_runs import Report, Spread, rounds
 from benchmarks.spark_event_log import event_log_conf, read_events
 from devstack.dagster_daemon import PROJECT
 from devstack.delta_tables import read_columns
-from devstack.errors import DevstackError
 from devstack.kafka import Kafka, KafkaServer
 from devstack.stack import Stack
 from devstack.topics import TopicWriter, new_topic
@@ -59,11 +58,7 @@ def kafka_server(home: Path) -> Iterator[KafkaServer]:
     """Start Kafka with its state in ``home``, and stop it at the end."""
     stack = Stack(home)
     try:
-        server = stack.up([Kafka()])["kafka"]
-        if isinstance(server, DevstackError):
-            raise server
-        assert isinstance(server, KafkaServer)
-        yield server
+        yield stack.server(Kafka(), KafkaServer)
     finally:
         stack.down()
 
