@@ -18,7 +18,7 @@ from pipeline_assets.credentials.references import Reference, is_reference
 from pipeline_assets.credentials.vault import Vault
 from pipeline_assets.credentials.vault_settings import VaultSettings
 from pipeline_assets.errors import CredentialError, StepLocation
-from pipeline_assets.redaction import register_secret
+from pipeline_assets.redaction import is_secret_name, register_secret
 
 _step: ContextVar[StepLocation | None] = ContextVar("step_that_needs_secrets", default=None)
 
@@ -101,6 +101,14 @@ class Secrets:
     def resolve(self, texts: Mapping[str, str]) -> dict[str, str]:
         """Return ``texts`` with the value in place of each that is a reference. Raises what ``fetch`` does."""
         return {**texts, **self.fetch_all({name: text for name, text in texts.items() if is_reference(text)})}
+
+    def resolve_secret_options(self, options: Mapping[str, str]) -> dict[str, str]:
+        """Return ``options`` with the values of those that are secret by their names.
+
+        The text of another one stays, also where it begins as a reference does: pgjdbc's ``sslfactoryarg`` is
+        ``file:...`` or ``env:...`` itself. Raises what ``fetch`` does.
+        """
+        return {**options, **self.resolve({name: text for name, text in options.items() if is_secret_name(name)})}
 
     def close(self, *, revoke: bool = True) -> None:
         """End the upkeep of what was leased, and give it back; without ``revoke`` it ends with its time.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError, did_you_mean
-from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN, is_secret_name
+from pipeline_assets.redaction import NAME_PATTERN, TEXT_PATTERN
 from pipeline_assets.spark.driver_memory import runs_in_driver
 from pipeline_assets.spark.driver_start import DriverStart, bounded
 from pipeline_assets.spark.failures import spark_errors
@@ -279,8 +279,7 @@ def apply_s3_connection(spark: SparkSession, bucket: str, connection: S3Connecti
     effect in the next JVM. Without keys in ``connection``, Hadoop's default credential chain applies.
     """
     # Spark copies a session's conf into the Hadoop conf of what it reads and writes.
-    secret = {key: value for key, value in connection.options.items() if is_secret_name(key)}
-    given = {**connection.options, **secrets.resolve(secret)}
+    given = secrets.resolve_secret_options(connection.options)
     options = {key.removeprefix("fs.s3a."): value for key, value in given.items()}
     options["path.style.access"] = str(connection.path_style_access).lower()
     if connection.endpoint:

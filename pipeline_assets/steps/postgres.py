@@ -171,9 +171,7 @@ def spark_predicate(predicate: str) -> str:
 
 def jdbc_options(connection: PostgresConnection, secrets: Secrets) -> dict[str, str]:
     """Return Spark's JDBC options for ``connection``. The password is an option, never part of the URL."""
-    # Others may begin as a reference does: pgjdbc's sslfactoryarg is 'file:...' or 'env:...' itself.
-    secret = {name: text for name, text in connection.options.items() if is_secret_name(name)}
-    options = {**_JDBC_DEFAULTS, **connection.options, **secrets.resolve(secret)}
+    options = {**_JDBC_DEFAULTS, **secrets.resolve_secret_options(connection.options)}
     # Over Connect Spark reads with the names of options in lower case, which pgjdbc then does not know.
     cased = {name: value for name, value in options.items() if not name.islower() and not is_secret_name(name)}
     return {
