@@ -202,7 +202,9 @@ class _StreamSensor:
             now = instance.get_run_record_by_id(run.run_id) if view.life == "gone" else None
             if now is not None and now.dagster_run.status is not run.status:
                 return self._view(instance, now, state)  # it has ended in order since
-        elif view.status == "failed" and run.run_id not in state.counted and (view.ended or 0.0) >= state.since:
+        elif (
+            view.status == "failed" and run.run_id not in state.counted and (view.ended or 0.0) >= state.concerned_from
+        ):
             view = replace(view, error=_error_of(instance, run.run_id))
         return view
 

@@ -70,6 +70,11 @@ class State(BaseModel):
     late: Mapping[str, tuple[float, float]] = {}
     """Of each run whose lease has run out: when it was renewed last, and when that was first seen."""
 
+    @property
+    def concerned_from(self) -> float:
+        """Runs that ended before this time are no concern."""
+        return max(self.since, self.counted_until)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -107,7 +112,7 @@ def decide(
         if run.in_progress or run.run_id in state.counted:
             continue
         ended = run.ended or now
-        if ended >= max(state.since, state.counted_until):
+        if ended >= state.concerned_from:
             state = _count(state, run, now, random, policy).model_copy(update={"counted_until": ended})
         state = state.model_copy(update={"counted": (*state.counted, run.run_id)})
     if any(run.status == "started" and run.lived(now) >= policy.healthy_minutes * 60 for run in alive):
