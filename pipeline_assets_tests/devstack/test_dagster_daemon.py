@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -36,20 +35,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[PartRun]:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "logs").mkdir()
-    run = PartRun("test", tmp_path / "data", tmp_path / "logs")
-    yield run
-    run.stop()
-
-
-def daemon(processes: PartRun, home: Path) -> ProcessRecord:
+def daemon(part_run: PartRun, home: Path) -> ProcessRecord:
     """Start what looks like a daemon on the instance in ``home``."""
-    program = processes.data / "dagster-daemon"
+    program = part_run.data / "dagster-daemon"
     program.write_text("import signal\nsignal.pause()\n")
-    record = processes.spawn("daemon", [sys.executable, program], environment={"DAGSTER_HOME": str(home)})
+    record = part_run.spawn("daemon", [sys.executable, program], environment={"DAGSTER_HOME": str(home)})
     wait_until(lambda: record.pid in [process.pid for process in running_daemons(home)])
     return record
 
@@ -63,8 +53,8 @@ def started_run(instance: dg.DagsterInstance, pid: int) -> dg.DagsterRun:
     return create_run_for_test(instance, "stream", status=dg.DagsterRunStatus.STARTED, tags=tags)
 
 
-def test_a_run_of_which_nothing_is_left_is_filed_as_ended(home: Path, processes: PartRun) -> None:
-    ended = processes.spawn("ended", ["true"], environment={})
+def test_a_run_of_which_nothing_is_left_is_filed_as_ended(home: Path, part_run: PartRun) -> None:
+    ended = part_run.spawn("ended", ["true"], environment={})
     wait_until(lambda: not ended.alive())
     with dg.DagsterInstance.from_config(str(home)) as instance:
         run = started_run(instance, ended.pid)
@@ -75,10 +65,10 @@ def test_a_run_of_which_nothing_is_left_is_filed_as_ended(home: Path, processes:
 
 
 def test_a_run_that_its_code_server_has_left_behind_is_interrupted(
-    home: Path, processes: PartRun, monkeypatch: pytest.MonkeyPatch
+    home: Path, part_run: PartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("devstack.dagster_daemon._CANCEL_LIMIT", 0.1)
-    worker = processes.spawn("worker", ["sleep", "600"], environment=dict(os.environ))
+    worker = part_run.spawn("worker", ["sleep", "600"], environment=dict(os.environ))
     with dg.DagsterInstance.from_config(str(home)) as instance:
         started_run(instance, worker.pid)
         # There is nobody who would file its end.
@@ -87,18 +77,18 @@ def test_a_run_that_its_code_server_has_left_behind_is_interrupted(
     wait_until(lambda: not worker.alive())
 
 
-def test_what_a_killed_demo_has_left_is_ended_by_down(home: Path, processes: PartRun, tmp_path: Path) -> None:
+def test_what_a_killed_demo_has_left_is_ended_by_down(home: Path, part_run: PartRun, tmp_path: Path) -> None:
     stack = Stack(tmp_path / "stack")
     stack.home.mkdir(mode=0o700)
-    other = daemon(processes, home)
-    processes.marker = stack.companion_marker
-    left = daemon(processes, home)
+    other = daemon(part_run, home)
+    part_run.marker = stack.companion_marker
+    left = daemon(part_run, home)
     stack.down()
     assert not left.alive()
     assert other.alive()
 
 
-def test_the_streaming_demo_is_alone_on_its_instance(home: Path, processes: PartRun, tmp_path: Path) -> None:
+def test_the_streaming_demo_is_alone_on_its_instance(home: Path, part_run: PartRun, tmp_path: Path) -> None:
     stack = Stack(tmp_path / "stack")
     with (
         demo_stream._alone(stack),
@@ -106,11 +96,11 @@ def test_the_streaming_demo_is_alone_on_its_instance(home: Path, processes: Part
         demo_stream._alone(stack),
     ):
         pass
-    marker, processes.marker = processes.marker, stack.companion_marker
-    daemon(processes, home)
+    marker, part_run.marker = part_run.marker, stack.companion_marker
+    daemon(part_run, home)
     with demo_stream._alone(stack):
         pass  # what an earlier demo has left is no hindrance
-    processes.marker = marker
-    other = daemon(processes, home)
+    part_run.marker = marker
+    other = daemon(part_run, home)
     with pytest.raises(DevstackError, match=f"process {other.pid}"), demo_stream._alone(stack):
         pass

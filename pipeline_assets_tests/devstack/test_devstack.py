@@ -458,15 +458,6 @@ def test_a_home_that_others_can_read_is_refused(command_line: CommandLine) -> No
 # Processes
 
 
-@pytest.fixture
-def part_run(tmp_path: Path) -> Iterator[PartRun]:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "logs").mkdir()
-    run = PartRun("test", tmp_path / "data", tmp_path / "logs")
-    yield run
-    run.stop()
-
-
 def test_a_server_that_never_answers_is_given_up(part_run: PartRun) -> None:
     part_run.spawn("deaf", ["sh", "-c", "echo listening to nobody; exec sleep 600"], environment=server_environment())
     with pytest.raises(PartFailedError) as caught:
