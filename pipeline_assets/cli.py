@@ -28,6 +28,7 @@ from pipeline_assets.config_loading import (
 )
 from pipeline_assets.config_schema import connections_schema, pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
+from pipeline_assets.json_lines import JsonLines
 from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.optimizer import optimize
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
@@ -60,7 +61,7 @@ def validate(files: tuple[Path, ...], with_spark: bool) -> None:
 
     Of FILES it is not looked at whether there are the connections that they name, nor at what other files hold.
 
-    Prints every error as `file: JSON pointer: what is wrong`. Exit code 0 when there is none, 1 otherwise.
+    Prints every error as `file:line: JSON pointer: what is wrong`. Exit code 0 when there is none, 1 otherwise.
     """
     for folder in (path for path in files if path.is_dir()):
         raise click.UsageError(f"{folder} is a folder: give its files, or set PIPELINE_ASSETS_CONFIGS to it")
@@ -69,9 +70,8 @@ def validate(files: tuple[Path, ...], with_spark: bool) -> None:
     if with_spark and valid:
         with _clear_errors():
             errors += _sql_errors(valid)
-    for error in errors:
-        for line in [str(issue) for issue in error.issues] or [str(error)]:
-            click.echo(line, err=True)
+    for line in _told(errors, Path() if files else Settings.from_environment().configs):
+        click.echo(line, err=True)
     if errors:
         sys.exit(1)
     count = len(files) or len(valid)
@@ -279,6 +279,26 @@ def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:
     if is_there(folder / CONNECTIONS_FILE):
         issues = [issue for pipeline in valid for issue in unknown_connections(pipeline, connections)]
         yield from (ConfigurationError.from_issues([issue]) for issue in issues)
+
+
+def _told(errors: list[ConfigurationError], folder: Path) -> Iterator[str]:
+    """Yield what is printed of ``errors``, whose files are named as seen from ``folder``."""
+    files = {issue.file for error in errors for issue in error.issues}
+    lines = {file: _lines(folder / file) for file in files}
+    for error in errors:
+        if not error.issues:
+            yield str(error)
+        for issue in error.issues:
+            found = lines[issue.file]
+            place = issue.file if found is None else f"{issue.file}:{found.line_of(issue.pointer)}"
+            yield str(dataclasses.replace(issue, file=place))
+
+
+def _lines(path: Path) -> JsonLines | None:
+    try:
+        return JsonLines(path.read_bytes())
+    except OSError:  # an issue says so
+        return None
 
 
 def _passed_over(folder: Path) -> list[Path]:

@@ -59,10 +59,42 @@ def test_validate_prints_every_error(configs: Path) -> None:
     assert result.exit_code == 1
     lines = result.stderr.splitlines()
     assert any(
-        line.startswith("broken.json: /steps/0/config/tabel: unknown key, did you mean 'table'") for line in lines
+        line.startswith("broken.json:1: /steps/0/config/tabel: unknown key, did you mean 'table'") for line in lines
     )
-    assert any(line.startswith("no-source.json: /steps/0: ") for line in lines)
-    assert any(line.startswith("connections.json: /postgres/default/database: ") for line in lines)
+    assert any(line.startswith("no-source.json:1: /steps/0: ") for line in lines)
+    assert any(line.startswith("connections.json:1: /postgres/default/database: ") for line in lines)
+
+
+WITHOUT_MODE = """{
+\t"name": "lines",
+\t"steps": [
+\t\t{
+\t\t\t"type": "extract", "method": "fromFile",
+\t\t\t"config": {
+\t\t\t\t"path": "/x", "registerAs": "rows",
+\t\t\t\t"headers": true
+\t\t\t}
+\t\t},
+\t\t{ "type": "load",
+\t\t  "method": "toFiel" }
+\t]
+}
+"""
+
+
+def test_validate_names_the_line(configs: Path) -> None:
+    write_config(configs, WITHOUT_MODE, "lines.json")
+    places = [line.split(": ")[:2] for line in run("validate").stderr.splitlines()]
+    assert places == [
+        ["lines.json:1", "/mode"],
+        ["lines.json:8", "/steps/0/config/headers"],
+        ["lines.json:12", "/steps/1/method"],
+    ]
+
+
+def test_validate_names_the_line_on_which_json_ends(configs: Path) -> None:
+    write_config(configs, '{\n  "name": "open",\n}\n', "open.json")
+    assert run("validate").stderr.startswith("open.json:3: /: is not JSON: line 3, column 1: remove the comma")
 
 
 def test_validate_knows_the_names_of_connections(configs: Path) -> None:
@@ -81,16 +113,16 @@ def test_validate_knows_the_names_of_connections(configs: Path) -> None:
     assert result.exit_code == 1
     assert [line.partition(": there is no ")[::2] for line in result.stderr.splitlines()] == [
         (
-            "event-stream.json: /steps/0/config/connection",
+            "event-stream.json:1: /steps/0/config/connection",
             f"kafka connection 'default': add it to {configs}/connections.json under 'kafka' (there: none)",
         ),
         (
-            "p.json: /steps/0/config/connection",
+            "p.json:1: /steps/0/config/connection",
             f"postgres connection 'shpo', did you mean 'shop'?: add it to {configs}/connections.json under 'postgres' "
             "(there: default, shop)",
         ),
         (
-            "p.json: /steps/1/config/connection",
+            "p.json:1: /steps/1/config/connection",
             f"s3 connection 'lake': add it to {configs}/connections.json under 's3' (there: none)",
         ),
     ]
@@ -147,7 +179,7 @@ def test_validate_takes_files(configs: Path) -> None:
     assert run("validate", str(good), str(schema)).exit_code == 0
     result = run("validate", str(good), str(bad))
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"{bad}: /: is not JSON: line 1, column 2")
+    assert result.stderr.startswith(f"{bad}:1: /: is not JSON: line 1, column 2")
 
 
 def test_validate_tells_files_of_one_name_apart(configs: Path) -> None:
@@ -160,8 +192,8 @@ def test_validate_tells_files_of_one_name_apart(configs: Path) -> None:
     connections = below[1] / "connections.json"
     result = run("validate", *map(str, (*files, files[0], broken, connections)))
     assert result.exit_code == 1
-    assert [line.partition(": ")[0] for line in sorted(result.stderr.splitlines())] == sorted(
-        map(str, (*files, broken, connections))
+    assert sorted(line.partition(": ")[0] for line in result.stderr.splitlines()) == sorted(
+        f"{path}:1" for path in (*files, broken, connections)
     )
     assert f"the same name to Dagster as 'same' of {files[1]}: rename" in result.stderr
     assert run("validate", str(files[0]), str(files[0])).exit_code == 0

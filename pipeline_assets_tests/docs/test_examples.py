@@ -148,7 +148,7 @@ def check_session(example: Example, folder: Path) -> None:
     """Run it where a pipeline has the mistake that the README speaks of."""
     (folder / "configs").mkdir()
     mistaken = {"type": "extract", "method": "fromPostgres", "config": {"tabel": "orders"}}
-    write_config(folder / "configs", batch("orders", mistaken))
+    write_config(folder / "configs", json.dumps(batch("orders", mistaken), indent=2), "orders.json")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with shell(folder, {name: value for name, value in environment.items() if "PIPELINE_ASSETS" not in name}) as reader:
         for command, shown in commands(example):
