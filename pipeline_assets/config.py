@@ -6,8 +6,7 @@ import keyword
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field
 
 from pipeline_assets.errors import TransientKind
 from pipeline_assets.json_documents import JsonModel
@@ -82,24 +81,14 @@ TagText = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,63}$")]
 StepName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=100)]
 
 
-class _Model(JsonModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=to_camel,
-        populate_by_name=True,
-        allow_inf_nan=False,  # as a text, "inf" would be a number
-    )
-
-
-class Schedule(_Model):
+class Schedule(JsonModel):
     """When a pipeline's job runs."""
 
     cron: Cron
     timezone: TimeZone = "UTC"
 
 
-class Retry(_Model):
+class Retry(JsonModel):
     """When a failed step is tried again: only for a failure that passes by itself, never for bad SQL, a missing table,
     a refused password."""
 
@@ -117,7 +106,7 @@ class Retry(_Model):
     `lostExecutor`; all of them when left out."""
 
 
-class Sensor(_Model):
+class Sensor(JsonModel):
     """The sensor of a streaming pipeline: it keeps the stream's run alive, or starts one when there is new data."""
 
     status: Literal["running", "stopped"] = "stopped"
@@ -137,7 +126,7 @@ class Sensor(_Model):
     wait for one another meanwhile."""
 
 
-class StepEnvelope(_Model):
+class StepEnvelope(JsonModel):
     """One step: what it is (`type`, `method`), how its asset is called, and the config of its method."""
 
     type: StepType
@@ -150,7 +139,7 @@ class StepEnvelope(_Model):
     config: dict[str, Any] = {}
 
 
-class PipelineConfig(_Model):
+class PipelineConfig(JsonModel):
     """A pipeline."""
 
     schema_: str | None = Field(default=None, alias="$schema")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field
-from pydantic.alias_generators import to_camel
 
 from pipeline_assets.credentials import SecretReference, Secrets
 from pipeline_assets.credentials.policy import S3_ANONYMOUS, S3_PROVIDER, SecretsPolicy, is_secret
@@ -42,9 +41,7 @@ Options = Annotated[dict[str, str], AfterValidator(_check_options)]
 class Connection(JsonModel):
     """Base of the connection models: camelCase keys, no unknown ones."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, coerce_numbers_to_str=True
-    )
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
 
 class PostgresConnection(Connection):

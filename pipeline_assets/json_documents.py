@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails, PydanticKnownError
 
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
@@ -210,10 +211,19 @@ def unescape(data: Any) -> Any:
 
 
 class JsonModel(BaseModel):
-    """A model of JSON. To pydantic alone ``true`` is the number 1, and ``"yes"`` is true: a slip that nobody sees.
+    """A model of JSON, with keys in camelCase and no unknown ones. To pydantic alone ``true`` is the number 1, and
+    ``"yes"`` is true: a slip that nobody sees.
 
     Numbers and booleans may be texts, as variables are put in: ``"200"``, ``"true"``.
     """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        allow_inf_nan=False,  # as a text, "inf" would be a number
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -224,7 +234,8 @@ class JsonModel(BaseModel):
 def of_its_type(model: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     """Return ``value`` of a field. Raises PydanticKnownError for a boolean that is to be a number, or the reverse."""
     annotation = model.model_fields[info.field_name or ""].annotation
-    kinds = {annotation, *get_args(annotation)} - {type(None)}
+    choices = get_args(annotation)
+    kinds = {annotation, *(map(type, choices) if get_origin(annotation) is Literal else choices)} - {type(None)}
     if isinstance(value, bool):
         if kinds & {int, float} and not kinds & {bool, str}:
             raise PydanticKnownError("int_type" if int in kinds else "float_type")

@@ -9,10 +9,10 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.json_documents import JsonModel
 
 PARTITION_KEY_COLUMN = "partition_key"
 
@@ -84,7 +84,7 @@ class PartitionSlice:
         return self.column or PARTITION_KEY_COLUMN
 
 
-class Partitions(BaseModel):
+class Partitions(JsonModel):
     """How a pipeline is partitioned; ``${partition}`` in any string of its config is the key of the run's partition.
 
     ``type``: hourly, daily, weekly, monthly (from ``start``, an ISO date or datetime) or static (``values``). Weeks
@@ -93,8 +93,6 @@ class Partitions(BaseModel):
     ``partition_key``. Time-based partitions with a column take the rows from the window's start to before its end:
     dates, texts and local times (TIMESTAMP_NTZ) by what clocks in ``timezone`` show, a TIMESTAMP by its moment.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
     type: Literal["hourly", "daily", "weekly", "monthly", "static"]
     start: date | datetime | None = None

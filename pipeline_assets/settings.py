@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.uris import normalize_uri, root_of
+from pipeline_assets.uris import normalize_uri, root_of, without_login
 
 
 def cache_folder() -> Path:
@@ -85,13 +85,23 @@ class Settings:
         return self.executor == "in_process"
 
     def check(self) -> None:
-        """Raise ConfigurationError for a variable that is none of its choices, or no address where it has to be one."""
+        """Raise ConfigurationError for a variable that is none of its choices, no address where it has to be one, or a
+        path with credentials.
+        """
         if self.spark_remote is not None and not _is_connect_address(self.spark_remote):
             # Not what it is: it may have a token in it.
             raise ConfigurationError(
                 "SPARK_REMOTE is no address of a Spark Connect server: expected sc://HOST:PORT, and parameters after "
                 "it where there are any (sc://HOST:PORT/;use_ssl=true;token=..., with %3D for a = in a value)"
             )
+        for name, path in (
+            ("PIPELINE_ASSETS_WAREHOUSE", self.warehouse),
+            ("PIPELINE_ASSETS_PATH_PREFIX", self.path_prefix),
+        ):
+            try:
+                without_login(path)
+            except ValueError as error:
+                raise ConfigurationError(f"{name}: {error}") from error
         for name, value, choices in (
             ("PIPELINE_ASSETS_EXECUTOR", self.executor, ("in_process", "multiprocess")),
             ("PIPELINE_ASSETS_LOG_FORMAT", self.log_format, ("text", "json")),

@@ -16,6 +16,7 @@ from pipeline_assets.config_loading import load_connections, load_file, load_fol
 from pipeline_assets.connections import Connection, ConnectionKind, PostgresConnection, S3Connection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.partitions import Partitions
 from pipeline_assets.spark.session import apply_s3_connection
 from pipeline_assets.steps import METHODS
 from pipeline_assets.steps.expectations import Expectation
@@ -185,6 +186,7 @@ def test_every_error_is_reported_at_once(tmp_path: Path) -> None:
             "/steps/0/config",
             "give 'cache': true, or leave it out",
         ),
+        (changed("version", value=True), "/version", "expected an integer (got boolean)"),
         (changed("steps", 1, "config", "path", value="s3a://${BUCKET}/o"), "/steps/1/config/path", "BUCKET is not set"),
     ],
 )
@@ -199,7 +201,7 @@ def with_subclasses(model: type[BaseModel]) -> set[type[BaseModel]]:
 
 
 MODELS = sorted(
-    (*METHODS, *with_subclasses(Expectation), *with_subclasses(Connection), PipelineConfig, Retry, Sensor),
+    (*METHODS, *with_subclasses(Expectation), *with_subclasses(Connection), PipelineConfig, Partitions, Retry, Sensor),
     key=lambda model: model.__qualname__,
 )
 

@@ -48,6 +48,19 @@ def test_an_address_that_is_none_is_refused_without_its_token(remote: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (Settings(warehouse="s3a://key:hidden-word@lake/tables"), "PIPELINE_ASSETS_WAREHOUSE"),
+        (Settings(path_prefix="hdfs://etl:hidden-word@host:8020/"), "PIPELINE_ASSETS_PATH_PREFIX"),
+    ],
+)
+def test_a_path_with_a_login_is_refused_and_not_shown(settings: Settings, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name}: a path holds no credentials") as raised:
+        settings.check()
+    assert "hidden-word" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     ("settings", "told"),
     [
         (

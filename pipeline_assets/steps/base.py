@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
 
 from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.connections import ConnectionKind, Connections
@@ -173,9 +172,7 @@ class StepMethod(JsonModel):
 
     # Built when a config first names the method: most processes meet few of them. What the docstrings of fields say is
     # read by config_schema.py, when it is asked for.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, defer_build=True
-    )
+    model_config = ConfigDict(defer_build=True)
 
     type: ClassVar[StepType]
     method: ClassVar[str]

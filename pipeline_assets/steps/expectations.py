@@ -7,10 +7,9 @@ from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic.alias_generators import to_camel
 
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.json_documents import of_its_type
+from pipeline_assets.json_documents import JsonModel, of_its_type
 from pipeline_assets.spark.failures import is_spark_error
 from pipeline_assets.steps.base import Severity
 from pipeline_assets.steps.columns import ColumnName, Scalar, column_of, literal_for, require_paths, type_of
@@ -23,9 +22,7 @@ if TYPE_CHECKING:
 class Expectation(BaseModel):
     """Base of all kinds."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, defer_build=True
-    )
+    model_config = ConfigDict(**JsonModel.model_config, defer_build=True)
 
     severity: Severity | None = None
     """How a failure counts: `error` (when left out, with onFailure `fail`), or `warn`: it is told, and nothing more."""
