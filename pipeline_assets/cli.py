@@ -29,6 +29,7 @@ from pipeline_assets.config_loading import (
 from pipeline_assets.config_schema import connections_schema, pipeline_schema, step_reference
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.json_lines import JsonLines
+from pipeline_assets.links import left_out, link_pipelines
 from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.optimizer import optimize
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
@@ -265,10 +266,8 @@ def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:
         planned = plan_folder(load_folder(folder))
         valid += [plan.pipeline for plan in planned.plans]
         yield from (broken.error for broken in planned.broken)
-        for path in _passed_over(folder):
-            click.echo(
-                f"warning: {path} is not read: a pipeline is a *.json (in lower case) in {folder} itself", err=True
-            )
+        for warning in (*_passed_over(folder), *_not_waited_for(planned)):
+            click.echo(f"warning: {warning}", err=True)
         if not planned.plans and not planned.broken:
             yield no_pipelines(folder)
         connections = load_connections(folder)
@@ -301,10 +300,20 @@ def _lines(path: Path) -> JsonLines | None:
         return None
 
 
-def _passed_over(folder: Path) -> list[Path]:
-    """Return what looks like a pipeline in or below ``folder``, and is not read as one."""
+def _passed_over(folder: Path) -> Iterator[str]:
+    """Yield what looks like a pipeline in or below ``folder``, and is not read as one."""
     misspelled = (path for path in folder.iterdir() if path.suffix != ".json" and path.suffix.lower() == ".json")
-    return sorted(path for path in (*misspelled, *folder.glob("[!.]*/*.json")) if path.is_file())
+    for path in sorted(path for path in (*misspelled, *folder.glob("[!.]*/*.json")) if path.is_file()):
+        yield f"{path} is not read: a pipeline is a *.json (in lower case) in {folder} itself"
+
+
+def _not_waited_for(planned: PlannedFolder) -> Iterator[str]:
+    """Yield what a pipeline reads of another that comes after it."""
+    for plan, step, link in left_out(planned.plans, link_pipelines(planned.plans)):
+        yield (
+            f"{plan.pipeline.file}: step {step.index} reads what {link.upstream} writes, which in turn comes after "
+            f"{plan.name}: Dagster takes no circles, so {plan.name} does not wait for it"
+        )
 
 
 def _console() -> Console:

@@ -29,11 +29,7 @@ def link_pipelines(plans: Sequence[PipelinePlan]) -> Links:
     pipelines is left out: such a source stays an external asset, since Dagster refuses circles. Steps of the pipeline
     itself are producers, too, of the sources of those after them, or of a part of these.
     """
-    producers: dict[tuple[str, tuple[str, ...]], list[Link]] = {}
-    for plan in plans:
-        for step in plan.steps:
-            for written, link in _written_by(plan, step):
-                producers.setdefault((written.kind, written.parts), []).append(link)
+    producers = _producers(plans)
     upstream_of: dict[str, set[str]] = {}
     links: dict[tuple[str, int], dict[Dataset, tuple[Link, ...]]] = {}
     for plan in plans:
@@ -52,6 +48,28 @@ def link_pipelines(plans: Sequence[PipelinePlan]) -> Links:
                 if found:
                     links.setdefault((plan.name, step.index), {})[source] = tuple(found)
     return links
+
+
+def left_out(plans: Sequence[PipelinePlan], links: Links) -> Iterator[tuple[PipelinePlan, PlannedStep, Link]]:
+    """Yield each link that is not among ``links``, which ``link_pipelines`` has found, with the step that reads."""
+    producers = _producers(plans)
+    for plan in plans:
+        for step in plan.steps:
+            for source in step.method.sources():
+                linked = links.get((plan.name, step.index), {}).get(source, ())
+                for link in producers.get((source.kind, source.parts), ()):
+                    if link.upstream != plan.name and link not in linked:
+                        yield plan, step, link
+
+
+def _producers(plans: Sequence[PipelinePlan]) -> Mapping[tuple[str, tuple[str, ...]], list[Link]]:
+    """Return who writes what, by its kind and parts."""
+    found: dict[tuple[str, tuple[str, ...]], list[Link]] = {}
+    for plan in plans:
+        for step in plan.steps:
+            for written, link in _written_by(plan, step):
+                found.setdefault((written.kind, written.parts), []).append(link)
+    return found
 
 
 def _written_by(plan: PipelinePlan, step: PlannedStep) -> Iterator[tuple[Dataset, Link]]:

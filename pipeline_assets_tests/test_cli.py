@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -318,6 +319,18 @@ def test_validate_tells_what_it_passes_over(configs: Path) -> None:
     assert result.stdout == "2 configs are valid\n"
     told = [line.split(" is not read")[0] for line in result.stderr.splitlines()]
     assert told == [f"warning: {configs}/UPPER.JSON", f"warning: {configs}/team/sub.json"]
+
+
+def test_validate_tells_what_is_not_waited_for(configs: Path) -> None:
+    for name, source, target in (("first", "/a", "/b"), ("second", "/b", "/a")):
+        read = {"type": "extract", "method": "fromDeltaLake", "config": {"path": source}}
+        write_config(configs, batch(name, read, {"type": "load", "method": "toDeltaLake", "config": {"path": target}}))
+    result = run("validate")
+    assert result.exit_code == 0
+    [line] = result.stderr.splitlines()
+    assert re.match(
+        r"warning: (first|second)\.json: step 0 reads what (?!\1)\w+ writes, which in turn comes after \1: ", line
+    )
 
 
 @contextmanager

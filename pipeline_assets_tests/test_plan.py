@@ -12,7 +12,7 @@ import pytest
 
 from pipeline_assets.config_loading import BrokenConfig, load_file, load_folder
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.links import link_pipelines
+from pipeline_assets.links import left_out, link_pipelines
 from pipeline_assets.plan import PipelinePlan, Role
 from pipeline_assets.planned_folder import plan_folder
 from pipeline_assets.planner import plan_pipeline
@@ -355,9 +355,16 @@ def test_pipelines_that_read_one_another_do_not_make_a_circle(tmp_path: Path) ->
     write_pipeline(tmp_path, "first", "/a", "/b")
     write_pipeline(tmp_path, "second", "/b", "/a")
     write_pipeline(tmp_path, "itself", "/x", "/x")
-    links = link_pipelines(plan_folder(load_folder(tmp_path, {})).plans)
+    plans = plan_folder(load_folder(tmp_path, {})).plans
+    links = link_pipelines(plans)
     assert len(links) == 1, "one direction stays an external asset"
     assert ("itself", 0) not in links
+    [(plan, step, link)] = left_out(plans, links)
+    assert {(plan.name, link.upstream), (next(iter(links))[0], plan.name)} == {
+        ("first", "second"),
+        ("second", "first"),
+    }
+    assert step.index == 0
 
 
 def test_a_step_that_reads_what_its_pipeline_has_loaded_comes_after_the_load(tmp_path: Path) -> None:
