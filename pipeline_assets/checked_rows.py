@@ -19,6 +19,7 @@ from pipeline_assets.steps.delta_table import DeltaWrite, find_write, write_delt
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
+from pipeline_assets.steps.transform import Uncache, UncacheAll
 from pipeline_assets.steps.validate import RUN_ID_COLUMN
 
 if TYPE_CHECKING:
@@ -133,13 +134,22 @@ class CheckedRows:
         """Return ``compared``, kept for the rest of the run unless ``frame``, of which it was made, does for that."""
         by_others = bool(step.validate_method.deciding_references())
         source = self._plan.steps[step.inputs[0]]
-        level = frame.storageLevel
-        is_kept = source.role is Role.TABLE or level.useMemory or level.useDisk or level.useOffHeap
+        is_kept = source.role is Role.TABLE or self._stays_kept(source, frame)
         if is_kept and not by_others:
             return compared
         laid_out = step if by_others else source
         adaptive = laid_out.index in self._optimizations.adaptive
-        return self._context.cache.cache(step.dataframe, compared, adaptive=adaptive)
+        # Not by the name of the DataFrame, which a later step may cache, or let go of.
+        name = f"{step.dataframe}, as checked"
+        return self._context.cache.cache(name, compared, adaptive=adaptive, by_decision=True)
+
+    def _stays_kept(self, source: PlannedStep, frame: DataFrame) -> bool:
+        """Whether ``frame``, which ``source`` has made, is kept for as long as somebody reads it."""
+        if source.index in self._optimizations.kept:
+            return True
+        level = frame.storageLevel
+        is_kept = level.useMemory or level.useDisk or level.useOffHeap
+        return is_kept and not any(isinstance(step.method, Uncache | UncacheAll) for step in self._plan.steps)
 
     def _write(self, step: PlannedStep, bad: DataFrame) -> DeltaWrite:
         path = self.quarantine_path(step)

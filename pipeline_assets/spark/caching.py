@@ -85,9 +85,16 @@ class DataFrameCache:
     """The DataFrames that one run has asked Spark to keep."""
 
     _cached: dict[str, tuple[DataFrame, StorageLevelName]] = field(default_factory=dict)
+    _by_decision: set[str] = field(default_factory=set)
 
     def cache(
-        self, name: str, frame: DataFrame, level: StorageLevelName = "MEMORY_AND_DISK", *, adaptive: bool = False
+        self,
+        name: str,
+        frame: DataFrame,
+        level: StorageLevelName = "MEMORY_AND_DISK",
+        *,
+        adaptive: bool = False,
+        by_decision: bool = False,
     ) -> DataFrame:
         """Have Spark keep ``frame`` once an action has computed it, and return it.
 
@@ -95,6 +102,7 @@ class DataFrameCache:
         kept. ``NONE`` keeps nothing. ``adaptive``: with as few partitions as adaptive execution finds enough. Spark
         keeps those of the plan otherwise, 200 of a few rows too, since a later shuffle by the same columns may be
         spared for them: https://spark.apache.org/docs/latest/configuration.html
+        ``by_decision``: no step has said so, and ``uncache_all`` leaves it.
         """
         wanted = storage_level(level)
         kept = frame.storageLevel
@@ -109,6 +117,8 @@ class DataFrameCache:
                     frame.persist(wanted)
         if level != "NONE":
             self._cached[name] = (frame, level)
+            if by_decision:
+                self._by_decision.add(name)
         return frame
 
     def __contains__(self, name: str) -> bool:
@@ -124,8 +134,8 @@ class DataFrameCache:
             self._unpersist(name)
 
     def uncache_all(self) -> None:
-        """Let go of every DataFrame of this run."""
-        for name in list(self._cached):
+        """Let go of every DataFrame that steps of this run have cached."""
+        for name in self._cached.keys() - self._by_decision:
             self._unpersist(name)
 
     def release(self) -> None:
@@ -142,6 +152,7 @@ class DataFrameCache:
 
     def _unpersist(self, name: str, *, blocking: bool = False) -> None:
         frame, _ = self._cached.pop(name)
+        self._by_decision.discard(name)
         frame.unpersist(blocking=blocking)
 
 

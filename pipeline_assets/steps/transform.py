@@ -357,7 +357,7 @@ class Uncache(CacheSelection):
 
 
 class UncacheAll(CacheControlMethod):
-    """Has Spark let go of every DataFrame that the run has cached."""
+    """Has Spark let go of every DataFrame that steps of the run have cached."""
 
     method = "uncacheAll"
 

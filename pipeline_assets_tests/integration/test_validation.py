@@ -216,9 +216,20 @@ def test_checks_of_one_partition(location: Location) -> None:
     assert list(rows_of(out(location))["id"]) == [1]
 
 
-@pytest.mark.parametrize("stored", ["view", "cached", "table"])
+@pytest.mark.parametrize(
+    ("stored", "then"),
+    [
+        ("view", None),
+        ("view", "cache"),
+        ("view", "uncacheAll"),
+        ("cached", None),
+        ("cached", "uncacheAll"),
+        ("cached", "uncache"),
+        ("table", None),
+    ],
+)
 def test_what_is_put_into_quarantine_is_computed_once(
-    stored: str, location: Location, rows: Path, spark: Any, monkeypatch: pytest.MonkeyPatch
+    stored: str, then: str | None, location: Location, rows: Path, spark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted by a function in the step before it."""
     seen = spark.sparkContext.accumulator(0)
@@ -243,6 +254,8 @@ def test_what_is_put_into_quarantine_is_computed_once(
     more: dict[str, Any] = {"view": {}, "cached": {"cache": True}, "table": {"materialized": "table"}}[stored]
     document = quarantine_pipeline(rows, LOAD)
     document["steps"].insert(1, transform("countRows", registerAs="counted", **more))
+    if then is not None:
+        document["steps"].insert(3, transform(then, **({"dataFrames": ["counted"]} if then == "uncache" else {})))
     location.write(document)
     location.run("sorted")
     assert seen.value == 4
