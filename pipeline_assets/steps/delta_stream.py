@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline_assets.steps.delta_log import find_transaction
-from pipeline_assets.steps.delta_table import check_merged_columns, table_columns
+from pipeline_assets.steps.delta_table import check_merged_columns, merge_into, table_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -77,24 +77,11 @@ class MergeBatch:
             return
         if not self.merge_schema:
             check_merged_columns(frame.columns, there, self.path)
-        view = f"merge_source_{uuid.uuid4().hex}"
-        names = ["`" + key.replace("`", "``") + "`" for key in self.keys]
-        # A group of nulls is a group like any other.
-        condition = " AND ".join(f"target.{name} <=> source.{name}" for name in names)
-        evolution = "WITH SCHEMA EVOLUTION " if self.merge_schema else ""
-        target = "delta.`" + self.path.replace("`", "``") + "`"
-        frame.createOrReplaceTempView(view)
-        try:
-            spark.conf.set(_APP_ID, self.app_id)
-            spark.conf.set(_VERSION, batch_id)
-            changed = spark.sql(
-                f"MERGE {evolution}INTO {target} AS target USING {view} AS source ON {condition} "
-                "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
-            ).collect()
-        finally:
-            spark.conf.unset(_APP_ID)
-            spark.conf.unset(_VERSION)
-            spark.catalog.dropTempView(view)
+        transaction = {_APP_ID: self.app_id, _VERSION: str(batch_id)}
+        changed = merge_into(
+            # A group of nulls is a group like any other.
+            self.path, frame, self.keys, operator="<=>", merge_schema=self.merge_schema, conf=transaction,
+        )  # fmt: skip
         if not changed:
             # Delta has this batch already and has computed nothing; the state of the stream has to be, all the same.
             frame.write.format("noop").mode("overwrite").save()

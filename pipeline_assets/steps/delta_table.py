@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, ParamSpec
 
 from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, PartitionSlice
-from pipeline_assets.spark.failures import Cause, explained_by, is_spark_error, spark_failure
+from pipeline_assets.spark.failures import Cause, causes_of, explained_by, is_spark_error, spark_failure
 from pipeline_assets.steps.delta_log import Commit, find_commit, newest_version
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.partition_rows import holding, row_outside, with_partition
@@ -112,7 +112,7 @@ def write_delta(
             _check_merge_keys(merge_keys, there, path)
             if not merge_schema:
                 check_merged_columns(frame.columns, there, path)
-            _merge(frame, path, merge_keys, merge_schema=merge_schema, mark=mark)
+            merge_into(path, frame, merge_keys, operator="=", merge_schema=merge_schema, conf={_USER_METADATA: mark})
             return _written(spark, path, mark, folder)
         options: dict[str, str] = {"userMetadata": mark}
         if transaction is not None:
@@ -144,10 +144,18 @@ def write_delta(
         try:
             writer.save(path)
         except Exception as error:
-            if there is None and is_spark_error(error) and spark_failure(error).transient_kind == "conflict":
+            if there is None and is_spark_error(error) and _is_of_another_writer(error, mode, partition):
                 raise _TableMadeMeanwhileError(error) from error
             raise
         return _written(spark, path, mark, folder)
+
+
+def _is_of_another_writer(error: Exception, mode: DeltaMode, partition: PartitionSlice | None) -> bool:
+    """Whether a first write has failed by ``error`` as another writer has made the table since this one looked."""
+    is_refused = mode == "errorIfExists" and partition is None
+    if not is_refused and any(cause.condition == "DELTA_PATH_EXISTS" for cause in causes_of(error)):
+        return True
+    return spark_failure(error).transient_kind == "conflict"
 
 
 def table_columns(spark: SparkSession, path: str) -> list[str] | None:
@@ -210,27 +218,44 @@ def _not_fitting(path: str, details: str) -> ConfigurationError:
     )
 
 
-def _merge(frame: DataFrame, path: str, keys: Sequence[str], *, merge_schema: bool, mark: str) -> None:
+def merge_into(
+    path: str,
+    frame: DataFrame,
+    keys: Sequence[str],
+    *,
+    operator: Literal["=", "<=>"],
+    merge_schema: bool,
+    conf: Mapping[str, str],
+) -> bool:
+    """Update the rows in the table at ``path`` whose ``keys`` are those of rows of ``frame``, and add the others.
+
+    ``operator``: how keys compare. ``conf``: what the session is to say meanwhile. Returns whether Delta has done it;
+    not where it knows the transaction that ``conf`` names already.
+    """
     spark = frame.sparkSession
     view = f"merge_source_{uuid.uuid4().hex}"
     target = "delta.`" + path.replace("`", "``") + "`"
     names = ["`" + key.replace("`", "``") + "`" for key in keys]
-    condition = " AND ".join(f"target.{name} = source.{name}" for name in names)
+    condition = " AND ".join(f"target.{name} {operator} source.{name}" for name in names)
     evolution = "WITH SCHEMA EVOLUTION " if merge_schema else ""
-    before = spark.conf.get(_USER_METADATA, None)
-    frame.createOrReplaceTempView(view)
+    before = {key: spark.conf.get(key, None) for key in conf}
+    # When a view is dropped, Spark lets go of what it keeps of just what the view is.
+    frame.where(f"'{view}' IS NOT NULL").createOrReplaceTempView(view)
     try:
-        spark.conf.set(_USER_METADATA, mark)
-        spark.sql(
+        for key, value in conf.items():
+            spark.conf.set(key, value)
+        changed = spark.sql(
             f"MERGE {evolution}INTO {target} AS target USING {view} AS source ON {condition} "
             "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
         ).collect()
     finally:
-        if before is None:
-            spark.conf.unset(_USER_METADATA)
-        else:
-            spark.conf.set(_USER_METADATA, before)
+        for key, earlier in before.items():
+            if earlier is None:
+                spark.conf.unset(key)
+            else:
+                spark.conf.set(key, earlier)
         spark.catalog.dropTempView(view)
+    return bool(changed)
 
 
 def _written(spark: SparkSession, path: str, mark: str, folder: Folder | None) -> DeltaWrite:

@@ -97,6 +97,29 @@ def test_what_several_steps_take_is_read_once(
     same_rows(tables["all"], tables["twice"])
 
 
+def test_queries_and_merges_let_go_of_nothing(location: Location, database: Database) -> None:
+    merged = load("toDeltaLake", path="/merged", inputDataFrame="keyed", mode="merge", mergeKeys=["id"])
+    location.write(
+        batch(
+            "p",
+            extract("orders"),
+            transform("sql", query="SELECT uuid() AS key, read, id, day FROM orders", registerAs="keyed"),
+            merged,
+            transform("sql", query="SELECT day, count(*) AS orders FROM keyed GROUP BY day", registerAs="days"),
+            to_delta("by_day", "days"),
+            to_delta("all", "keyed"),
+        )
+    )
+    location.run("p")  # makes the table that the next run merges into
+    reads(database)
+    location.run("p")
+    assert reads(database) == ROWS
+    found = {name: rows_of(location.folder / "root" / name) for name in ("merged", "all", "by_day")}
+    same_rows(found["all"][["id", "day"]], expected())
+    same_rows(found["all"], found["merged"])
+    same_rows(found["by_day"], expected().groupby("day").size().reset_index(name="orders"))
+
+
 def test_it_is_let_go_after_its_last_reader(location: Location, database: Database) -> None:
     location.write(
         batch(
