@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from pipeline_assets.checked_rows import checked_and_references
-from pipeline_assets.errors import ConfigurationError, PipelineError
+from pipeline_assets.errors import PipelineError, error_line
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.description import columns_of, describe, markdown_table
+from pipeline_assets.spark.failures import is_spark_error
 from pipeline_assets.spark.job_metrics import StageTime
 from pipeline_assets.spark.lineage import column_lineage
-from pipeline_assets.spark.session import cloned_session
+from pipeline_assets.spark.session import session_apart
 from pipeline_assets.steps.base import (
     ColumnSources,
     Dataset,
@@ -125,9 +126,7 @@ def column_origins(
         if frame is inputs[index]:
             return {column: [dg.TableColumnDep(upstream[index], column)] for column in frame.columns}
 
-    with _context_of_stubs(run, step, inputs) as context:
-        if context is None:
-            return {}
+    with _context_of_stubs(run, step) as context:
 
         def apply(stubs: Mapping[str, "DataFrame"]) -> "DataFrame":
             if isinstance(method, LoadMethod):
@@ -137,35 +136,24 @@ def column_origins(
             assert isinstance(method, TransformMethod)  # noqa: S101  (a step with a DataFrame is one of these)
             return method.transform(stubs, context)
 
-        return _origins(context.spark, step, apply, inputs, upstream)
+        try:
+            return _origins(context.spark, step, apply, inputs, upstream)
+        except Exception as error:
+            # What a method of somebody else's has registered by name is not known apart.
+            if context is run.context or not is_spark_error(error):
+                raise
+            _log.info("%s: no column lineage: %s", run.plan.location(step), error_line(error))
+            return {}
 
 
 @contextmanager
-def _context_of_stubs(
-    run: PipelineRun, step: PlannedStep, inputs: Mapping[int, "DataFrame"]
-) -> Iterator[StepContext | None]:
-    """Give the context in which ``step`` is applied to empty stand-ins, which a query registers as its inputs.
-
-    None where there is none that other processes do not look into.
-    """
+def _context_of_stubs(run: PipelineRun, step: PlannedStep) -> Iterator[StepContext]:
+    """Give the context in which ``step`` is applied to empty stand-ins, which a query registers as its inputs."""
     if not isinstance(step.method, Sql):
         yield run.context
-    elif run.shares_session:
-        # Another process may be reading one of the views by its name.
-        with ExitStack() as opened:
-            try:
-                apart = opened.enter_context(cloned_session(run.context.spark))
-            except ConfigurationError as error:
-                _log.info("%s: no column lineage: %s", run.plan.location(step), error)
-                yield None
-            else:
-                yield replace(run.context, spark=apart)
-    else:
-        try:
-            yield run.context
-        finally:
-            for name, taken in step.named_inputs(inputs).items():
-                taken.createOrReplaceTempView(name)
+        return
+    with session_apart(run.context.spark, run.context.settings.spark_remote) as spark:
+        yield replace(run.context, spark=spark)
 
 
 def quarantine_origins(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, cast
 
 from pipeline_assets.checked_rows import CheckedRows, Quarantined
 from pipeline_assets.errors import PipelineError, PipelineExecutionError
-from pipeline_assets.optimizer import optimize
+from pipeline_assets.optimizer import chance_of, optimize
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.run_scope import RunScope
@@ -64,12 +65,14 @@ class PipelineRun:
         self.plan = plan
         self.context = context
         self.scope = RunScope(plan, context)
-        # By all processes of the run, over Spark Connect.
-        self.shares_session = not in_one_process and context.settings.spark_remote is not None
         self._selected = frozenset(range(len(plan.steps)) if selected is None else selected)
         self._waiting = frozenset(waiting)
         self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
         self.checked_rows = CheckedRows(self.scope, self.optimizations)
+        # A session lives as long as its stream, and a view as long as its session.
+        is_pinned = context.settings.spark_remote is not None and plan.pipeline.config.mode == "batch"
+        steps = plan.steps if is_pinned else ()
+        self._by_chance = frozenset(step.index for step in steps if chance_of(step.method) is not None)
         self._done: set[int] = set()
         self._frames: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
@@ -106,7 +109,7 @@ class PipelineRun:
                 frame = self.context.cache.cache(step.dataframe, frame, level, adaptive=adaptive)
         elif step.index in self.optimizations.kept:
             with self.scope.errors_of(step):
-                frame = self.context.cache.cache(step.dataframe, frame, adaptive=adaptive)
+                frame = self.context.cache.cache(step.dataframe, frame, adaptive=adaptive, by_decision=True)
         self._frames[step.index] = frame
         return frame
 
@@ -116,7 +119,18 @@ class PipelineRun:
         if first is not None:
             # Not the very same: joined with itself, Spark would take one for the other.
             return frame_of(self.plan.steps[first]).select("*")
-        return self._apply(step, {index: frame_of(self.plan.steps[index]) for index in step.inputs})
+        frame = self._apply(step, {index: frame_of(self.plan.steps[index]) for index in step.inputs})
+        return self._pinned(frame) if step.index in self._by_chance else frame
+
+    def _pinned(self, frame: DataFrame) -> DataFrame:
+        """Return ``frame`` as the server has understood it now.
+
+        It would draw the seeds of ``uuid()`` anew each time it is asked for the DataFrame, and find nothing of what it
+        keeps of it.
+        """
+        view = f"pinned_{uuid.uuid4().hex}"
+        frame.createOrReplaceTempView(view)
+        return self.context.spark.table(view)
 
     def register(self, step: PlannedStep, frame: DataFrame) -> None:
         """Hand a view on by name: to this process, and through the session's temp views to others."""

@@ -139,7 +139,7 @@ class _Keeping:
             self._groups[step.index] = self._is_grouped(step)
         self._runs: dict[int, float] = {}
         self._passes: dict[int, float] = {}
-        self._own_chance = {step.index: _chance_part(step.method) for step in plan.steps}
+        self._own_chance = {step.index: chance_of(step.method) for step in plan.steps}
 
     def decide(self) -> dict[int, Kept]:
         """Return what is to be kept."""
@@ -333,7 +333,8 @@ def _filters(method: StepMethod) -> bool:
     return isinstance(method, FilterRows) or (isinstance(method, Sql) and has_filter(method.query))
 
 
-def _chance_part(method: StepMethod) -> str | None:
+def chance_of(method: StepMethod) -> str | None:
+    """Return the first part of the SQL of ``method`` that gives other values each time, as ``uuid()`` does; or None."""
     texts = sql_texts(method) if isinstance(method, DataFrameMethod) else ()
     return next((part for _, text, _ in texts if (part := chance_part(text)) is not None), None)
 

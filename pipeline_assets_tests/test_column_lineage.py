@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
@@ -14,7 +14,6 @@ from pipeline_assets import asset_metadata
 from pipeline_assets.asset_metadata import ColumnOrigins, column_origins, quarantine_origins
 from pipeline_assets.assets import dataset_key
 from pipeline_assets.connections import Connections
-from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.partitions import PartitionSlice
 from pipeline_assets.settings import Settings
@@ -355,11 +354,38 @@ def test_views_that_other_processes_of_a_run_read_stay_as_they_are(
     assert texts(column_origins(run, step, found, inputs, {0: dg.AssetKey(["p", "orders"])})) == {"id": "orders.id"}
     assert during == [3]
     assert found.count() == 3
-    monkeypatch.setattr(asset_metadata, "cloned_session", _refuses)
-    assert column_origins(run, step, found, inputs, {0: dg.AssetKey(["p", "orders"])}) == {}
-    assert during == [3]
 
 
-def _refuses(_: SparkSession) -> NoReturn:
-    """Stands for a server that is older than Spark 4.1."""
-    raise ConfigurationError("this Spark Connect server can't clone a session")
+def test_what_is_kept_of_a_query_stays_kept(any_spark: SparkSession, spark_settings: Settings, tmp_path: Path) -> None:
+    query = transform("sql", query="SELECT uuid() AS key, id FROM orders", registerAs="keyed", cache=True)
+    after = transform("sql", query="SELECT count(*) AS n FROM keyed, orders")
+    plan = planned(tmp_path, batch("p", extract_file("orders", "/orders.csv"), query, after))
+    run = PipelineRun(plan, StepContext("p", "run", any_spark, spark_settings, Connections(), DataFrameCache()))
+    assets = {index: dg.AssetKey(["p", str(index)]) for index in range(2)}
+    inputs: dict[int, DataFrame] = {0: any_spark.range(3)}
+    run.register(plan.steps[0], inputs[0])
+    keyed = run.build(plan.steps[1], inputs)
+    run.register(plan.steps[1], keyed)
+    first = keyed.collect()
+    assert set(column_origins(run, plan.steps[1], keyed, inputs, assets)) == {"key", "id"}
+    inputs[1] = keyed
+    counted = run.build(plan.steps[2], inputs)
+    assert set(column_origins(run, plan.steps[2], counted, inputs, assets)) == {"n"}
+    assert keyed.collect() == first
+    run.context.cache.release()
+
+
+def test_a_query_of_a_function_that_a_method_has_registered(
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spark.udf.register("known_here", lambda number: number, "bigint")
+    plan = planned(
+        tmp_path,
+        batch("p", extract_file("orders", "/o.csv"), transform("sql", query="SELECT known_here(id) AS x FROM orders")),
+    )
+    run = PipelineRun(plan, StepContext("p", "run", spark, Settings(), Connections(), DataFrameCache()))
+    inputs = {0: spark.range(3)}
+    found = run.build(plan.steps[1], inputs)
+    with caplog.at_level("INFO"):
+        assert column_origins(run, plan.steps[1], found, inputs, {0: dg.AssetKey(["p", "orders"])}) == {}
+    assert "no column lineage" in caplog.text

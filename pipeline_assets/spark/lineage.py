@@ -89,8 +89,7 @@ def column_lineage(
     job runs. ``streams``: which of the inputs are to be streaming DataFrames.
 
     What ``transform`` raises is passed on: it would raise the same on the real inputs. A ``transform`` that
-    registers temp views under the inputs' names leaves views of the empty stand-ins behind; the caller puts
-    the real ones back.
+    registers temp views under the inputs' names leaves views of the empty stand-ins behind in ``spark``.
     """
     names = list(inputs)
     stand_ins = {

@@ -272,6 +272,33 @@ def cloned_session(session: SparkSession) -> Iterator[SparkSession]:
         _close_remote(clone, release=True)
 
 
+@contextmanager
+def session_apart(session: SparkSession, remote: str | None) -> Iterator[SparkSession]:
+    """Give a session on the Spark of ``session``, with its settings and none of its views; it ends with the block.
+
+    ``remote``: the address of the Connect server, where it is one. A view that takes the place of another of its name
+    has Spark let go of all that is kept of views of that name, in whatever session; one that is new does not.
+    """
+    from pyspark.sql import SparkSession
+
+    if remote is None:
+        yield _with_conf_of(session, session.newSession())
+        return
+    apart = SparkSession.builder.remote(connect_url(remote, uuid.uuid4().hex, "apart")).create()
+    try:
+        yield _with_conf_of(session, apart)
+    finally:
+        _close_remote(apart, release=True)
+
+
+def _with_conf_of(session: SparkSession, new: SparkSession) -> SparkSession:
+    has = new.conf.getAll
+    for key, value in session.conf.getAll.items():
+        if has.get(key) != value:
+            new.conf.set(key, value)
+    return new
+
+
 def apply_s3_connection(spark: SparkSession, bucket: str, connection: S3Connection, secrets: Secrets) -> None:
     """Have ``spark`` reach ``s3a://<bucket>/...`` by ``connection``, from now on and in this session only.
 
