@@ -59,6 +59,8 @@ class KafkaStreamStart:
         if document is None or not goes_on(self.topics, document, is_read=self.source.is_read):
             start = self._first_offsets()
             document = {"startingOffsets": start, "schema": None, "configured": _beginning(self.topics)}
+            # A topic may be made again before all of them are there.
+            document = self._known_by_ids(document, start)
             _keep(self.source, document)
         there = self._wait_for_topics()
         document = self._known_by_ids(document, there)
@@ -77,23 +79,21 @@ class KafkaStreamStart:
         return read_offsets(
             self.topics.kafka(self.context.connections),
             self.context.connections.secrets,
-            pattern=self.topics.topic_pattern or "|".join(map(re.escape, self.topics.topic_names())),
+            pattern=pattern_of(self.topics),
             which=which,
         )
 
     def _first_offsets(self) -> Offsets:
         """Return where the stream begins, in explicit offsets.
 
-        A topic that is waited for begins at its earliest record, also when ``latest`` was asked for: it had none.
+        With ``latest``, a topic that is waited for is left out: it has no record yet, so it begins at its earliest one.
+        That is to be kept before the wait, which may outlast this run.
         """
         given = self.topics.starting_offsets or "latest"
-        waits = self.topics.missing_topic == "wait"
-        latest = self._offsets_there("latest") if waits else self.topics.offsets(self.context, "latest")
+        if given == "latest" and self.topics.missing_topic == "wait":
+            return self._offsets_there("latest")
         earliest = self._wait_for_topics()
-        latest = {topic: latest.get(topic, partitions) for topic, partitions in earliest.items()}
-        if not isinstance(given, str):
-            latest = self.topics.offsets(self.context, "latest")
-        return resolved_offsets("startingOffsets", given, earliest, latest)
+        return resolved_offsets("startingOffsets", given, earliest, self.topics.offsets(self.context, "latest"))
 
     def _wait_for_topics(self) -> Offsets:
         """Return the earliest offsets once all topics are there, or raise when they aren't and nobody is to wait."""
@@ -102,13 +102,10 @@ class KafkaStreamStart:
         said: set[str] = set()
         while True:
             found = self._offsets_there("earliest")
-            missing = [topic for topic in self.topics.topic_names() if topic not in found]
-            if found and not missing:
+            missing = missing_topics(self.topics, found)
+            if missing is None:
                 return found
-            topics = (
-                f"topic {', '.join(map(repr, missing))}" if missing else f"a topic like {self.topics.topic_pattern!r}"
-            )
-            self._pause(f"Kafka {topics} to be there", said)
+            self._pause(missing, said)
 
     def _known_by_ids(self, document: dict[str, Any], there: Offsets) -> dict[str, Any]:
         """Return ``document`` with the ids of the topics, those that it has not kept yet and those made again included.
@@ -182,6 +179,20 @@ class KafkaStreamStart:
             said.add(waited_for)
         if self.source.stop.wait(_POLL_SECONDS):
             raise PipelineCancelledError(f"stopped while waiting for {waited_for}")
+
+
+def pattern_of(topics: KafkaTopics) -> str:
+    """Return the pattern that the names of ``topics`` match: by it, those that are not there are no error."""
+    return topics.topic_pattern or "|".join(map(re.escape, topics.topic_names()))
+
+
+def missing_topics(topics: KafkaTopics, there: Offsets) -> str | None:
+    """Return what is waited for until all of ``topics`` are ``there``, for a person to read; None when they are."""
+    missing = [topic for topic in topics.topic_names() if topic not in there]
+    if there and not missing:
+        return None
+    named = f"topic {', '.join(map(repr, missing))}" if missing else f"a topic like {topics.topic_pattern!r}"
+    return f"Kafka {named} to be there"
 
 
 def goes_on(topics: KafkaTopics, document: Mapping[str, Any], *, is_read: bool) -> bool:

@@ -204,6 +204,22 @@ def test_a_topic_that_is_waited_for(location: Location, kafka: KafkaServer, star
     later.delete()
 
 
+@pytest.mark.usefixtures("topic")
+def test_a_topic_that_comes_between_two_runs_that_wait(location: Location, kafka: KafkaServer, start: Start) -> None:
+    """Of a stream that takes what there is, from the latest offsets on: they are those of its first start."""
+    later = Topic(kafka)
+    location.write(stream(from_kafka(later, schema=SCHEMA, missingTopic="wait", startingOffsets="latest"), to_delta()))
+    run = start()
+    run.wait_until(lambda: "waiting for kafka" in run.output.lower())
+    run.signal(signal.SIGINT)
+    run.end()
+    assert "RUN_CANCELED" in run.output
+    later.make().send(events(0, 30))
+    location.run("stream")
+    assert ids(location) == Counter(range(30))
+    later.delete()
+
+
 @pytest.mark.parametrize("count", [10, 150])
 def test_a_topic_that_was_made_again(location: Location, topic: Topic, count: int) -> None:
     """An error, and no silent reset; also when its offsets are beyond those that the stream has read."""

@@ -570,6 +570,38 @@ def test_stopped_before_a_topic(new_topic: Callable[..., Topic], stream: Stream,
     assert isinstance(waiting.failure(), PipelineCancelledError)
 
 
+@pytest.mark.parametrize("by_pattern", [False, True])
+def test_what_comes_between_two_starts_that_wait_is_read(
+    by_pattern: bool, new_topic: Callable[..., Topic], stream: Stream, said: Said
+) -> None:
+    there, missing = new_topic().make(), new_topic()
+    there.send(EVENTS[:2])
+    which = {"topicPattern": missing.name} if by_pattern else {"topics": [there.name, missing.name]}
+    method = FromKafka.model_validate({**which, "missingTopic": "wait"})
+    waiting = Waiting(method, stream.context)
+    said.wait_for("waiting for Kafka")
+    stream.stop.set()
+    assert isinstance(waiting.failure(), PipelineCancelledError)
+    there.send(EVENTS[2:4])
+    missing.make(partitions=2).send(EVENTS[4:6])
+    missing.send(EVENTS[6:], partition=1)
+    stream.stop.clear()
+    assert stream.run(method) == events_as_rows(EVENTS[4:] if by_pattern else EVENTS[2:])
+
+
+def test_a_topic_that_was_made_again_while_another_is_waited_for(
+    new_topic: Callable[..., Topic], stream: Stream, said: Said
+) -> None:
+    there, missing = new_topic().make(), new_topic()
+    there.send(EVENTS[:2])
+    method = FromKafka.model_validate({"topics": [there.name, missing.name], "missingTopic": "wait", "schema": DDL})
+    waiting = Waiting(method, stream.context)
+    said.wait_for("waiting for Kafka")
+    there.make().send(EVENTS)
+    missing.make()
+    assert f"topic '{there.name}' is not that of the stream's last start" in waiting.failure().message
+
+
 def test_lost_records_are_an_error(topic: Topic, stream: Stream) -> None:
     method = FromKafka.model_validate({"topic": topic.name, "startingOffsets": "earliest", "schema": DDL})
     frame = method.extract_stream(stream.context)
