@@ -848,8 +848,43 @@ def test_a_missing_topic_fails_the_tick_unless_it_is_waited_for(on_data: Bench) 
     write_config(on_data.settings.configs, document(trigger="once", topic="not-there"))
     with pytest.raises(ConfigurationError, match="there is no Kafka topic 'not-there'"):
         on_data.tick()
-    write_config(on_data.settings.configs, document(trigger="once", topic="not-there", missingTopic="wait"))
-    assert on_data.tick().startswith("there is no Kafka topic 'not-there'")
+    waits = document(trigger="once", topic="not-there", missingTopic="wait", startingOffsets="earliest")
+    write_config(on_data.settings.configs, waits)
+    assert on_data.tick() == "waiting for Kafka topic 'not-there' to be there"
+
+
+@pytest.mark.parametrize("by_pattern", [False, True])
+def test_a_stream_that_waits_begins_before_its_topic(
+    on_data: Bench, kafka: KafkaServer, by_pattern: bool, produce: Callable[[str, int, int], None]
+) -> None:
+    """So that what is in the topic when it comes is read, where the stream begins at the latest offsets."""
+    name = f"later-{uuid.uuid4().hex[:8]}"
+    which = {"topicPattern": name, "topic": None} if by_pattern else {"topic": name}
+    write_config(on_data.settings.configs, document(trigger="once", missingTopic="wait", **which))
+    assert on_data.tick().startswith("stream/")
+    checkpoint = Checkpoint.at(on_data.settings.resolve("/checkpoints/stream"), "default", Connections())
+    checkpoint.write_document("source_from_kafka", {"startingOffsets": {}})
+    awaited = f"a topic like '{name}'" if by_pattern else f"topic '{name}'"
+    assert on_data.tick() == f"waiting for Kafka {awaited} to be there"
+    new_topic(kafka, name, 2)
+    assert on_data.tick() == f"no new records: {name}/0 at 0 of 0, {name}/1 at 0 of 0"
+    produce(name, 1, 3)
+    assert on_data.tick().startswith("stream/")
+
+
+def test_a_stream_begins_whichever_of_its_topics_is_there(on_data: Bench, topic: str) -> None:
+    awaited = {"topic": "not-there", "missingTopic": "wait", "registerAs": "awaited"}
+    config = document(trigger="once", startingOffsets="earliest", **awaited)
+    latest = {"topic": topic, "format": "text", "registerAs": "others"}
+    config["steps"][1:1] = [
+        {"type": "extract", "method": "fromKafka", "config": latest},
+        {"type": "transform", "method": "union", "config": {"inputDataFrames": ["awaited", "others"]}},
+    ]
+    write_config(on_data.settings.configs, config)
+    assert on_data.tick().startswith("stream/")
+    checkpoint = Checkpoint.at(on_data.settings.resolve("/checkpoints/stream"), "default", Connections())
+    checkpoint.write_document("source_others", {"startingOffsets": {topic: {"0": 0, "1": 0}}})
+    assert on_data.tick() == "waiting for Kafka topic 'not-there' to be there"
 
 
 def test_brokers_that_do_not_answer_are_skipped(on_data: Bench, topic: str) -> None:

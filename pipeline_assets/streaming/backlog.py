@@ -20,7 +20,7 @@ from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.kafka_offsets import Offsets, client_settings, lag, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
-from pipeline_assets.steps.kafka_stream_start import goes_on, kept_source
+from pipeline_assets.steps.kafka_stream_start import goes_on, kept_source, missing_topics, pattern_of
 from pipeline_assets.steps.s3_paths import normalize
 from pipeline_assets.steps.streaming_load import StreamingLoad
 
@@ -80,13 +80,16 @@ def read_backlog(plan: PipelinePlan, settings: Settings, connections: Connection
 
     ``broker_seconds``: how long brokers may take, all questions together; to get their credentials does not count. A
     Delta table is compared by its version.
-    Raises PipelineExecutionError when a broker does not answer or a table is not there yet; ConfigurationError for a
-    topic that is not there (unless the step waits for it) and for a source that can't be looked at from here.
+    Raises PipelineExecutionError when a broker does not answer, and when a table is not there yet or a topic that the
+    step waits for; ConfigurationError for another topic that is not there and for a source that can't be looked at from
+    here.
     """
     reader = _Reader(plan, settings, connections, broker_seconds)
     loads = [reader.load(load) for load in plan.stream_loads()]
     facts = json.dumps([[positions, committed] for positions, committed, _ in loads], default=str)
     positions, _, starts = max(loads, key=_urgency)
+    if reader.waited_for and not starts:
+        raise PipelineExecutionError(f"waiting for {', '.join(reader.waited_for)}")
     return Backlog(tuple(positions), hashlib.sha256(facts.encode()).hexdigest()[:16], starts)
 
 
@@ -104,6 +107,7 @@ class _Reader:
 
     def __post_init__(self) -> None:
         self._asked: dict[tuple[int, str], Offsets] = {}
+        self.waited_for: dict[str, None] = {}  # in order, each once
 
     def load(self, load: PlannedStep) -> tuple[list[Position], list[str], bool]:
         """Return the positions of one load, its newest committed offsets, and whether it starts wherever it starts."""
@@ -119,6 +123,9 @@ class _Reader:
             if isinstance(step.method, FromKafka):
                 end = self._offsets(step, step.method, "latest")
                 processed = _kafka_offsets(committed, sources)
+                missing = missing_topics(step.method, end) if step.method.missing_topic == "wait" else None
+                if missing is not None:
+                    self.waited_for[missing] = None
                 start = self._start(step, step.method, end, processed, started=bool(found))
                 starts = starts or start is None
                 positions += _kafka_positions(end, processed, start or end)
@@ -138,12 +145,14 @@ class _Reader:
         return load.method.checkpoint(self.settings, self.connections)
 
     def _offsets(self, step: PlannedStep, method: FromKafka, which: Literal["earliest", "latest"]) -> Offsets:
+        """Return the offsets of all topics, or of those that are there where the step waits for the others."""
         key = (step.index, which)
         if key not in self._asked:
             # To load the client takes a while the first time, and is not the brokers' either.
             import confluent_kafka.admin  # noqa: F401
 
             kafka, secrets = method.kafka(self.connections), self.connections.secrets
+            waits = method.missing_topic == "wait"
             try:
                 settings = client_settings(kafka, secrets)
                 asked_at = time.monotonic()
@@ -151,15 +160,13 @@ class _Reader:
                     kafka,
                     secrets,
                     settings=settings,
-                    topics=method.topic_names(),
-                    pattern=method.topic_pattern,
+                    topics=() if waits else method.topic_names(),
+                    pattern=pattern_of(method) if waits else method.topic_pattern,
                     which=which,
                     timeout=max(0.05, self.broker_seconds),
                 )
                 self.broker_seconds -= time.monotonic() - asked_at
             except ConfigurationError as error:
-                if method.missing_topic == "wait":
-                    raise PipelineExecutionError(error.message) from None
                 raise error.located(self.plan.location(step)) from None
         return self._asked[key]
 
@@ -171,7 +178,8 @@ class _Reader:
             topic: [partition for partition in partitions if partition not in processed.get(topic, {})]
             for topic, partitions in end.items()
         }
-        if not any(missing.values()):
+        # Before its first start a stream begins, and what comes into a topic that it waits for comes after that.
+        if not any(missing.values()) and (started or method.missing_topic == "fail"):
             return {}
         given: Mapping[str, Mapping[int, int]] = {}
         kept = self._kept_start(step, method)
