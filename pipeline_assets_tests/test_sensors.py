@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -760,6 +761,27 @@ def test_a_run_for_new_records_only(on_data: Bench, topic: str, produce: Callabl
     assert on_data.tick() == f"no new records: {topic}/0 at 0 of 0, {topic}/1 at 3 of 3"
     produce(topic, 0, 2)
     assert on_data.tick() not in (key, None)
+
+
+def test_a_run_for_another_checkpoint(on_data: Bench, topic: str, produce: Callable[[str, int, int], None]) -> None:
+    """In which nothing is yet, as there was nothing in the one before: Dagster knows that one's key."""
+    produce(topic, 1, 3)
+    first = on_data.tick()
+    config = document(trigger="availableNow", topic=topic, startingOffsets="earliest")
+    config["steps"][1]["config"]["checkpointLocation"] = "/checkpoints/other"
+    write_config(on_data.settings.configs, config)
+    second = on_data.tick()
+    assert second.startswith("stream/")
+    assert second != first
+    # What Spark writes at a first start, which may read nothing.
+    folder = Path(on_data.settings.resolve("/checkpoints/other"))
+    folder.mkdir(parents=True)
+    keys = [first, second]
+    for query in ("a", "b"):
+        (folder / "metadata").write_text(json.dumps({"id": query}))
+        keys.append(on_data.tick())
+        assert on_data.tick() == keys[-1]
+    assert len(set(keys)) == 4
 
 
 def test_a_failed_run_for_new_records_is_tried_again(

@@ -50,7 +50,7 @@ class Backlog:
     """What is to come for the load that is furthest behind.
 
     ``starts`` tells of one that has not started yet and begins at its first start, wherever that is. ``fingerprint``
-    is the same as long as neither the sources nor the checkpoints have moved.
+    is the same as long as neither the sources nor the checkpoints have moved, and the checkpoints are the same.
     """
 
     positions: tuple[Position, ...]
@@ -86,14 +86,14 @@ def read_backlog(plan: PipelinePlan, settings: Settings, connections: Connection
     """
     reader = _Reader(plan, settings, connections, broker_seconds)
     loads = [reader.load(load) for load in plan.stream_loads()]
-    facts = json.dumps([[positions, committed] for positions, committed, _ in loads], default=str)
+    facts = json.dumps([[positions, *checkpoint] for positions, checkpoint, _ in loads], default=str)
     positions, _, starts = max(loads, key=_urgency)
     if reader.waited_for and not starts:
         raise PipelineExecutionError(f"waiting for {', '.join(reader.waited_for)}")
     return Backlog(tuple(positions), hashlib.sha256(facts.encode()).hexdigest()[:16], starts)
 
 
-def _urgency(load: tuple[Sequence[Position], Sequence[str], bool]) -> tuple[bool, bool, int]:
+def _urgency(load: tuple[Sequence[Position], Sequence[Any], bool]) -> tuple[bool, bool, int]:
     positions, _, starts = load
     return starts, any(position.is_beyond for position in positions), sum(position.lag for position in positions)
 
@@ -109,9 +109,10 @@ class _Reader:
         self._asked: dict[tuple[int, str], Offsets] = {}
         self.waited_for: dict[str, None] = {}  # in order, each once
 
-    def load(self, load: PlannedStep) -> tuple[list[Position], list[str], bool]:
-        """Return the positions of one load, its newest committed offsets, and whether it starts wherever it starts."""
-        found = self._checkpoint(load).committed_offsets()
+    def load(self, load: PlannedStep) -> tuple[list[Position], list[Any], bool]:
+        """Return the positions of one load, what is in its checkpoint, and whether it starts wherever it starts."""
+        checkpoint = self._checkpoint(load)
+        found = checkpoint.committed_offsets()
         committed = [text for text in found[1] if text != NO_OFFSET] if found else []
         positions: list[Position] = []
         starts = False
@@ -138,7 +139,8 @@ class _Reader:
                     location=self.plan.location(step),
                 )
         positions += self._table_positions(tables, sources)
-        return positions, committed, starts
+        # Another checkpoint may be as far as this one was, and is to be started for as well.
+        return positions, [checkpoint.path, checkpoint.query_id(), committed], starts
 
     def _checkpoint(self, load: PlannedStep) -> Checkpoint:
         assert isinstance(load.method, StreamingLoad)  # noqa: S101  (the plan's rules say so)
