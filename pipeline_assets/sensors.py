@@ -152,6 +152,9 @@ class _StreamSensor:
                 backlog = read_backlog(self.plan, self.settings, connections, self.policy.broker_timeout)
         except (PipelineExecutionError, CredentialUnavailableError) as error:
             return _result(state, error.message)
+        if backlog.fingerprint != state.backlog:
+            # What it was before may come again, such as when a checkpoint is deleted: that is another launch.
+            state = state.model_copy(update={"number": state.number + 1, "backlog": backlog.fingerprint})
         if not backlog.has_news:
             return _result(state, f"no new records: {backlog}")
         return _result(state, dg.RunRequest(run_key=f"{keys}/{state.number}/{backlog.fingerprint}", tags=tags))

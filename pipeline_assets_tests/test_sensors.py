@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -753,7 +754,7 @@ def test_a_run_for_new_records_only(on_data: Bench, topic: str, produce: Callabl
     assert on_data.tick() == f"no new records: {topic}/0 at 0 of 0, {topic}/1 at 0 of 0"
     produce(topic, 1, 3)
     key = on_data.tick()
-    assert re.fullmatch(r"stream/\d+/0/[0-9a-f]{16}", key), key
+    assert re.fullmatch(r"stream/\d+/\d+/[0-9a-f]{16}", key), key
     assert on_data.tick() == key  # nothing has changed: Dagster launches it once
     commit(on_data, 0, f'{{"{topic}":{{"0":0,"1":3}}}}', committed=False)
     assert on_data.tick() == key  # planned is not processed
@@ -782,6 +783,28 @@ def test_a_run_for_another_checkpoint(on_data: Bench, topic: str, produce: Calla
         keys.append(on_data.tick())
         assert on_data.tick() == keys[-1]
     assert len(set(keys)) == 4
+
+
+@pytest.mark.parametrize("looked", [True, False], ids=["at rest", "never at rest"])
+def test_a_run_for_a_checkpoint_that_was_deleted(
+    on_data: Bench, topic: str, produce: Callable[[str, int, int], None], looked: bool
+) -> None:
+    """Also where it is deleted again, and when what there is never gets read to its end."""
+    produce(topic, 0, 3)
+    keys = []
+    for _ in range(3):
+        keys.append(on_data.tick())
+        on_data.executed(None, keys[-1])
+        commit(on_data, 0, f'{{"{topic}":{{"0":{3 if looked else 2},"1":0}}}}')
+        if looked:
+            assert on_data.tick().startswith("no new records")
+        else:
+            keys.append(on_data.tick())
+            on_data.executed(None, keys[-1])
+            assert on_data.tick() == keys[-1]
+        shutil.rmtree(on_data.settings.resolve("/checkpoints/stream"))
+    assert all(key.startswith("stream/") for key in keys)
+    assert len(set(keys)) == (3 if looked else 6)
 
 
 def test_a_failed_run_for_new_records_is_tried_again(
@@ -944,7 +967,7 @@ def test_a_run_for_new_versions_of_a_table(bench: Bench, spark: SparkSession) ->
     for _ in range(2):
         spark.range(3).write.format("delta").mode("append").save(table)
     key = bench.tick()
-    assert re.fullmatch(r"stream/\d+/0/[0-9a-f]{16}", key)
+    assert re.fullmatch(r"stream/\d+/\d+/[0-9a-f]{16}", key)
     stream()
     assert bench.tick() == "no new records: /in version at 1 of 1"
     spark.range(3).write.format("delta").mode("append").save(table)

@@ -56,7 +56,10 @@ class State(BaseModel):
     since: float
     """When it was begun. Runs that ended before this time are no concern."""
     number: int = 0
-    """The number in run keys: with each launch that did not go well it grows, so that no such key comes twice."""
+    """The number in run keys: with each launch that did not go well it grows, and with each change of the backlog, so
+    that no such key comes twice."""
+    backlog: str = ""
+    """What the data was like when it was last looked at: a fingerprint."""
     failures: int = 0
     """Failed runs one after the other."""
     retry_at: float = 0.0
