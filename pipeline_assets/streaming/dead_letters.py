@@ -115,7 +115,8 @@ class DeadLetters:
         document = self._checkpoint.read_document(self._document)
         if document is not None:
             return bool(document.get("besideOthers", False))
-        return table_columns(self._context.spark, self.table) is not None
+        with self._run.scope.errors_of(self.extract):
+            return table_columns(self._context.spark, self.table) is not None
 
     def _not_there(self, frame: DataFrame) -> DataFrame:
         """Leave out what the query of a load that is gone, or of the extract's earlier name, has written."""

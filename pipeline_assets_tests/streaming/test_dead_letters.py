@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline_assets.connections import Connections
-from pipeline_assets.errors import CredentialUnavailableError
+from pipeline_assets.errors import CredentialUnavailableError, PipelineExecutionError
+from pipeline_assets.run_scope import RunScope
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps import kafka_topics
 from pipeline_assets.steps.checkpoint import Checkpoint
@@ -42,11 +42,13 @@ def letters(
     source = SimpleNamespace(step=extract.name, checkpoints=[checkpoint])
     connections: Any = SimpleNamespace(kafka=lambda _: SimpleNamespace(options={}, model_copy=lambda **_: None))
     connections.secrets = None
-    context = SimpleNamespace(settings=settings, connections=connections, spark=None, source=source)
+    context: Any = SimpleNamespace(
+        settings=settings, connections=connections, spark=None, source=source, run_id="this run"
+    )
     run: Any = SimpleNamespace(
         plan=plan,
         context=context,
-        scope=SimpleNamespace(errors_of=lambda _: nullcontext()),
+        scope=RunScope(plan, context),
         source_context=lambda _: context,
         checkpoint=lambda _: checkpoint,
     )
@@ -119,6 +121,23 @@ def test_letters_whose_commit_can_not_be_looked_up_are_counted(
     source = {"startOffset": None, "endOffset": {"events": {"0": 60}}}
     observed = {"kafka_from_kafka": {"records": 20, "dead_letters": 2}}
     assert letters().after({"id": "query", "batchId": 0, "sources": [source], "observedMetrics": observed}) == 2
+
+
+def test_a_table_that_can_not_be_looked_at(letters: Callable[[], DeadLetters], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no record is broken: whether others write to the table is noted with the first batch."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError("403 Forbidden for postgresql://reader:hunter2@host/db")
+
+    monkeypatch.setattr(dead_letters, "table_columns", refuse)
+    source = {"startOffset": None, "endOffset": {"events": {"0": 60}}}
+    observed = {"kafka_from_kafka": {"records": 20, "dead_letters": 0}}
+    with pytest.raises(PipelineExecutionError, match="403 Forbidden") as raised:
+        letters().after({"id": "query", "batchId": 0, "sources": [source], "observedMetrics": observed})
+    assert str(raised.value.location) == "event-stream: step 0 (extract fromKafka)"
+    assert (raised.value.config or {})["topic"] == "events"
+    assert raised.value.run_id == "this run"
+    assert "hunter2" not in f"{raised.value} {raised.value.__cause__}"
 
 
 def test_without_a_note_what_has_gone_is_not_looked_for(
