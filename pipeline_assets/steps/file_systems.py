@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -143,7 +142,10 @@ class LocalFolder(Folder):
         with _file_errors(self.path):
             self._make()
             staged = f"{self.path}/.{name}.{uuid.uuid4().hex}"
-            Path(staged).write_bytes(content)
+            with open(staged, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # else the new name may outlive a power failure, and what is in the file not
             self._move(staged, f"{self.path}/{name}")
 
     def exists(self) -> bool:

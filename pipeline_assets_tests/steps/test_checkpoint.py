@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,33 @@ def test_documents(checkpoint: Checkpoint) -> None:
     assert checkpoint.read_document("lease") == {"run": "a"}
     checkpoint.remove_document("lease")
     assert checkpoint.read_document("lease") is None
+
+
+def test_a_document_is_on_disk_before_it_takes_its_place(
+    checkpoint: Checkpoint, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No power fails here: what is put on disk, with how many bytes, and when it is renamed."""
+    done: list[tuple[str, int, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        found = os.fstat(descriptor)
+        done.append(("fsync", found.st_ino, found.st_size))
+
+    def noted_replace(source: str, target: str) -> None:
+        found = os.stat(source)
+        done.append(("replace", found.st_ino, found.st_size))
+        replace(source, target)
+
+    checkpoint.write_document("lease", {"run": "a"})
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    checkpoint.write_document("lease", {"run": "another"})
+    written = (folder / "pipeline_assets" / "lease.json").stat()
+    assert written.st_size > 0
+    assert done == [("fsync", written.st_ino, written.st_size), ("replace", written.st_ino, written.st_size)]
+    assert [path.name for path in (folder / "pipeline_assets").iterdir()] == ["lease.json"]
 
 
 def test_a_checkpoint_that_only_spark_can_see() -> None:
