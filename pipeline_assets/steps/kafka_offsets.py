@@ -189,15 +189,11 @@ def parse_offsets(text: str) -> Offsets:
         raise PipelineExecutionError(f"these are not the offsets of a Kafka source: {text[:200]}") from None
 
 
-def lag(end: Offsets, processed: Offsets, start: Offsets | None = None) -> Offsets:
-    """Return how many records are to come, by partition of ``end``.
-
-    A partition that is not in ``processed`` counts from ``start``, or from 0 where that does not have it either.
-    """
-    begin = start or {}
+def lag(end: Offsets, processed: Offsets) -> Offsets:
+    """Return how many records are to come, by partition of ``end``: from 0 on where ``processed`` does not have it."""
     return {
         topic: {
-            partition: max(0, last - processed.get(topic, {}).get(partition, begin.get(topic, {}).get(partition, 0)))
+            partition: max(0, last - processed.get(topic, {}).get(partition, 0))
             for partition, last in partitions.items()
         }
         for topic, partitions in end.items()

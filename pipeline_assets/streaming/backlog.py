@@ -18,7 +18,7 @@ from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import folder_seen_from_here
-from pipeline_assets.steps.kafka_offsets import Offsets, client_settings, lag, parse_offsets, read_offsets
+from pipeline_assets.steps.kafka_offsets import Offsets, client_settings, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
 from pipeline_assets.steps.kafka_stream_start import goes_on, kept_source, missing_topics, pattern_of
 from pipeline_assets.steps.s3_paths import normalize
@@ -34,7 +34,11 @@ class Position:
     name: str
     at: int
     end: int
-    lag: int
+
+    @property
+    def lag(self) -> int:
+        """How much is to come."""
+        return max(0, self.end - self.at)
 
     @property
     def is_beyond(self) -> bool:
@@ -190,10 +194,7 @@ class _Reader:
         elif not started and method.starting_offsets in (None, "latest"):
             return None
         elif not started and isinstance(method.starting_offsets, dict):
-            given = {
-                topic: {int(partition): offset for partition, offset in partitions.items()}
-                for topic, partitions in method.starting_offsets.items()
-            }
+            given = method.starting_offsets
         start: Offsets = {}
         for topic, partitions in missing.items():
             for partition in partitions:
@@ -227,11 +228,11 @@ class _Reader:
         if len(tables) == 1:
             (only,) = newest
             at = read[0] if read else 0
-            return [Position(f"{_table_name(tables[0][1])} version", at - 1, only, max(0, only + 1 - at))]
+            return [Position(f"{_table_name(tables[0][1])} version", at - 1, only)]
         # Which offset is whose is not said. None is beyond its table's end, so all are there when the sums are equal.
         end, at = sum(version + 1 for version in newest), sum(read)
         names = " + ".join(_table_name(method) for _, method in tables)
-        return [Position(f"versions of {names}", at, end, max(0, end - at))] if tables else []
+        return [Position(f"versions of {names}", at, end)] if tables else []
 
     def _newest_version(self, method: FromDeltaLake) -> int:
         if method.table is not None:
@@ -267,13 +268,11 @@ def _kafka_offsets(committed: Sequence[str], sources: Sequence[Any]) -> Offsets:
 
 
 def _kafka_positions(end: Offsets, processed: Offsets, start: Offsets) -> list[Position]:
-    behind = lag(end, processed, start)
     return [
         Position(
             f"{topic}/{partition}",
             processed.get(topic, {}).get(partition, start.get(topic, {}).get(partition, 0)),
             last,
-            behind[topic][partition],
         )
         for topic, partitions in end.items()
         for partition, last in partitions.items()

@@ -159,7 +159,7 @@ def test_json_is_that_of_spark() -> None:
 
 def test_lag() -> None:
     end = {"a": {0: 10, 1: 5, 2: 3}, "b": {0: 4}}
-    assert lag(end, {"a": {0: 7, 1: 9}}, {"a": {0: 1, 2: 2}}) == {"a": {0: 3, 1: 0, 2: 1}, "b": {0: 4}}
+    assert lag(end, {"a": {0: 7, 1: 9}}) == {"a": {0: 3, 1: 0, 2: 3}, "b": {0: 4}}
     assert lag(end, end) == {"a": {0: 0, 1: 0, 2: 0}, "b": {0: 0}}
 
 
