@@ -70,34 +70,23 @@ class Checkpoint:
         """Return the micro-batches whose offsets Spark keeps a note of, in order: the newest ones."""
         return sorted(self._batches("offsets"))
 
-    def last_offsets(self) -> tuple[int, list[str]] | None:
-        """Return the newest batch that was planned and, for each source, where it ends; None before the first.
-
-        What a source's text says is the source's own: JSON mostly, or ``NO_OFFSET``. Whether the batch has been
-        written as well is what ``is_committed`` tells.
-        Raises PipelineExecutionError for a file that is not as Spark writes it.
-        """
-        return self._offsets_of(self._batches("offsets"))
-
-    def is_committed(self, batch: int) -> bool:
-        """Whether what the batch of this number wrote is complete."""
-        return batch in self._batches("commits")
-
     def committed_offsets(self) -> tuple[int, list[str]] | None:
-        """Return the same as ``last_offsets`` of the newest batch that is complete: all that has been processed."""
-        return self._offsets_of(self._batches("offsets") & self._batches("commits"))
+        """Return the newest batch that is complete and the ``offsets_of`` it: all that has been processed.
+
+        None before the first.
+        """
+        committed = self._batches("offsets") & self._batches("commits")
+        return (max(committed), self.offsets_of(max(committed))) if committed else None
 
     def _batches(self, folder: str) -> set[int]:
         return {int(name) for name in self.folder.below(folder).files_in() if name.isdigit()}
 
-    def _offsets_of(self, batches: set[int]) -> tuple[int, list[str]] | None:
-        if not batches:
-            return None
-        newest = max(batches)
-        return newest, self.offsets_of(newest)
-
     def offsets_of(self, batch: int) -> list[str]:
-        """Return, for each source, where one of the ``planned_batches`` ends."""
+        """Return, for each source, where one of the ``planned_batches`` ends.
+
+        What a source's text says is the source's own: JSON mostly, or ``NO_OFFSET``.
+        Raises PipelineExecutionError for a file that is not as Spark writes it.
+        """
         version, *lines = self.folder.below("offsets").read(str(batch)).decode().split("\n")
         if version != "v1" or not lines:
             raise PipelineExecutionError(

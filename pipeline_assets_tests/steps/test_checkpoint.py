@@ -48,38 +48,40 @@ def run_batches(spark: SparkSession, tmp_path: Path, checkpoint: Checkpoint, cou
 
 def test_a_checkpoint_before_its_first_batch(checkpoint: Checkpoint) -> None:
     assert checkpoint.query_id() is None
-    assert checkpoint.last_offsets() is None
+    assert checkpoint.planned_batches() == []
     assert checkpoint.committed_offsets() is None
 
 
 def test_offsets_that_spark_wrote(spark: SparkSession, checkpoint: Checkpoint, folder: Path, tmp_path: Path) -> None:
     query_id = run_batches(spark, tmp_path, checkpoint, 3)
     assert checkpoint.query_id() == query_id
-    found = checkpoint.last_offsets()
+    found = checkpoint.committed_offsets()
     assert found is not None
     batch, offsets = found
+    assert batch == checkpoint.planned_batches()[-1]
     assert batch == max(int(path.name) for path in (folder / "offsets").glob("[0-9]*"))
     assert len(offsets) == 2
     assert json.loads(offsets[0]) == {"logOffset": 2}  # three files, one in each batch
-    assert checkpoint.is_committed(batch)
-    assert checkpoint.committed_offsets() == found
+    assert checkpoint.offsets_of(batch) == offsets
 
 
 def test_numbers_are_not_compared_as_texts(spark: SparkSession, checkpoint: Checkpoint, tmp_path: Path) -> None:
     run_batches(spark, tmp_path, checkpoint, 11)
-    assert [found and found[0] for found in (checkpoint.last_offsets(), checkpoint.committed_offsets())] == [10, 10]
+    committed = checkpoint.committed_offsets()
+    assert committed is not None
+    assert [checkpoint.planned_batches()[-1], committed[0]] == [10, 10]
 
 
 def test_a_batch_that_was_not_committed(
     spark: SparkSession, checkpoint: Checkpoint, folder: Path, tmp_path: Path
 ) -> None:
     run_batches(spark, tmp_path, checkpoint, 2)
-    before = checkpoint.last_offsets()
+    before = checkpoint.committed_offsets()
     assert before is not None
     # As a killed query leaves it: planned, and not written.
     (folder / "commits" / str(before[0])).unlink()
-    assert checkpoint.last_offsets() == before
-    assert not checkpoint.is_committed(before[0])
+    assert checkpoint.planned_batches()[-1] == before[0]
+    assert checkpoint.offsets_of(before[0]) == before[1]
     committed = checkpoint.committed_offsets()
     assert committed is not None
     assert committed[0] == before[0] - 1
@@ -90,10 +92,11 @@ def test_sources_without_an_offset_and_unknown_formats(checkpoint: Checkpoint, f
     (folder / "offsets").mkdir(parents=True)
     (folder / "offsets" / "0").write_text('v1\n{"batchWatermarkMs":0}\n-\n{"events":{"0":1}}')
     (folder / "offsets" / ".0.crc").write_text("not ours")
-    assert checkpoint.last_offsets() == (0, ["-", '{"events":{"0":1}}'])
+    assert checkpoint.planned_batches() == [0]
+    assert checkpoint.offsets_of(0) == ["-", '{"events":{"0":1}}']
     (folder / "offsets" / "1").write_text("v9\n{}")
     with pytest.raises(PipelineExecutionError, match="offsets/1 is in no format that is known"):
-        checkpoint.last_offsets()
+        checkpoint.offsets_of(1)
 
 
 def test_documents(checkpoint: Checkpoint) -> None:
