@@ -136,7 +136,7 @@ class StreamControl:
         with suppress(DagsterUserCodeUnreachableError):
             if self.instance.run_coordinator.cancel_run(run.run_id):
                 return
-        process = tagged_process(run.tags)
+        process = tagged_process(run)
         if process is not None and process.is_here():
             os.kill(process.pid, signal.SIGINT)
         else:

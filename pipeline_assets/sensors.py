@@ -213,7 +213,7 @@ class _StreamSensor:
 
     def _with_life(self, view: RunView, run: dg.DagsterRun) -> RunView:
         """Return ``view`` of a started run with whether its worker lives, and by what that is known."""
-        process = tagged_process(run.tags)
+        process = tagged_process(run)
         # Where the tags do not say which machine, the number alone may be that of another process.
         if process is not None and process.machine is not None and (told := _seen(view, process)) is not None:
             return told

@@ -38,6 +38,7 @@ HOST_TAG = "pipeline_assets/host"
 PID_TAG = "pipeline_assets/pid"
 MACHINE_TAG = "pipeline_assets/machine"
 STARTED_TAG = "pipeline_assets/process_started"
+PROCESS_OF_TAG = "pipeline_assets/process_of"
 DEAD_LETTERS_CHECK = "no_dead_letters"
 _DEAD_LETTERS_TOLD = "Every record that was read has parsed; those that have not are in the dead-letter table."
 _REPORT_SECONDS = 5.0
@@ -88,7 +89,7 @@ def streaming_asset(
     )
     def stream(context: dg.AssetExecutionContext) -> Iterator[Any]:
         instance = context.instance
-        instance.add_run_tags(context.run.run_id, process_tags(Process.this()))
+        instance.add_run_tags(context.run.run_id, process_tags(Process.this(), context.run.run_id))
         spark = context.resources.spark
         # Its sensor starts a stream again that failed.
         with (
@@ -138,19 +139,26 @@ def pool_name(plan: PipelinePlan, settings: Settings) -> str:
     return f"{plan.name}-{hashlib.sha256(json.dumps(sorted(paths)).encode()).hexdigest()[:8]}"
 
 
-def process_tags(process: Process) -> dict[str, str]:
-    """Return the tags that say of a run which process it is in."""
-    told = {HOST_TAG: process.host, PID_TAG: process.pid, MACHINE_TAG: process.machine, STARTED_TAG: process.started}
+def process_tags(process: Process, run_id: str) -> dict[str, str]:
+    """Return the tags that say of the run ``run_id`` which process it is in."""
+    told = {
+        HOST_TAG: process.host,
+        PID_TAG: process.pid,
+        MACHINE_TAG: process.machine,
+        STARTED_TAG: process.started,
+        PROCESS_OF_TAG: run_id,
+    }
     return {tag: str(value) for tag, value in told.items() if value is not None}
 
 
-def tagged_process(tags: Mapping[str, str]) -> Process | None:
-    """Return the process that ``process_tags`` tells of; None when a run's tags do not say.
+def tagged_process(run: dg.DagsterRun) -> Process | None:
+    """Return the process that ``process_tags`` tells of ``run``; None when its tags do not say.
 
-    Runs of before 'machine' and 'process_started' were told have neither, like those without /proc.
+    Those of another run do not count: Dagster gives a run that is executed again all tags of the first one.
     """
+    tags = run.tags
     host, pid, started = tags.get(HOST_TAG), tags.get(PID_TAG, ""), tags.get(STARTED_TAG, "")
-    if not host or not pid.isdigit():
+    if tags.get(PROCESS_OF_TAG) != run.run_id or not host or not pid.isdigit():
         return None
     return Process(host, int(pid), tags.get(MACHINE_TAG), int(started) if started.isdigit() else None)
 

@@ -353,14 +353,18 @@ class Bench:
             self.cursor = data.cursor
         return data.run_requests[0].run_key if data.run_requests else data.skip_message
 
-    def run(self, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED, **tags: str) -> dg.DagsterRun:
-        """Make a run of the pipeline's job, with the events that such a one has."""
+    def run(
+        self, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED, process: Process | None = None, **tags: str
+    ) -> dg.DagsterRun:
+        """Make a run of the pipeline's job, with the events that such a one has, and tags that tell of ``process``."""
         run = create_run_for_test(
             self.instance,
             job_name=self.name,
             tags={key.replace("__", "/"): value for key, value in tags.items()},
             remote_job_origin=self._job_origin() if self.location else None,
         )
+        if process is not None:
+            self.instance.add_run_tags(run.run_id, process_tags(process, run.run_id))
         events = [DagsterEventType.PIPELINE_START] if status is not dg.DagsterRunStatus.NOT_STARTED else []
         if status is dg.DagsterRunStatus.CANCELED:
             events.append(DagsterEventType.PIPELINE_CANCELED)
@@ -422,7 +426,7 @@ def test_definition(bench: Bench) -> None:
 
 def test_keeps_one_run_alive(bench: Bench) -> None:
     assert re.fullmatch(r"stream/\d+/1", bench.tick())
-    run = bench.run(pipeline_assets__host=socket.gethostname(), pipeline_assets__pid=str(os.getpid()))
+    run = bench.run(process=Process(socket.gethostname(), os.getpid()))
     assert f"run {run.run_id} is in progress" in bench.tick()
     bench.ahead = 10_000
     assert f"run {run.run_id} is in progress" in bench.tick()
@@ -489,7 +493,7 @@ def test_a_canceled_run_is_started_again_at_once(bench: Bench) -> None:
 def test_a_killed_worker_is_reported_and_replaced(bench: Bench) -> None:
     bench.tick()
     instance = bench.instance
-    run = bench.run(pipeline_assets__host=socket.gethostname(), pipeline_assets__pid=str(ended_process()))
+    run = bench.run(process=Process(socket.gethostname(), ended_process()))
     instance.event_log_storage.set_concurrency_slots("pool", 1)
     claim = instance.event_log_storage.claim_concurrency_slot("pool", run.run_id, "step")
     assert claim.is_claimed
@@ -528,7 +532,7 @@ def test_places_in_the_pool_are_given_back_once_for_each_run_that_has_ended(
 )
 def test_the_lease_tells_whether_a_run_lives(bench: Bench, process: Process | None, age: float, dead: bool) -> None:
     bench.tick()
-    run = bench.run(pipeline_assets__host="elsewhere.example", pipeline_assets__pid="1")
+    run = bench.run(process=Process("elsewhere.example", 1))
     checkpoint = Checkpoint.at(bench.settings.resolve("/checkpoints/stream"), "default", Connections())
     then = datetime.now(UTC) - timedelta(seconds=age)
     holder = process or replace(Process.this(), pid=ended_process())
@@ -545,7 +549,7 @@ def test_the_lease_tells_whether_a_run_lives(bench: Bench, process: Process | No
 def test_a_worker_that_is_seen_to_live_is_alive_whatever_its_lease_says(bench: Bench) -> None:
     """As after the machine was suspended, or the storage of checkpoints was away: nor is it asked then."""
     bench.tick()
-    run = bench.run(**process_tags(THIS))
+    run = bench.run(process=THIS)
     checkpoint = Checkpoint.at(bench.settings.resolve("/checkpoints/stream"), "default", Connections())
     then = datetime.now(UTC) - timedelta(hours=1)
     Holder(run.run_id, THIS, "token", then, then, 60).write(checkpoint)
@@ -557,7 +561,7 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_taken_for_killed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.tick()
-    run = bench.run(**process_tags(replace(THIS, pid=ended_process())))
+    run = bench.run(process=replace(THIS, pid=ended_process()))
     is_gone = Process.is_gone
 
     def ends(process: Process) -> bool:
@@ -589,7 +593,7 @@ PROC = pytest.mark.skipif(THIS.machine is None, reason="without /proc a process 
 )
 def test_a_run_is_known_by_more_than_the_number_of_its_process(bench: Bench, process: Process, said: str) -> None:
     bench.tick()
-    bench.run(**process_tags(process))
+    bench.run(process=process)
     found = bench.tick()
     if said.startswith("no sign"):
         assert "is in progress" in found
@@ -600,8 +604,21 @@ def test_a_run_is_known_by_more_than_the_number_of_its_process(bench: Bench, pro
 
 def test_tags_of_processes_come_back() -> None:
     for process in (THIS, Process("host", 7), Process("host", 7, "machine", 9)):
-        assert tagged_process(process_tags(process)) == process
-    assert tagged_process({}) is None
+        tags = process_tags(process, "own")
+        assert tagged_process(dg.DagsterRun("job", run_id="own", tags=tags)) == process
+        assert tagged_process(dg.DagsterRun("job", run_id="other", tags=tags)) is None
+    assert tagged_process(dg.DagsterRun("job", run_id="own")) is None
+
+
+def test_a_run_that_is_executed_again_is_not_taken_for_the_process_of_the_first(bench: Bench) -> None:
+    bench.tick()
+    first = bench.run(process=replace(THIS, pid=ended_process()))
+    assert "restart 1 of 2" in bench.tick()
+    ended = bench.instance.get_run_by_id(first.run_id)
+    assert ended is not None
+    again = bench.run(**ended.tags)
+    assert f"run {again.run_id} is in progress" in bench.tick()
+    assert bench.status(again) is dg.DagsterRunStatus.STARTED
 
 
 @pytest.mark.parametrize(("age", "dead"), [(0, False), (61, True)], ids=["renewed", "expired"])
@@ -609,10 +626,10 @@ def test_tags_of_processes_come_back() -> None:
 def test_a_lease_counts_more_than_the_number_of_a_process(
     bench: Bench, number: Callable[[], int], age: float, dead: bool
 ) -> None:
-    """The run's tags are of before they told the machine, and the machine is another one with the same name."""
+    """The run's tags were written without /proc, and the machine is another one with the same name."""
     bench.tick()
     process = Process(socket.gethostname(), number())
-    run = bench.run(**process_tags(process))
+    run = bench.run(process=process)
     checkpoint = Checkpoint.at(bench.settings.resolve("/checkpoints/stream"), "default", Connections())
     then = datetime.now(UTC) - timedelta(seconds=age)
     Holder(run.run_id, replace(process, machine="another"), "token", then, then, 60).write(checkpoint)
@@ -825,7 +842,7 @@ def test_a_failed_run_for_new_records_is_tried_again(
 
 def test_no_run_while_one_is_in_progress(on_data: Bench, topic: str, produce: Callable[[str, int, int], None]) -> None:
     produce(topic, 0, 1)
-    on_data.run(pipeline_assets__host=socket.gethostname(), pipeline_assets__pid=str(os.getpid()))
+    on_data.run(process=Process(socket.gethostname(), os.getpid()))
     assert "is in progress" in on_data.tick()
 
 

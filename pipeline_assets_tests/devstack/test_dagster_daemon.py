@@ -46,11 +46,10 @@ def daemon(part_run: PartRun, home: Path) -> ProcessRecord:
 
 def started_run(instance: dg.DagsterInstance, pid: int) -> dg.DagsterRun:
     """Return a run that is said to be in the process ``pid``, and whose code server has gone."""
-    tags = {
-        GRPC_INFO_TAG: json.dumps({"host": "localhost", "socket": "/nowhere/dagster.sock"}),
-        **process_tags(Process(socket.gethostname(), pid, None, None)),
-    }
-    return create_run_for_test(instance, "stream", status=dg.DagsterRunStatus.STARTED, tags=tags)
+    tags = {GRPC_INFO_TAG: json.dumps({"host": "localhost", "socket": "/nowhere/dagster.sock"})}
+    run = create_run_for_test(instance, "stream", status=dg.DagsterRunStatus.STARTED, tags=tags)
+    instance.add_run_tags(run.run_id, process_tags(Process(socket.gethostname(), pid), run.run_id))
+    return run
 
 
 def test_a_run_of_which_nothing_is_left_is_filed_as_ended(home: Path, part_run: PartRun) -> None:
