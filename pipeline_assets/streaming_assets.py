@@ -89,7 +89,9 @@ def streaming_asset(
     )
     def stream(context: dg.AssetExecutionContext) -> Iterator[Any]:
         instance = context.instance
-        instance.add_run_tags(context.run.run_id, process_tags(Process.this(), context.run.run_id))
+        # That of a step ends before its run does, which would be taken for killed: then the lease tells.
+        if settings.in_one_process:
+            instance.add_run_tags(context.run.run_id, process_tags(Process.this(), context.run.run_id))
         spark = context.resources.spark
         # Its sensor starts a stream again that failed.
         with (

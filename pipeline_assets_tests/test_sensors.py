@@ -610,6 +610,17 @@ def test_tags_of_processes_come_back() -> None:
     assert tagged_process(dg.DagsterRun("job", run_id="own")) is None
 
 
+@pytest.mark.parametrize(("executor", "told"), [("in_process", THIS), ("multiprocess", None)])
+def test_a_run_tells_its_process_where_it_has_but_one(bench: Bench, executor: str, told: Process | None) -> None:
+    """That of a step ends before its run does."""
+    job = build_definitions(replace(bench.settings, executor=executor)).resolve_job_def("stream")
+    # It fails for want of Spark.
+    result = job.execute_in_process(instance=bench.instance, resources={"spark": object()}, raise_on_error=False)
+    run = bench.instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert tagged_process(run) == told
+
+
 def test_a_run_that_is_executed_again_is_not_taken_for_the_process_of_the_first(bench: Bench) -> None:
     bench.tick()
     first = bench.run(process=replace(THIS, pid=ended_process()))
