@@ -236,6 +236,8 @@ class World:
         start, fate, life = self.runs[run_id]
         if run_id in self.reported:
             return RunView(run_id, "failed", start, start, self.reported[run_id], error="killed")
+        if fate == "never seen":
+            return RunView(run_id, "started", start, start)
         if self.now < start + life:
             return RunView(run_id, "started", start, start, life="alive")
         if fate == "killed":
@@ -289,6 +291,38 @@ def test_whole_histories(fates: list[tuple[str, float]], lost: set[int], seed: i
         if row > POLICY.max_restarts:
             break
     assert len(keys) == expected
+
+
+@pytest.mark.parametrize(("fate", "life"), [("never seen", 0.0), ("killed", 20.0)])
+def test_workers_that_die_at_once_are_given_up(fate: str, life: float) -> None:
+    """Also where that is seen late: four hours in which the next of them would be launched."""
+    policy = POLICY.model_copy(update={"healthy_minutes": 5.0})
+    world, state, looks = World(), State(since=T0), 15.0 if fate == "never seen" else 400.0
+    while world.now < T0 + 4 * 3600:
+        decision, state = decide(state, world.views(), world.now, lambda: 1.0, policy)
+        world.reported |= dict.fromkeys(decision.dead, world.now)
+        if decision.launch:
+            world.runs[f"run-{len(world.runs)}"] = (world.now, fate, life)
+        world.now += looks
+    assert len(world.runs) == 4
+    assert decision.reason.startswith("gave up after 3 restarts")
+
+
+def test_a_run_that_was_seen_healthy_and_then_no_more_counts_anew() -> None:
+    state = State(since=T0, failures=3)
+    _, state = decide(state, [started(T0)], T0 + 599, never, POLICY)
+    silent = started(T0, life="unknown")
+    _, state = decide(state, [silent], T0 + 700, never, POLICY)
+    assert state.failures == 3
+    _, seen = decide(state, [started(T0)], T0 + 601, never, POLICY)
+    assert seen.failures == 0
+    # Its lease tells until when it lived, whenever somebody looks.
+    for renewed, failures in ((T0 + 599, 4), (T0 + 601, 1)):
+        late = state.model_copy(update={"late": {"run": (renewed, T0 + 700)}})
+        expired = started(T0, life="expired", renewed=renewed)
+        decision, after = decide(late, [expired], T0 + 720, lambda: 0.0, POLICY)
+        assert set(decision.dead) == {"run"}
+        assert after.failures == failures
 
 
 # Real instances.

@@ -44,8 +44,8 @@ class RunView:
         return self.status in ("pending", "started", "canceling")
 
     def lived(self, until: float) -> float:
-        """Return for how long it has run, or had until ``until``."""
-        return max(0.0, (self.ended or until) - self.started) if self.started else 0.0
+        """Return for how long it had run by ``until``."""
+        return max(0.0, until - self.started) if self.started else 0.0
 
 
 class State(BaseModel):
@@ -110,15 +110,17 @@ def decide(
     dead = {run.run_id: reason for run in runs if (reason := _death(run, state, now))}
     alive = [run for run in runs if run.in_progress and run.run_id not in dead]
     for run in sorted(runs, key=lambda run: run.ended or now):
+        ended = lived_until = run.ended or now
         if run.run_id in dead:
-            run = replace(run, status="failed", ended=now, error=dead[run.run_id])
+            # The time in which nobody has seen it alive is no health.
+            lived_until = max(run.renewed, state.signs.get(run.run_id, 0.0))
+            run = replace(run, status="failed", ended=ended, error=dead[run.run_id])
         if run.in_progress or run.run_id in state.counted:
             continue
-        ended = run.ended or now
         if ended >= state.concerned_from:
-            state = _count(state, run, now, random, policy).model_copy(update={"counted_until": ended})
+            state = _count(state, run, lived_until, now, random, policy).model_copy(update={"counted_until": ended})
         state = state.model_copy(update={"counted": (*state.counted, run.run_id)})
-    if any(run.status == "started" and run.lived(now) >= policy.healthy_minutes * 60 for run in alive):
+    if any(run.life == "alive" and run.lived(now) >= policy.healthy_minutes * 60 for run in alive):
         state = state.model_copy(update={"failures": 0, "retry_at": 0.0, "last_error": ""})
     here = {run.run_id for run in runs}
     state = state.model_copy(
@@ -153,9 +155,11 @@ def _death(run: RunView, state: State, now: float) -> str | None:
     return f"the run's worker has shown no sign of life for {GRACE_SECONDS:g} s: the run is replaced"
 
 
-def _count(state: State, run: RunView, now: float, random: Callable[[], float], policy: Sensor) -> State:
-    """Return the state after the end of ``run``."""
-    healthy = run.lived(now) >= policy.healthy_minutes * 60
+def _count(
+    state: State, run: RunView, lived_until: float, now: float, random: Callable[[], float], policy: Sensor
+) -> State:
+    """Return the state after the end of ``run``, which is known to have lived until ``lived_until``."""
+    healthy = run.lived(lived_until) >= policy.healthy_minutes * 60
     failures = 0 if healthy or run.status == "success" else state.failures
     if run.status == "success":
         return state.model_copy(update={"failures": failures})
