@@ -28,6 +28,8 @@ _LOCK_FILE = "lease.lock"
 _LOCK_WAIT_SECONDS = 5.0
 # Object stores have no lock: of two that write at once, the later one is there after this.
 _SETTLE_SECONDS = 2.0
+# A run can be filed as ended while its process writes on: that it does so no more, its renewals tell.
+_MISSED_RENEWALS = 2
 _PROC = Path("/proc")
 
 
@@ -156,11 +158,11 @@ class CheckpointLease:
     def acquire(self, stop: threading.Event, wait_seconds: float | None = None) -> None:
         """Take the lease and keep renewing it, until ``release``.
 
-        It is taken at once when nobody holds it, when its holder's process is gone or when its holder's run has
-        ended; else when it has not been renewed for its expiry, for which this waits (``wait_seconds``: that long and
-        a renewal more, when left out).
-        Raises PipelineExecutionError that names the holder, as soon as that has renewed or the wait is over;
-        PipelineCancelledError when ``stop`` is set.
+        It is taken at once when nobody holds it or when its holder's process is gone; when its holder's run has ended,
+        once two renewals have not come; else when it has not been renewed for its expiry. For that this waits
+        (``wait_seconds``: the expiry and a renewal more, when left out).
+        Raises PipelineExecutionError that names the holder, as soon as that has renewed while its run goes on, or the
+        wait is over; PipelineCancelledError when ``stop`` is set.
         """
         wait = self._expiry_seconds + self._renew_seconds if wait_seconds is None else wait_seconds
         deadline = time.monotonic() + wait
@@ -173,14 +175,21 @@ class CheckpointLease:
                 break
             if first is None or first.token != holder.token:
                 first = holder
-            if holder.renewed_at > first.renewed_at or time.monotonic() >= deadline:
-                raise PipelineExecutionError(
-                    f"the checkpoint {self.checkpoint.path} is written by {holder}: terminate that run first, "
-                    f"or if it runs no more, wait {holder.expiry_seconds:g} s"
-                )
+            is_over = time.monotonic() >= deadline
+            if is_over or holder.renewed_at > first.renewed_at:
+                has_ended = self._is_finished(holder.run_id)
+                if is_over or not has_ended:
+                    raise self._held_by(holder, has_ended)
             stop.wait(min(1.0, self._renew_seconds / 4, max(0.01, deadline - time.monotonic())))
         self._renewal = threading.Thread(target=self._keep_renewing, name=f"lease-{self.run_id}", daemon=True)
         self._renewal.start()
+
+    def _held_by(self, holder: Holder, has_ended: bool) -> PipelineExecutionError:
+        if has_ended:
+            advice = ". That run has ended, but its process still writes: end that process"
+        else:
+            advice = f": terminate that run first, or if it runs no more, wait {holder.expiry_seconds:g} s"
+        return PipelineExecutionError(f"the checkpoint {self.checkpoint.path} is written by {holder}{advice}")
 
     def release(self) -> None:
         """Give the lease back, if it is still ours. Can be called twice, and without having acquired."""
@@ -219,8 +228,11 @@ class CheckpointLease:
         return None if after is None or after.token == self._token else after
 
     def _may_take_from(self, holder: Holder) -> bool:
-        own = holder.token == self._token
-        return own or holder.state(datetime.now(UTC)) != "alive" or self._is_finished(holder.run_id)
+        now = datetime.now(UTC)
+        if holder.token == self._token or holder.state(now) != "alive":
+            return True
+        is_quiet = now - holder.renewed_at > timedelta(seconds=_MISSED_RENEWALS * self._renew_seconds)
+        return is_quiet and self._is_finished(holder.run_id)
 
     def _keep_renewing(self) -> None:
         while self.lost is None and not self._ended.wait(self._renew_seconds):

@@ -83,7 +83,8 @@ class BatchProgress:
 class StreamingPipeline:
     """The streaming queries of ``run``'s pipeline. Stopped by the run's cancellation, at once when it hurries.
 
-    ``is_finished`` tells whether the run of an id has ended: what it held of checkpoints is then free.
+    ``is_finished`` tells whether the run of an id has ended: what it held of checkpoints is free once it does not renew
+    that either.
     """
 
     def __init__(self, run: PipelineRun, is_finished: Callable[[str], bool], grace_seconds: float) -> None:

@@ -185,13 +185,30 @@ def test_many_threads_and_one_winner(checkpoint: Checkpoint) -> None:
     lease.release()
 
 
-def test_a_finished_run_is_followed_at_once(checkpoint: Checkpoint) -> None:
-    with contender("finished") as process:
+def test_a_finished_run_is_followed_once_it_renews_no_more(checkpoint: Checkpoint) -> None:
+    """As one that was filed as ended by force, or by mistake, and whose process writes on."""
+    asked: list[str] = []
+
+    def finished(run_id: str) -> bool:
+        asked.append(run_id)
+        return True
+
+    with contender("finished", renew=0.1) as process:
         ask(process, checkpoint.path)
         assert answer(process) == "yes"
-        asked: list[str] = []
-        with acquired(checkpoint, "second", is_finished=lambda run_id: not asked.append(run_id)):
-            assert asked == ["finished"]
+        begun = time.monotonic()
+        with pytest.raises(PipelineExecutionError) as raised:
+            acquired(checkpoint, "second", wait=2, is_finished=finished)
+        assert time.monotonic() - begun >= 2
+        assert f"is written by run finished on host {socket.gethostname()} (pid {process.pid})" in str(raised.value)
+        assert "That run has ended, but its process still writes: end that process" in str(raised.value)
+        with CheckpointLease(checkpoint, "", is_finished=never)._exclusive():  # not while it has the lock
+            os.kill(process.pid, signal.SIGSTOP)
+        last = Holder.of(checkpoint)
+        assert last is not None
+        with acquired(checkpoint, "second", wait=50, renew_seconds=1.0, is_finished=finished):
+            assert datetime.now(UTC) - last.renewed_at > timedelta(seconds=2)
+        assert {*asked} == {"finished"}
 
 
 def test_an_expired_lease_of_another_host_is_waited_for(checkpoint: Checkpoint) -> None:
@@ -230,14 +247,16 @@ def test_a_lease_that_is_renewed_does_not_expire(checkpoint: Checkpoint) -> None
 
 def test_a_lease_that_another_has_taken_is_lost_and_not_given_back(checkpoint: Checkpoint) -> None:
     first = acquired(checkpoint, "first", renew_seconds=0.05)
-    with acquired(checkpoint, "second", is_finished=lambda run_id: run_id == "first"):
-        eventually(lambda: first.lost)
-        assert first.lost is not None
-        assert "has been taken over by run second on host" in first.lost
-        first.release()
-        holder = Holder.of(checkpoint)
-        assert holder is not None
-        assert holder.run_id == "second"
+    now = datetime.now(UTC)
+    with first._exclusive():  # as when its renewals had not come for a minute
+        Holder("second", Process.this(), "token", now, now, 60).write(checkpoint)
+    eventually(lambda: first.lost)
+    assert first.lost is not None
+    assert "has been taken over by run second on host" in first.lost
+    first.release()
+    holder = Holder.of(checkpoint)
+    assert holder is not None
+    assert holder.run_id == "second"
 
 
 def test_a_lease_that_was_removed_is_lost(checkpoint: Checkpoint) -> None:
