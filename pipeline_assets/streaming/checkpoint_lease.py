@@ -6,6 +6,7 @@ Spark's own checkpoint log is a second line of defence: of two queries that plan
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import threading
@@ -19,10 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from pipeline_assets.errors import PipelineCancelledError, PipelineExecutionError
+from pipeline_assets.errors import PipelineCancelledError, PipelineError, PipelineExecutionError
 from pipeline_assets.steps.checkpoint import OWN_FOLDER, Checkpoint
 from pipeline_assets.steps.file_systems import LocalFolder
 
+_log = logging.getLogger(__name__)
 _DOCUMENT = "lease"
 _LOCK_FILE = "lease.lock"
 _LOCK_WAIT_SECONDS = 5.0
@@ -192,17 +194,23 @@ class CheckpointLease:
         return PipelineExecutionError(f"the checkpoint {self.checkpoint.path} is written by {holder}{advice}")
 
     def release(self) -> None:
-        """Give the lease back, if it is still ours. Can be called twice, and without having acquired."""
+        """Give the lease back, if it is still ours. Can be called twice, and without having acquired.
+
+        That it can't be given back is a warning: how the run has ended is told by something else.
+        """
         self._ended.set()
         if self._renewal is None:
             return
         # A renewal that hangs must not come after the release, and need not keep the run from ending.
         self._renewal.join(self._expiry_seconds)
         self._renewal = None
-        with self._exclusive():
-            holder = Holder.of(self.checkpoint)
-            if holder is not None and holder.token == self._token:
-                self.checkpoint.remove_document(_DOCUMENT)
+        try:
+            with self._exclusive():
+                holder = Holder.of(self.checkpoint)
+                if holder is not None and holder.token == self._token:
+                    self.checkpoint.remove_document(_DOCUMENT)
+        except PipelineError as error:
+            _log.warning("the lease on the checkpoint %s could not be given back: %s", self.checkpoint.path, error)
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -264,6 +265,21 @@ def test_a_lease_that_was_removed_is_lost(checkpoint: Checkpoint) -> None:
         checkpoint.remove_document("lease")
         eventually(lambda: lease.lost)
         assert holder_state(checkpoint, datetime.now(UTC)) == "none"
+
+
+def test_a_lease_that_can_not_be_given_back_fails_nothing(
+    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stopped() -> None:
+        with acquired(checkpoint, "first"):
+            own = Path(checkpoint.path, OWN_FOLDER)
+            shutil.rmtree(own)
+            own.write_text("not a folder any more")
+            raise PipelineCancelledError("stopped")
+
+    with pytest.raises(PipelineCancelledError, match="stopped"):
+        stopped()
+    assert "could not be given back: " in caplog.text
 
 
 def test_waiting_ends_when_the_run_is_stopped(checkpoint: Checkpoint) -> None:
