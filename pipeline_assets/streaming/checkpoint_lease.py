@@ -222,18 +222,21 @@ class CheckpointLease:
 
     def _try_to_take(self, stop: threading.Event) -> Holder | None:
         """Take the lease and return None, or return who holds it."""
-        with self._exclusive() as locked:
-            holder = Holder.of(self.checkpoint)
-            if holder is not None and not self._may_take_from(holder):
-                return holder
-            now = datetime.now(UTC)
-            own = Holder(self.run_id, Process.this(), self._token, now, now, self._expiry_seconds)
-            own.write(self.checkpoint)
-        if locked:
-            return None
-        stop.wait(_SETTLE_SECONDS)
-        after = Holder.of(self.checkpoint)
-        return None if after is None or after.token == self._token else after
+        while True:
+            with self._exclusive() as locked:
+                holder = Holder.of(self.checkpoint)
+                if holder is not None and not self._may_take_from(holder):
+                    return holder
+                now = datetime.now(UTC)
+                own = Holder(self.run_id, Process.this(), self._token, now, now, self._expiry_seconds)
+                own.write(self.checkpoint)
+            if locked:
+                return None
+            stop.wait(_SETTLE_SECONDS)
+            after = Holder.of(self.checkpoint)
+            if after is not None:
+                return None if after.token == self._token else after
+            # Who held it before has given it back just then, and removed ours.
 
     def _may_take_from(self, holder: Holder) -> bool:
         now = datetime.now(UTC)

@@ -328,6 +328,31 @@ def test_spark_does_not_see_the_lease(checkpoint: Checkpoint) -> None:
     assert document["acquired_at"].endswith("+00:00")
 
 
+def test_a_lease_that_is_removed_while_it_is_taken_is_taken_again(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the release of who held it before, where there are no locks."""
+
+    class Removing(threading.Event):
+        waits = 0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.waits += 1
+            if self.waits == 1:
+                checkpoint.remove_document("lease")
+            return False
+
+    monkeypatch.setattr(checkpoint_lease, "_lock", lambda *_: False)
+    stop = Removing()
+    lease = CheckpointLease(checkpoint, "second", is_finished=never)
+    with lease:
+        lease.acquire(stop, wait_seconds=0)
+        holder = Holder.of(checkpoint)
+        assert holder is not None
+        assert holder.run_id == "second"
+    assert stop.waits == 2
+
+
 def test_on_an_object_store(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_S3_KEY", s3.access_key_id)
     monkeypatch.setenv("TEST_S3_SECRET", s3.secret_access_key)
