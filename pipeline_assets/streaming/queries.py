@@ -170,14 +170,19 @@ class StreamingPipeline:
             found = self._by_batches(load)
             # A query's jobs keep what the thread that starts it tells.
             log_as(self.run.context.spark, {**log_fields(plan, load), "run_id": self.run.context.run_id})
+            batches: MicroBatches | None = None
             if found is None:
-                watched = _Watched(self.run, load, self.run.start_stream(load, name), letters)
+                query = self.run.start_stream(load, name)
             else:
                 batches = MicroBatches(self.run, load, found, frozenset(set(found.guards) - told))
                 told |= set(found.guards)
                 each = self._for_each(batches, load, held)
                 query = self.run.start_batches(load, plan.steps[found.source], name, each)
+            try:
                 watched = _Watched(self.run, load, query, letters, batches)
+            except BaseException:
+                query.stop()  # those that are watched alone are stopped in the end
+                raise
             _log.info("%s: the streaming query %s has started, id %s", plan.location(load), name, watched.id)
             self._queries.append(watched)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ import dagster as dg
 import pytest
 
 from pipeline_assets.connections import Connections
-from pipeline_assets.errors import CredentialUnavailableError
+from pipeline_assets.errors import CredentialUnavailableError, PipelineExecutionError
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import ExpectationResult
@@ -122,6 +122,23 @@ def test_queries_end_at_once_when_a_lease_is_lost(run: Any) -> None:
     pipeline._queries = [watched(run, query) for query in others]
     pipeline._stop_all()
     assert not any(query.isActive for query in others)
+
+
+def test_a_query_that_can_not_be_watched_is_stopped(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the checkpoint's storage goes away just after the query has started."""
+
+    def refuse(_: Any) -> None:
+        raise PipelineExecutionError("S3 is away")
+
+    monkeypatch.setattr(queries, "log_as", lambda *_: None)
+    query = Query()
+    run.start_stream, run.checkpoint = lambda *_: query, refuse
+    run.context.spark, run.context.run_id = None, "run"
+    pipeline = StreamingPipeline(run, lambda _: False, grace_seconds=0)
+    pipeline._dead_letters = {}
+    with ExitStack() as held, pytest.raises(PipelineExecutionError, match="S3 is away"):
+        pipeline._start(held)
+    assert not query.isActive
 
 
 def test_nothing_wrong_is_said_of_what_is_not_known(
