@@ -104,7 +104,7 @@ def streaming_asset(
             from pipeline_assets.streaming.queries import StreamingPipeline
 
             pipeline = StreamingPipeline(run, lambda run_id: _is_finished(instance, run_id), spark.stream_grace_seconds)
-            report = _Report(run, keys, sources, letters, names)
+            report = _Report(run, keys, sources, letters, names, pipeline.made_up)
             watching = pipeline.watch()
             # Dagster does not come back to an op that has yielded when a stop arrives just then.
             spark.at_end(watching.close)
@@ -217,12 +217,14 @@ class _Report:
         sources: Mapping[int, SourceAssets],
         letters: Mapping[str, dg.AssetKey],
         names: Mapping[str, dg.AssetKey],
+        made_up: Mapping[str, int],
     ) -> None:
         self._run = run
         self._keys = keys
         self._sources = sources
         self._letters = letters
         self._names = names
+        self._made_up = made_up  # the start fills it, before there is anything to take
         self._intervals: dict[int, _Interval] = {}
         self._views_told = False
         self._columns: dict[dg.AssetKey, Metadata] = {}  # of what is written; the same as long as the stream runs
@@ -233,6 +235,7 @@ class _Report:
         if not self._views_told:
             self._views_told = True
             yield from self._views()
+        yield from self._before_the_start()
         from pipeline_assets.streaming.micro_batches import BatchChecks
 
         if isinstance(progress, BatchChecks):
@@ -253,6 +256,7 @@ class _Report:
             yield from self._told(interval)
 
     def rest(self) -> Iterator[Event]:
+        yield from self._before_the_start()
         yield from self.checks.rest()
         for interval in self._intervals.values():
             if interval.last is not None:
@@ -277,6 +281,13 @@ class _Report:
                 origins = quarantine_origins(self._run, step, inputs, self._keys)
                 self._columns[quarantine_key(self._keys[step.index])] = columns_metadata(bad, origins)
 
+    def _before_the_start(self) -> Iterator[Event]:
+        """Tell, once, of the dead letters that the start has made up for."""
+        made_up, self._made_up = self._made_up, {}
+        for name, count in made_up.items():
+            self.dead_letters[name] = self.dead_letters.get(name, 0) + count
+            yield from self._letters_told(name, count)
+
     def _told(self, interval: _Interval) -> Iterator[Event]:
         progress = interval.last
         assert progress is not None  # noqa: S101  (the callers look)
@@ -295,19 +306,22 @@ class _Report:
                 },
             )
         for name, count in interval.dead_letters.items():
-            total = self.dead_letters[name]
-            if count:
-                letters = self._letters[name]
-                told = {"dead_letters": count, "dead_letters_of_run": total, **self._columns.get(letters, {})}
-                yield dg.AssetMaterialization(letters, metadata=told)
-            yield dg.AssetCheckEvaluation(
-                asset_key=self._names[name],
-                check_name=DEAD_LETTERS_CHECK,
-                passed=total == 0,
-                severity=dg.AssetCheckSeverity.WARN,
-                metadata={"dead_letters": dg.MetadataValue.int(total)},
-            )
+            yield from self._letters_told(name, count)
         self._intervals[progress.load.index] = _Interval(reported_at=time.monotonic())
+
+    def _letters_told(self, name: str, count: int) -> Iterator[Event]:
+        total = self.dead_letters[name]
+        if count:
+            letters = self._letters[name]
+            told = {"dead_letters": count, "dead_letters_of_run": total, **self._columns.get(letters, {})}
+            yield dg.AssetMaterialization(letters, metadata=told)
+        yield dg.AssetCheckEvaluation(
+            asset_key=self._names[name],
+            check_name=DEAD_LETTERS_CHECK,
+            passed=total == 0,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"dead_letters": dg.MetadataValue.int(total)},
+        )
 
 
 def _with_commit(progress: "BatchProgress", earlier: "BatchProgress") -> "BatchProgress":

@@ -89,6 +89,8 @@ class StreamingPipeline:
 
     def __init__(self, run: PipelineRun, is_finished: Callable[[str], bool], grace_seconds: float) -> None:
         self.run = run
+        self.made_up: dict[str, int] = {}
+        """Dead letters of before the start that were written at it, by the extract that read them."""
         self._cancellation = run.context.cancellation
         self._is_finished = is_finished
         self._grace_seconds = grace_seconds
@@ -159,6 +161,7 @@ class StreamingPipeline:
         for load, dead_letters in dead_letters_of(self.run):
             found = dead_letters.make_up()
             if found:
+                self.made_up[dead_letters.extract.name] = found
                 _log.warning("%s: %d broken records of before the start", plan.location(load), found)
             self._dead_letters.setdefault(load.index, []).append(dead_letters)
 

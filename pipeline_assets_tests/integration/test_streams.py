@@ -146,8 +146,12 @@ def test_dead_letters_of_a_batch_that_a_crash_came_after(location: Location, top
     table = location.table("stream", "events_dead_letters")
     for file in sorted(table.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
-    location.run("stream")
+    result = location.run("stream")
     assert [bytes(value) for value in rows_of(table)["value"]] == [b"broken"]
+    *_, check = result.get_asset_check_evaluations()
+    assert (check.passed, check.metadata["dead_letters"].value) == (False, 1)
+    told = [event.asset_key.path[-1] for event in result.get_asset_materialization_events() if event.asset_key]
+    assert told.count("events_dead_letters") == 1
 
 
 def test_update_mode_merges_by_keys(location: Location, topic: Topic) -> None:

@@ -147,7 +147,7 @@ def test_nothing_wrong_is_said_of_what_is_not_known(
     monkeypatch.setattr("pipeline_assets.streaming_assets._REPORT_SECONDS", 3600)
     (load,) = plan.stream_loads()
     keys = {step.index: dg.AssetKey([plan.name, step.name]) for step in plan.steps}
-    report = _Report(run, keys, {}, {}, {})
+    report = _Report(run, keys, {}, {}, {}, {})
     report._views_told = True
 
     def batch(number: int, written: Commit | None, *, is_known: bool = True) -> BatchProgress:
@@ -165,6 +165,30 @@ def test_nothing_wrong_is_said_of_what_is_not_known(
     assert told(first, batch(5, five)) == {"rows_written": 3, "table_version": 5, "batch_id": 5}
     assert told(first, batch(6, five), batch(7, None, is_known=False)) == {"batch_id": 7}
     assert told(first, batch(8, None, is_known=False), batch(9, seven)) == {"table_version": 7, "batch_id": 9}
+
+
+@pytest.mark.parametrize("later", [0, 3])
+def test_letters_that_a_start_has_made_up_for_are_told(run: Any, plan: PipelinePlan, later: int) -> None:
+    (load,) = plan.stream_loads()
+    extract, letters = dg.AssetKey(["stream", "events"]), dg.AssetKey(["stream", "letters"])
+    made_up: dict[str, int] = {}
+    report = _Report(
+        run, {load.index: dg.AssetKey("out")}, {}, {"from_kafka": letters}, {"from_kafka": extract}, made_up
+    )
+    report._views_told = True
+    made_up["from_kafka"] = 2  # as the start of the queries does, when there is a report already
+    events: list[Any] = []
+    for number in range(later):
+        batch = BatchProgress(load, "query", number, "", 3, 0.0, 0.0, 1, {}, {}, {}, None, {"from_kafka": 1})
+        events += report.take(batch)
+    events += report.rest()
+    made = [event.metadata for event in events if isinstance(event, dg.AssetMaterialization)]
+    checks = [event for event in events if isinstance(event, dg.AssetCheckEvaluation)]
+    assert sum(metadata["dead_letters"].value for metadata in made) == 2 + later
+    assert made[0]["dead_letters"].value == 2
+    assert {check.passed for check in checks} == {False}
+    assert checks[-1].metadata["dead_letters"].value == made[-1]["dead_letters_of_run"].value == 2 + later
+    assert report.dead_letters == {"from_kafka": 2 + later}
 
 
 _TOLD = ("rows_written", "table_version", "batch_id")
