@@ -250,7 +250,7 @@ class _Report:
         if not progress.is_written_known:
             interval.is_complete = False
         elif interval.last is not None and interval.last.written is not None and progress.written is None:
-            progress = _with_commit(progress, interval.last)
+            progress = replace(progress, written=interval.last.written)
         interval.last = progress
         if time.monotonic() - interval.reported_at >= _REPORT_SECONDS:
             yield from self._told(interval)
@@ -322,10 +322,6 @@ class _Report:
             severity=dg.AssetCheckSeverity.WARN,
             metadata={"dead_letters": dg.MetadataValue.int(total)},
         )
-
-
-def _with_commit(progress: "BatchProgress", earlier: "BatchProgress") -> "BatchProgress":
-    return replace(progress, written=earlier.written)
 
 
 def _rows(metrics: Mapping[str, str]) -> int:
