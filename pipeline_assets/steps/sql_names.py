@@ -104,18 +104,15 @@ def check_is_query(query: str) -> str:
 
     What the parser does not understand passes: Spark is the judge of it.
     """
-    import sqlglot
     from sqlglot import exp
 
     if not query.strip():
         raise ValueError("the query is empty")
-    try:
-        with _quiet():
-            statements = [found for found in sqlglot.parse(query, dialect="spark") if found is not None]
-    except sqlglot.errors.SqlglotError:
+    statements = _statements(query, "spark")
+    if statements is None:
         first = query.split(maxsplit=1)[0].upper()
         if first in _STATEMENTS:
-            raise ValueError(f"the query is a {first}: expected a SELECT, or WITH ... SELECT") from None
+            raise ValueError(f"the query is a {first}: expected a SELECT, or WITH ... SELECT")
         return query
     if len(statements) != 1:
         raise ValueError(f"the query holds {len(statements)} statements: expected one SELECT")
@@ -132,7 +129,7 @@ def keeps_state(query: str) -> bool:
     """
     from sqlglot import exp
 
-    statement = _parsed(query)
+    statement = _parsed(query, "spark")
     return statement is None or statement.find(exp.Group, exp.AggFunc, exp.Distinct, exp.Join) is not None
 
 
@@ -143,7 +140,7 @@ def moves_rows(query: str) -> bool:
     """
     from sqlglot import exp
 
-    statement = _parsed(query)
+    statement = _parsed(query, "spark")
     if statement is None:
         return True
     moving = (exp.Group, exp.AggFunc, exp.Distinct, exp.Join, exp.Window, exp.Order, exp.SetOperation, exp.Exists)
@@ -154,7 +151,7 @@ def has_groups(query: str) -> bool:
     """Whether the rows of ``query`` are those of groups. What the parser does not understand is taken not to be."""
     from sqlglot import exp
 
-    statement = _parsed(query)
+    statement = _parsed(query, "spark")
     if not isinstance(statement, exp.Select):
         return False
     if statement.args.get("group") is not None:
@@ -167,18 +164,27 @@ def has_filter(query: str) -> bool:
     """Whether ``query`` leaves rows of its tables out. What the parser does not understand is taken to."""
     from sqlglot import exp
 
-    statement = _parsed(query)
+    statement = _parsed(query, "spark")
     return statement is None or statement.find(exp.Where, exp.Limit, exp.TableSample) is not None
 
 
-def _parsed(query: str) -> exp.Expr | None:
-    """Return ``query`` as the parser of Spark SQL understands it, or None."""
+def _parsed(query: str, dialect: str) -> exp.Expr | None:
+    """Return the first statement of ``query`` as the parser of ``dialect`` understands it, or None."""
+    statements = _statements(query, dialect)
+    return statements[0] if statements else None
+
+
+def _statements(query: str, dialect: str) -> list[exp.Expr] | None:
+    """Return the statements of ``query``, or None when the parser of ``dialect`` does not understand it.
+
+    The parser is recursive: to it some forty calls in one another are too many, which to Spark are few.
+    """
     import sqlglot
 
     try:
         with _quiet():
-            return sqlglot.parse_one(query, dialect="spark")
-    except sqlglot.errors.SqlglotError:
+            return [found for found in sqlglot.parse(query, dialect=dialect) if found is not None]
+    except (sqlglot.errors.SqlglotError, RecursionError):
         return None
 
 
@@ -198,12 +204,8 @@ def postgres_columns(query: str, columns: Iterable[str]) -> dict[str, tuple[tupl
     One that is not understood is left out: without the tables' columns, a name alone does not tell in a join where it
     is from, and neither does ``*``.
     """
-    import sqlglot
-
-    try:
-        with _quiet():
-            statement = sqlglot.parse_one(query, dialect="postgres")
-    except sqlglot.errors.SqlglotError:
+    statement = _parsed(query, "postgres")
+    if statement is None:
         return {}
     found = {column: _origins(statement, column) for column in columns}
     return {column: origins for column, origins in found.items() if origins is not None}
@@ -218,7 +220,7 @@ def _origins(statement: exp.Expr, column: str) -> tuple[tuple[str | None, str, s
     try:
         with _quiet():
             root = lineage(quoted, statement, schema={}, dialect="postgres")
-    except SqlglotError:
+    except (SqlglotError, RecursionError):
         table = _only_starred_table(statement)
         return None if table is None else ((*_named(table), column),)
     assert isinstance(root, Node)  # noqa: S101  (it is one for one column)
@@ -252,13 +254,10 @@ def _named(table: exp.Table) -> tuple[str | None, str]:
 
 
 def _tables(query: str, dialect: str) -> Iterator[tuple[str | None, str]]:
-    import sqlglot
     from sqlglot import exp
 
-    try:
-        with _quiet():
-            statement = sqlglot.parse_one(query, dialect=dialect)
-    except sqlglot.errors.SqlglotError:
+    statement = _parsed(query, dialect)
+    if statement is None:
         yield from _tables_by_tokens(query, dialect)
         return
     tables = [node for node in statement.find_all(exp.Table) if isinstance(node.this, exp.Identifier)]

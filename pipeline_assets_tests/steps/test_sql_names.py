@@ -9,7 +9,9 @@ from pipeline_assets.steps.sql_names import (
     check_is_query,
     has_filter,
     has_groups,
+    keeps_state,
     moves_rows,
+    postgres_columns,
     postgres_tables,
     spark_table_names,
 )
@@ -46,6 +48,20 @@ def test_postgres_tables() -> None:
     )
     assert postgres_tables(query) == (("shop", "orders"), (None, "customers"), ("Odd", "Name"))
     assert postgres_tables("not even SQL '") == ()
+
+
+def test_calls_in_one_another_that_are_too_many_for_the_parser() -> None:
+    cleaned = "name"
+    for _ in range(200):
+        cleaned = f"regexp_replace({cleaned}, 'a', 'b')"
+    query = f"SELECT {cleaned} AS name FROM customers JOIN orders USING (id)"
+    assert check_is_query(query) == query
+    assert spark_table_names(query) == ("customers", "orders")
+    assert postgres_tables(query) == ((None, "customers"), (None, "orders"))
+    assert postgres_columns(query, ["name"]) == {}
+    assert keeps_state(query)
+    with pytest.raises(ValueError, match="is a DELETE"):
+        check_is_query(f"DELETE FROM customers WHERE {cleaned} = 'a'")
 
 
 @pytest.mark.parametrize(
