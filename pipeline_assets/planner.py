@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline_assets.config_loading import InvalidPipelineError, Pipeline, sorted_issues
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, DataFrameResolutionError
@@ -42,6 +42,7 @@ class _Planner:
         self.is_streaming = pipeline.config.mode == "streaming"
         self.issues: list[ConfigIssue] = []
         self.names = self._step_names()
+        self.made_by = self._makers()
         self.registered: dict[str, int] = {}  # DataFrame name -> the step that registers it, of the steps so far
         self.primary: int | None = None
         self.quarantined: dict[int, int] = {}  # step -> the step that puts rows of its DataFrame into quarantine
@@ -179,25 +180,26 @@ class _Planner:
     def _look_up(self, index: int, name: str, key: Sequence[str | int]) -> int:
         if name in self.registered:
             return self.registered[name]
-        later = self._registered_later(index)
-        if name in later:
-            message = self._order_message(index, name, later[name])
+        later = self.made_by.get(name, -1)
+        if later >= index:
+            message = self._order_message(index, name, later)
         else:
             message = DataFrameResolutionError.unknown_dataframe(name, self.registered).message
         self._issue(("steps", index, "config", *key), message)
         return index
 
-    def _registered_later(self, index: int) -> dict[str, int]:
+    def _makers(self) -> dict[str, int]:
+        """Return, by its name, the last step that makes a DataFrame."""
         return {
-            name: later
-            for later in range(index, len(self.names))
-            for name in filter(None, (_registered_name(self.pipeline.methods[later]), self.names[later]))
-            if isinstance(self.pipeline.methods[later], DataFrameMethod) or quarantines(self.pipeline.methods[later])
+            name: index
+            for index, method in enumerate(self.pipeline.methods)
+            for name in filter(None, (_registered_name(method), self.names[index]))
+            if isinstance(method, DataFrameMethod) or quarantines(method)
         }
 
     def _order_message(self, index: int, name: str, later: int) -> str:
         """Say that ``name`` comes later, and when moving it would not help, that it is a cycle."""
-        back = self._path(later, index, self._registered_later(0), set())
+        back = self._path(later, index)
         if back:
             return f"a cycle of DataFrames: {' <- '.join([self.names[index], *back])}"
         return (
@@ -205,18 +207,21 @@ class _Planner:
             f"steps run in order, so move it before step {index}"
         )
 
-    def _path(self, start: int, target: int, known: Mapping[str, int], seen: set[int]) -> list[str]:
+    def _path(self, start: int, target: int) -> list[str]:
         """Return the names along the references from step ``start`` to ``target``, or an empty list."""
-        if start == target:
-            return [self.names[start]]
-        seen.add(start)
-        names = () if start in self.pipeline.unreadable else self.pipeline.methods[start].input_names()
-        for name in names or ():
-            source = known.get(name)
-            if source is not None and source not in seen:
-                rest = self._path(source, target, known, seen)
-                if rest:
-                    return [self.names[start], *rest]
+        came_from = {start: start}
+        pending = [start]
+        for step in pending:  # which grows meanwhile: a path may be as long as there are steps
+            if step == target:
+                path = [step]
+                while path[-1] != start:
+                    path.append(came_from[path[-1]])
+                return [self.names[each] for each in reversed(path)]
+            names = () if step in self.pipeline.unreadable else self.pipeline.methods[step].input_names()
+            for source in (self.made_by[name] for name in names or () if name in self.made_by):
+                if source not in came_from:
+                    came_from[source] = step
+                    pending.append(source)
         return []
 
     def _after(self, index: int, method: StepMethod, inputs: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -215,6 +215,17 @@ def test_graphs_that_cannot_be(tmp_path: Path, steps: list[dict[str, Any]], poin
     assert expected in issues[pointer]
 
 
+def test_a_long_pipeline_in_reverse_order(tmp_path: Path) -> None:
+    count = 1_100
+    later = [
+        transform("filterRows", condition="x", inputDataFrame=f"f{number + 1}", registerAs=f"f{number}")
+        for number in range(count - 1)
+    ]
+    steps = [extract_file("a", "/a.csv"), *later, extract_file(f"f{count - 1}", "/b.csv")]
+    issues = issues_of(tmp_path, batch("p", *steps))
+    assert "move it before step 1" in issues["/steps/1/config/inputDataFrame"]
+
+
 def test_an_unknown_dataframe_lists_those_there_are(tmp_path: Path) -> None:
     document = copy.deepcopy(CUSTOMER_360)
     document["steps"][2]["config"]["inputDataFrames"] = ["customers", "order"]
