@@ -134,8 +134,15 @@ def _loaded(
         except ConfigurationError as error:
             name = error.name if isinstance(error, InvalidPipelineError) else None
             broken.append(BrokenConfig(file, name or path.stem, error))
+        except RecursionError:
+            broken.append(BrokenConfig(file, path.stem, too_deep(file)))
     unique, colliding = _without_collisions(pipelines)
     return ConfigFolder(tuple(unique), (*broken, *colliding))
+
+
+def too_deep(file: str) -> ConfigurationError:
+    """Return the error of a file that holds what Python's stack is too small for: the other files load all the same."""
+    return ConfigurationError.from_issues([ConfigIssue(file, "", "is nested too deeply: break its longest texts up")])
 
 
 def pipeline_files(folder: Path) -> list[Path]:

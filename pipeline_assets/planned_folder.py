@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from pipeline_assets.config_loading import BrokenConfig, ConfigFolder
+from pipeline_assets.config_loading import BrokenConfig, ConfigFolder, too_deep
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
@@ -29,12 +29,14 @@ class PlannedFolder:
 def plan_folder(folder: ConfigFolder) -> PlannedFolder:
     """Plan every pipeline of ``folder``; one that can't be planned joins the broken ones."""
     plans: list[PipelinePlan] = []
-    broken = [replace(each, error=with_graph_issues(each.error)) for each in folder.broken]
+    broken = [_with_graph_issues(each) for each in folder.broken]
     for pipeline in folder.pipelines:
         try:
             plans.append(plan_pipeline(pipeline))
         except ConfigurationError as error:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.name, error))
+        except RecursionError:
+            broken.append(BrokenConfig(pipeline.file, pipeline.config.name, too_deep(pipeline.file)))
     issues = [*_shared_checkpoints(plans), *_shared_quarantines(plans), *_unknown_tables(plans)]
     wrong = {issue.file for issue in issues}
     found = [
@@ -47,6 +49,13 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
         if plan.pipeline.file in wrong
     ]
     return PlannedFolder(tuple(plan for plan in plans if plan.pipeline.file not in wrong), (*broken, *found))
+
+
+def _with_graph_issues(broken: BrokenConfig) -> BrokenConfig:
+    try:
+        return replace(broken, error=with_graph_issues(broken.error))
+    except RecursionError:
+        return broken  # what is wrong with it is known
 
 
 def _shared_checkpoints(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:

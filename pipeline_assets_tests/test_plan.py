@@ -226,6 +226,29 @@ def test_a_long_pipeline_in_reverse_order(tmp_path: Path) -> None:
     assert "move it before step 1" in issues["/steps/1/config/inputDataFrame"]
 
 
+@pytest.mark.parametrize(
+    "at", ["pipeline_assets.config_loading.load_file", "pipeline_assets.planned_folder.plan_pipeline"]
+)
+def test_what_is_too_deep_for_the_stack_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    read = {"pipeline_assets.config_loading.load_file": load_file}.get(at, plan_pipeline)
+
+    def too_deep(first: Any, *more: Any) -> Any:
+        if "pit" in str(first):
+            raise RecursionError
+        return read(first, *more)
+
+    write_config(tmp_path, batch("pit", extract_file("rows", "/a.csv")))
+    write_config(tmp_path, batch("other", extract_file("rows", "/a.csv")))
+    monkeypatch.setattr(at, too_deep)
+    folder = plan_folder(load_folder(tmp_path, {}))
+    assert [plan.name for plan in folder.plans] == ["other"]
+    ((broken),) = folder.broken
+    assert (broken.file, broken.name) == ("pit.json", "pit")
+    assert issues(broken) == {"": "is nested too deeply: break its longest texts up"}
+
+
 def test_an_unknown_dataframe_lists_those_there_are(tmp_path: Path) -> None:
     document = copy.deepcopy(CUSTOMER_360)
     document["steps"][2]["config"]["inputDataFrames"] = ["customers", "order"]
