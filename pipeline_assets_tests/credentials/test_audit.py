@@ -144,6 +144,15 @@ def test_removed_lines(file: AuditFile, removed: list[int], expected: str) -> No
     assert problems(file, kept) == [expected]
 
 
+@pytest.mark.timeout(60)
+def test_a_forged_number_is_not_counted_up_to(file: AuditFile) -> None:
+    before = lines(file)
+    before[2] = before[2].replace('"number": 3', '"number": 1000000000000')
+    first, second, *_ = problems(file, before)
+    assert first == "line 3: was changed: its hash does not fit what it says"
+    assert second == "line 3: 999999999994 lines are missing before it: number 1000000000000 comes after 2"
+
+
 def test_moved_and_repeated_lines(file: AuditFile) -> None:
     before = lines(file)
     swapped = [before[0], before[2], before[1], *before[3:]]
