@@ -202,12 +202,12 @@ def load_file(
 
     def parse(variables: NotedVariables) -> Pipeline:
         document, issues = _substituted(shown, content, variables, keep=_PARTITION)
-        unset = [issue.pointer for issue in issues]
+        unknown = {at for issue in issues for at in _around(issue.pointer)}
         if rules is SecretsPolicy.VAULT_ONLY:
             issues += pipeline_issues(shown, document)
         found, more = _collect(shown, document, methods)
         # What would stand there is not known, and so neither is what is wrong with it, or with what it is a part of.
-        issues += (issue for issue in more if not any(_is_around(issue.pointer, at) for at in unset))
+        issues += (issue for issue in more if issue.pointer not in unknown)
         return _without_issues(found, issues, document)
 
     variables = _variables(environment, hidden=_PARTITION)
@@ -338,8 +338,11 @@ def sorted_issues(issues: Iterable[ConfigIssue]) -> list[ConfigIssue]:
     return sorted(set(issues), key=lambda issue: [_natural(part) for part in issue.pointer.split("/")])
 
 
-def _is_around(pointer: str, inner: str) -> bool:
-    return pointer == inner or (pointer != "" and inner.startswith(f"{pointer}/"))
+def _around(inner: str) -> Iterator[str]:
+    """Yield the pointer ``inner``, and those of what it is a part of, but for the whole file."""
+    yield inner
+    parts = inner.split("/")
+    yield from ("/".join(parts[:count]) for count in range(2, len(parts)))
 
 
 def _natural(part: str) -> tuple[int, int, str]:

@@ -254,8 +254,9 @@ def issues_of(
     details: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         details.setdefault(_within(document, detail), []).append(detail)
+    around = {location[:length] for location in details for length in range(len(location))}
     for location, found in details.items():
-        if any(len(other) > len(location) and other[: len(location)] == location for other in details):
+        if location in around:
             continue  # What is wrong inside says more than that another alternative was not taken.
         # Several about one place are those of the alternatives that it was tried as: what is of the right type was
         # meant as that.

@@ -234,6 +234,16 @@ def test_of_alternatives_only_what_is_wrong_inside_is_told(tmp_path: Path) -> No
     assert set(issues_of(tmp_path, document)) == {"/schedule/cron"}
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("variables", [0, 25_000])
+def test_many_errors_take_no_longer_than_their_number(tmp_path: Path, variables: int) -> None:
+    """Each compared with each would be minutes: the test's time limit is what fails."""
+    partitions = {"type": "static", "values": [1] * 40_000}
+    unset = {f"spark.x{number}": "${UNSET}" for number in range(variables)}
+    document = batch("p", extract_file("rows", "/in.csv"), partitions=partitions, sparkConf=unset)
+    assert len(issues_of(tmp_path, document)) == 40_000 + variables
+
+
 def test_a_config_of_ten_megabytes_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     document = changed("description", value="x" * 10_000_000)
     issues = issues_of(tmp_path, document)
