@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline_assets.config_loading import CONNECTIONS_FILE, is_there, no_pipelines, pipeline_files
 from pipeline_assets.credentials.audit import AuditFile
@@ -97,5 +98,5 @@ def _print_table(issues: list[ConfigIssue]) -> None:
     for column in ("file", "pointer", "reason"):
         table.add_column(column, overflow="fold")
     for issue in issues:
-        table.add_row(issue.file, issue.pointer or "/", issue.message)
+        table.add_row(*map(Text, (issue.file, issue.pointer or "/", issue.message)))  # a str is read as markup
     (Console() if sys.stdout.isatty() else Console(width=500)).print(table)

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from pipeline_assets.audit_commands import audit, audit_config
@@ -112,9 +113,10 @@ def list_() -> None:
     for plan in folder.plans:
         config = plan.pipeline.config
         cron = config.cron_schedule.cron if config.cron_schedule else "-"
-        table.add_row(config.name, config.mode, str(len(plan.steps)), cron, plan.name, plan.pipeline.file)
+        cells = (config.name, config.mode, str(len(plan.steps)), cron, plan.name, plan.pipeline.file)
+        table.add_row(*map(Text, cells))
     for broken in folder.broken:
-        table.add_row(broken.name, "[red]broken[/]", "-", "-", "-", broken.file)
+        table.add_row(Text(broken.name), Text("broken", "red"), "-", "-", "-", Text(broken.file))
     _console().print(table)
     if folder.broken:
         click.echo("run `pipeline-assets validate` to see what is wrong with the broken ones", err=True)
@@ -165,25 +167,26 @@ def _in_partition(plan: PipelinePlan, key: str) -> PipelinePlan:
 def _tree(plan: PipelinePlan) -> Tree:
     config = plan.pipeline.config
     decided = optimize(plan)
-    tree = Tree(f"[bold]{config.name}[/] ({config.mode}, job {plan.name}, {plan.pipeline.file})")
+    # Of Text, as Rich reads markup and emoji in a str: a path has brackets and colons of its own.
+    tree = Tree(Text.assemble((config.name, "bold"), f" ({config.mode}, job {plan.name}, {plan.pipeline.file})"))
     for step in plan.steps:
         takes = ", ".join(f"{plan.name}/{plan.steps[index].name}" for index in step.inputs)
-        branch = tree.add(
-            f"[bold]{plan.name}/{step.name}[/]  {step.method.type} {step.method.method}  ({step.role.value})"
-        )
+        shown = f"  {step.method.type} {step.method.method}  ({step.role.value})"
+        branch = tree.add(Text.assemble((f"{plan.name}/{step.name}", "bold"), shown))
         if takes:
-            branch.add(f"from    {takes}")
+            branch.add(Text(f"from    {takes}"))
         told = decided.told(plan, step)
         if told is not None:
-            branch.add(f"decided {told}")
+            branch.add(Text(f"decided {told}"))
         for source in step.method.sources():
-            branch.add(f"source  {redact(source.uri)}")
+            branch.add(Text(f"source  {redact(source.uri)}"))
         for sink in step.method.sinks():
-            branch.add(f"sink    {redact(sink.uri)}")
+            branch.add(Text(f"sink    {redact(sink.uri)}"))
         if step.quarantine is not None:
-            branch.add(f"aside   {plan.name}/{step.quarantine}: rows in quarantine, {_quarantine_path(plan, step)}")
+            aside = f"{plan.name}/{step.quarantine}: rows in quarantine, {_quarantine_path(plan, step)}"
+            branch.add(Text(f"aside   {aside}"))
         if step.role is Role.TABLE:
-            branch.add(f"table   {Settings.from_environment().table_path(plan.name, step.name)}")
+            branch.add(Text(f"table   {Settings.from_environment().table_path(plan.name, step.name)}"))
     return tree
 
 

@@ -266,6 +266,33 @@ def test_plan(configs: Path) -> None:
     assert "sink    /data/purchases" in run("plan", "event_stream").stdout
 
 
+def test_paths_and_names_of_files_are_shown_as_they_are(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_ASSETS_WAREHOUSE", "/kept/[b]/:key:")
+    config = {"columns": ["id"], "onFailure": "quarantine", "quarantinePath": "/aside/[red]/:key:"}
+    document = batch(
+        "marked",
+        extract_file("rows", "/in/[/raw]/:key:/rows.csv", format="csv"),
+        {"type": "validate", "method": "notNull", "name": "good", "config": config},
+        {"type": "load", "method": "toDeltaLake", "config": {"path": "/data/[raw]/t\\"}},
+        extract_file("kept", "/a.csv"),
+    )
+    write_config(configs, document, "marked[b].json")
+    write_config(configs, "{", "bad[b]:key:.json")
+    shown = run("plan", "marked")
+    assert shown.exit_code == 0, shown.output
+    for part in ("marked[b].json", "/aside/[red]/:key:", "sink    /data/[raw]/t\\", "/kept/[b]/:key:/marked/kept"):
+        assert part in shown.stdout
+    listed = run("list")
+    assert listed.exit_code == 0, listed.output
+    assert "marked[b].json" in listed.stdout
+    assert listed.stdout.count("bad[b]:key:") == 2
+    document["steps"][0]["config"]["options"] = {"[x]password": "hunter2"}
+    write_config(configs, document, "marked[b].json")
+    audited = run("audit-config")
+    assert "marked[b].json" in audited.stdout
+    assert "options/[x]password" in audited.stdout
+
+
 def test_plan_tells_what_was_decided(configs: Path) -> None:
     table = {"type": "extract", "method": "fromPostgres", "config": {"table": "t", "registerAs": "rows"}}
     loads = [{"type": "load", "method": "toDeltaLake", "config": {"path": f"/{name}"}} for name in "ab"]
