@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline_assets.credentials import SecretReference, Secrets
 from pipeline_assets.credentials.policy import S3_ANONYMOUS, S3_PROVIDER, SecretsPolicy, is_secret
@@ -80,6 +80,14 @@ class S3Connection(Connection):
     """Whether the bucket is in the path of a request; `false` has it in the host's name."""
     options: Annotated[dict[Annotated[str, Field(pattern=r"^fs\.s3a\.")], str], AfterValidator(_check_options)] = {}
     """`fs.s3a.*` of Hadoop; those that are secret by their names are references."""
+
+    @model_validator(mode="after")
+    def _whole_keys(self) -> Self:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ValueError("'accessKeyId' and 'secretAccessKey' belong together: give both, or none")
+        if self.session_token is not None and self.access_key_id is None:
+            raise ValueError("'sessionToken' is of keys: give 'accessKeyId' and 'secretAccessKey' too")
+        return self
 
     @property
     def anonymous(self) -> bool:

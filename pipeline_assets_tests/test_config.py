@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from pydantic.alias_generators import to_snake
 
 from pipeline_assets.config import PipelineConfig, Retry, Sensor
 from pipeline_assets.config_loading import load_connections, load_file, load_folder, pipeline_files
@@ -366,6 +367,28 @@ def test_connections_hold_references_only(
     issues = {issue.pointer: issue.message for issue in caught.value.issues}
     assert expected in issues[f"/postgres/default{pointer}"]
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"accessKeyId": "env:A"}, "give both, or none"),
+        ({"secretAccessKey": "env:B"}, "give both, or none"),
+        ({"secretAccessKey": "env:B", "sessionToken": "env:C"}, "give both, or none"),
+        ({"sessionToken": "env:C"}, "'sessionToken' is of keys"),
+        ({}, None),
+        ({"accessKeyId": "env:A", "secretAccessKey": "env:B"}, None),
+        ({"accessKeyId": "env:A", "secretAccessKey": "env:B", "sessionToken": "env:C"}, None),
+    ],
+)
+def test_keys_of_s3_are_whole(tmp_path: Path, keys: dict[str, str], expected: str | None) -> None:
+    write_config(tmp_path, {"s3": {"default": keys}}, "connections.json")
+    if expected is None:
+        assert load_connections(tmp_path, {}).s3("default").model_fields_set == {to_snake(key) for key in keys}
+    else:
+        with pytest.raises(ConfigurationError, match=expected) as caught:
+            load_connections(tmp_path, {})
+        assert [issue.pointer for issue in caught.value.issues] == ["/s3/default"]
 
 
 @pytest.mark.parametrize(
