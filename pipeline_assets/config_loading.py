@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
 from pipeline_assets.config import PIPELINE_NAME, PipelineConfig, Retry, StepEnvelope
-from pipeline_assets.connections import Connections, ConnectionsFile, parse_connections
+from pipeline_assets.connections import ConnectionKind, Connections, ConnectionsFile, parse_connections
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.credentials.policy import (
     SecretsPolicy,
@@ -27,6 +27,7 @@ from pipeline_assets.parsed_files import NotedVariables, ParsedFiles
 from pipeline_assets.redaction import redact
 from pipeline_assets.steps import method_registry
 from pipeline_assets.steps.base import StepMethod
+from pipeline_assets.steps.s3_paths import is_s3
 
 CONNECTIONS_FILE = "connections.json"
 SCHEMA_FILE = "pipeline.schema.json"
@@ -234,17 +235,31 @@ def load_connections(folder: Path, environment: Mapping[str, str] | None = None)
 
 
 def unknown_connections(pipeline: Pipeline, connections: Connections) -> Iterator[ConfigIssue]:
-    """Yield an issue for each connection that a step of ``pipeline`` names, and that ``connections`` does not have."""
+    """Yield an issue for each connection that a step of ``pipeline`` needs, and that ``connections`` does not have."""
     for index, method in enumerate(pipeline.methods):
-        for key, kind in (("connection", method.connection_kind), ("checkpoint_connection", "s3")):
-            name = getattr(method, key, None)
-            # What is not on S3 needs no connection, and has the default.
-            if name is None or (kind, name) == ("s3", "default"):
-                continue
+        for key, kind, name in _connections_of(method):
             try:
                 connections.of(kind, name)
             except ConfigurationError as error:
                 yield ConfigIssue(pipeline.file, pointer("steps", index, "config", to_camel(key)), error.message)
+
+
+def _connections_of(method: StepMethod) -> Iterator[tuple[str, ConnectionKind, str]]:
+    """Yield the field, kind and name of each connection that a step opens, and of each that its config names."""
+    on_s3 = any(is_s3(data.uri) for data in (*method.sources(), *method.sinks()))
+    checkpoint_on_s3 = is_s3(getattr(method, "checkpoint_location", None) or "")
+    fields: tuple[tuple[str, ConnectionKind, bool], ...] = (
+        ("connection", method.connection_kind, on_s3),
+        ("checkpoint_connection", "s3", checkpoint_on_s3),
+    )
+    for key, kind, is_opened in fields:
+        name = getattr(method, key, None)
+        # What is not on S3 needs no connection, and has the default.
+        if name is not None and (is_opened or (kind, name) != ("s3", "default")):
+            yield key, kind, name
+    for key in ("quarantine_path", "dead_letter_path"):
+        if is_s3(getattr(method, key, None) or ""):
+            yield key, "s3", "default"
 
 
 def secrets_policy(folder: Path, environment: Mapping[str, str] | None = None) -> SecretsPolicy:

@@ -114,6 +114,10 @@ def test_validate_knows_the_names_of_connections(configs: Path) -> None:
     assert result.exit_code == 1
     assert [line.partition(": there is no ")[::2] for line in result.stderr.splitlines()] == [
         (
+            "customer-360.json:1: /steps/1/config/connection",
+            f"s3 connection 'default': add it to {configs}/connections.json under 's3' (there: none)",
+        ),
+        (
             "event-stream.json:1: /steps/0/config/connection",
             f"kafka connection 'default': add it to {configs}/connections.json under 'kafka' (there: none)",
         ),
@@ -127,6 +131,32 @@ def test_validate_knows_the_names_of_connections(configs: Path) -> None:
             f"s3 connection 'lake': add it to {configs}/connections.json under 's3' (there: none)",
         ),
     ]
+
+
+def test_validate_knows_what_is_on_s3(configs: Path) -> None:
+    (configs / "customer-360.json").unlink()
+    stream = copy.deepcopy(EVENT_STREAM)
+    source, _, load = (step["config"] for step in stream["steps"])
+    source["deadLetterPath"] = "s3n://a/dead"
+    load["checkpointLocation"] = "s3://a/checkpoint"
+    write_config(configs, stream)
+    aside = {"columns": ["id"], "onFailure": "quarantine", "quarantinePath": "s3a://a/aside"}
+    good = {"type": "validate", "method": "notNull", "name": "good", "config": aside}
+    on_s3 = {"type": "load", "method": "toDeltaLake", "config": {"path": "s3a://a/t"}}
+    here = {"type": "load", "method": "toDeltaLake", "config": {"path": "/t"}}
+    write_config(configs, batch("p", extract_file("rows", "/a.csv"), good, on_s3, here))
+    connections = {"kafka": {"default": {"bootstrapServers": "k:9092"}}}
+    write_config(configs, connections, "connections.json")
+    assert [
+        line.partition(": there is no s3 connection 'default'")[0] for line in run("validate").stderr.splitlines()
+    ] == [
+        "event-stream.json:1: /steps/0/config/deadLetterPath",
+        "event-stream.json:1: /steps/2/config/checkpointConnection",
+        "p.json:1: /steps/1/config/quarantinePath",
+        "p.json:1: /steps/2/config/connection",
+    ]
+    write_config(configs, {**connections, "s3": {"default": {}}}, "connections.json")
+    assert run("validate").stdout == "2 configs are valid\n"
 
 
 LOGIN = "https://etl:hunter2hunter2@" + "h" * 50
