@@ -34,7 +34,7 @@ from pipeline_assets.links import left_out, link_pipelines
 from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.optimizer import optimize
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
-from pipeline_assets.planned_folder import PlannedFolder, plan_folder, select
+from pipeline_assets.planned_folder import PlannedFolder, plan_folder, select, unknown_pipelines
 from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.redaction import redact
 from pipeline_assets.report_commands import report
@@ -269,6 +269,7 @@ def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:
         planned = plan_folder(load_folder(folder))
         valid += [plan.pipeline for plan in planned.plans]
         yield from (broken.error for broken in planned.broken)
+        yield from (ConfigurationError.from_issues([issue]) for issue in unknown_pipelines(planned))
         for warning in (*_passed_over(folder), *_not_waited_for(planned)):
             click.echo(f"warning: {warning}", err=True)
         if not planned.plans and not planned.broken:

@@ -100,15 +100,37 @@ def _shared_quarantines(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
 def _unknown_tables(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
     """Yield where a step reads a table that a pipeline of the folder does not keep."""
     by_name = {plan.name: plan for plan in plans}
+    for plan, step, table in _tables_read(plans):
+        pipeline, _, asset = table.replace("-", "_").partition(".")
+        kept = by_name[pipeline].tables if pipeline in by_name else None
+        if kept is not None and asset not in kept:
+            message = f"pipeline {pipeline!r} keeps no table {asset!r} in the warehouse"
+            key = pointer("steps", step.index, "config", "table")
+            yield ConfigIssue(plan.pipeline.file, key, f"{message}{_table_advice(by_name[pipeline], asset)}")
+
+
+def unknown_pipelines(folder: PlannedFolder) -> Iterator[ConfigIssue]:
+    """Yield where a step reads a table of a pipeline that ``folder`` does not have, not as a broken one either.
+
+    It keeps none from loading: the table may be there, of a pipeline that was there before.
+    """
+    names = sorted([*(plan.pipeline.config.name for plan in folder.plans), *(broken.name for broken in folder.broken)])
+    known = {name.replace("-", "_") for name in names}
+    for plan, step, table in _tables_read(folder.plans):
+        pipeline = table.partition(".")[0]
+        if pipeline.replace("-", "_") not in known:
+            key = pointer("steps", step.index, "config", "table")
+            message = (
+                f"there is no pipeline {pipeline!r}{did_you_mean(pipeline, names)} (pipelines: {', '.join(names)})"
+            )
+            yield ConfigIssue(plan.pipeline.file, key, f"{message}: a table of another location is read by its 'path'")
+
+
+def _tables_read(plans: Sequence[PipelinePlan]) -> Iterator[tuple[PipelinePlan, PlannedStep, str]]:
     for plan in plans:
         for step in plan.steps:
-            table = step.method.table if isinstance(step.method, FromDeltaLake) else None
-            pipeline, _, asset = (table or "").replace("-", "_").partition(".")
-            kept = by_name[pipeline].tables if pipeline in by_name else None
-            if kept is not None and asset not in kept:
-                message = f"pipeline {pipeline!r} keeps no table {asset!r} in the warehouse"
-                key = pointer("steps", step.index, "config", "table")
-                yield ConfigIssue(plan.pipeline.file, key, f"{message}{_table_advice(by_name[pipeline], asset)}")
+            if isinstance(step.method, FromDeltaLake) and step.method.table is not None:
+                yield plan, step, step.method.table
 
 
 def _table_advice(plan: PipelinePlan, asset: str) -> str:

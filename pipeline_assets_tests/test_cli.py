@@ -159,6 +159,23 @@ def test_validate_knows_what_is_on_s3(configs: Path) -> None:
     assert run("validate").stdout == "2 configs are valid\n"
 
 
+def test_validate_knows_the_names_of_pipelines(configs: Path) -> None:
+    def from_table(table: str) -> dict[str, object]:
+        return {"type": "extract", "method": "fromDeltaLake", "config": {"table": table}}
+
+    tables = ("custmer-360.any", "customer-360.join_data_frames", "half-done.rows", "half_done.rows")
+    write_config(configs, batch("reader", *map(from_table, tables)))
+    write_config(configs, batch("half-done"))
+    result = run("validate")
+    _, *told = result.stderr.splitlines()
+    assert told == [
+        "reader.json:1: /steps/0/config/table: there is no pipeline 'custmer-360', did you mean 'customer-360'? "
+        "(pipelines: customer-360, event-stream, half-done, reader): a table of another location is read by its 'path'"
+    ]
+    # Of single files nobody knows what is beside them.
+    assert run("validate", str(configs / "reader.json")).exit_code == 0
+
+
 LOGIN = "https://etl:hunter2hunter2@" + "h" * 50
 
 

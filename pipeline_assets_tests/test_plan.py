@@ -624,7 +624,7 @@ def test_a_table_that_no_pipeline_keeps(table: str, said: str, tmp_path: Path) -
     named = copy.deepcopy(EVENT_STREAM) | {"name": "stream"}
     named["steps"][0]["config"]["registerAs"] = "events"
     write_config(tmp_path, named)
-    # Of these nobody here can tell.
+    # A pipeline that is not here may have been.
     write_config(tmp_path, batch("other", from_table("elsewhere.rows")))
     folder = plan_folder(load_folder(tmp_path, {}))
     assert {plan.name for plan in folder.plans} == {"writer", "loader", "other", "sorter", "stream"}
