@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -10,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline_assets.credentials import SecretReference, Secrets
 from pipeline_assets.credentials.policy import S3_ANONYMOUS, S3_PROVIDER, SecretsPolicy, is_secret
-from pipeline_assets.credentials.references import Reference
+from pipeline_assets.credentials.references import Reference, is_reference
 from pipeline_assets.errors import ConfigurationError, did_you_mean
 from pipeline_assets.json_documents import JsonModel
 from pipeline_assets.redaction import secret_shapes
@@ -22,10 +24,7 @@ ConnectionKind = Literal["postgres", "s3", "kafka"]
 def _check_options(options: dict[str, str]) -> dict[str, str]:
     for name, text in options.items():
         if is_secret(name, text):
-            try:
-                Reference.parse(text)
-            except ValueError as error:
-                raise ValueError(f"option {name!r}: {error}") from None
+            _check_reference(name, text)
         elif shapes := secret_shapes(text):
             raise ValueError(
                 f"option {name!r} looks like it holds a secret ({', '.join(shapes)}): what is secret stands under the "
@@ -34,6 +33,64 @@ def _check_options(options: dict[str, str]) -> dict[str, str]:
     return options
 
 
+def _check_kafka_options(options: dict[str, str]) -> dict[str, str]:
+    for name, text in options.items():
+        if is_reference(text):
+            _check_reference(name, text)
+    return _check_options(options)
+
+
+def _check_reference(option: str, text: str) -> None:
+    try:
+        Reference.parse(text)
+    except ValueError as error:
+        raise ValueError(f"option {option!r}: {error}") from None
+
+
+# No message below shows the text: what stands in the wrong place may be a secret.
+def _check_text(text: str) -> str:
+    if shapes := secret_shapes(text):
+        raise ValueError(f"looks like it holds a secret ({', '.join(shapes)}): this key is for what anybody may see")
+    return text
+
+
+def _check_user(text: str) -> str:
+    if is_reference(text):
+        Reference.parse(text)
+    return _check_text(text)
+
+
+def _check_name(text: str) -> str:
+    if re.search(r"[/?@\s]", text):
+        raise ValueError(
+            "a name alone was expected, without '/', '?', '@' and spaces: for all else there are other keys"
+        )
+    return _check_text(text)
+
+
+def _check_host(text: str) -> str:
+    if ":" in _check_name(text):
+        try:
+            ipaddress.IPv6Address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
+        except ValueError:
+            raise ValueError("a host alone was expected: its port is given as 'port'") from None
+    return text
+
+
+def _check_endpoint(text: str) -> str:
+    if re.search(r"[?@\s]", text) or not re.match(r"https?://|(?!.*://)", text, re.IGNORECASE):
+        raise ValueError("expected the URL of the service alone, as 'https://host:port': keys have keys of their own")
+    return _check_text(text)
+
+
+def _check_servers(text: str) -> str:
+    servers = [server.strip() for server in text.split(",") if server.strip()]
+    if not servers or not all(_SERVER.fullmatch(server) for server in servers):
+        raise ValueError("expected 'host:port,host:port': of a login the options tell")
+    return _check_text(text)
+
+
+_SERVER = re.compile(r"(?:\w+://)?[^\s/?@]+:\d{1,5}")
 # Those that are secret by their names are references.
 Options = Annotated[dict[str, str], AfterValidator(_check_options)]
 
@@ -47,11 +104,11 @@ class Connection(JsonModel):
 class PostgresConnection(Connection):
     """A PostgreSQL database."""
 
-    host: str
+    host: Annotated[str, Field(min_length=1), AfterValidator(_check_host)]
     """The server's name or address."""
-    port: int = 5432
-    database: str
-    user: str
+    port: int = Field(default=5432, ge=1, le=65535)
+    database: Annotated[str, Field(min_length=1), AfterValidator(_check_name)]
+    user: Annotated[str, Field(min_length=1), AfterValidator(_check_user)]
     """Who logs in; a secret, where it is a reference: Vault's database engine makes both user and password."""
     password: SecretReference | None = None
     """A reference."""
@@ -67,9 +124,9 @@ class PostgresConnection(Connection):
 class S3Connection(Connection):
     """An S3 service. Without keys, Hadoop's default credential chain applies."""
 
-    endpoint: str | None = None
+    endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = None
     """URL of the service; Amazon's own when left out."""
-    region: str | None = None
+    region: Annotated[str, AfterValidator(_check_text)] | None = None
     access_key_id: SecretReference | None = None
     """A reference."""
     secret_access_key: SecretReference | None = None
@@ -98,9 +155,9 @@ class S3Connection(Connection):
 class KafkaConnection(Connection):
     """A Kafka cluster."""
 
-    bootstrap_servers: str
+    bootstrap_servers: Annotated[str, AfterValidator(_check_servers)]
     """Brokers to begin with, as `host:port,host:port`."""
-    options: Options = {}
+    options: Annotated[dict[str, str], AfterValidator(_check_kafka_options)] = {}
     """Settings of Kafka's client; any may be a reference, and those that are secret by their names are."""
 
 

@@ -370,6 +370,72 @@ def test_connections_hold_references_only(
 
 
 @pytest.mark.parametrize(
+    ("kind", "key", "text", "expected"),
+    [
+        ("postgres", "host", "", "is empty"),
+        ("postgres", "host", "etl:hunter2@db", "a name alone was expected"),
+        ("postgres", "host", "jdbc:postgresql://db/shop", "a name alone was expected"),
+        ("postgres", "host", "db ", "a name alone was expected"),
+        ("postgres", "host", "db:5433", "its port is given as 'port'"),
+        ("postgres", "host", "[::1]:5433", "its port is given as 'port'"),
+        ("postgres", "host", "AKIAQ7Q7Q7Q7Q7Q7Q7Q7", "looks like it holds a secret (AWS access key)"),
+        ("postgres", "database", "", "is empty"),
+        ("postgres", "database", "shop?password=hunter2", "a name alone was expected"),
+        ("postgres", "database", "password=hunter2", "looks like it holds a secret"),
+        ("postgres", "port", "0", "below 1"),
+        ("postgres", "port", "65536", "above 65535"),
+        ("postgres", "user", "", "is empty"),
+        ("postgres", "user", "password=hunter2", "looks like it holds a secret"),
+        ("postgres", "user", "vault:hunter2", "names the field"),
+        ("postgres", "user", "env:hunter2 ", "letters, digits and '_'"),
+        ("s3", "endpoint", "https://key:hunter2@s3.example.com", "the URL of the service alone"),
+        ("s3", "endpoint", "https://s3.example.com?secret=hunter2", "the URL of the service alone"),
+        ("s3", "endpoint", "s3://data", "the URL of the service alone"),
+        ("s3", "region", "AKIAQ7Q7Q7Q7Q7Q7Q7Q7", "looks like it holds a secret (AWS access key)"),
+        ("kafka", "bootstrapServers", "", "expected 'host:port,host:port'"),
+        ("kafka", "bootstrapServers", "k:9092,other", "expected 'host:port,host:port'"),
+        ("kafka", "bootstrapServers", "SASL_SSL://etl:hunter2@k:9092", "expected 'host:port,host:port'"),
+        ("kafka", "options", {"client.id": "vault:hunter2"}, "option 'client.id': a Vault reference names the field"),
+    ],
+)
+def test_what_connections_say_can_work_and_may_be_seen(
+    tmp_path: Path, kind: str, key: str, text: object, expected: str
+) -> None:
+    write_config(tmp_path, {kind: {"default": {**NEEDED[kind], key: text}}}, "connections.json")
+    with pytest.raises(ConfigurationError) as caught:
+        load_connections(tmp_path, {})
+    (issue,) = caught.value.issues
+    assert issue.pointer == f"/{kind}/default/{key}"
+    assert expected in issue.message
+    for secret in ("hunter2", "AKIA"):
+        assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "text"),
+    [
+        *(
+            ("postgres", "host", host)
+            for host in ("db", "db-1.example.com", "10.0.0.1", "::1", "[::1]", "fe80::1%eth0")
+        ),
+        *(("postgres", "host", host) for host in ("primary,standby", "${HOST:-localhost}")),
+        ("postgres", "database", "Shop-1_a.b"),
+        *(("postgres", "user", user) for user in ("etl@example.com", "vault:database/creds/etl#username", "env:USER")),
+        *(("postgres", "port", port) for port in ("1", "65535")),
+        *(
+            ("s3", "endpoint", end)
+            for end in ("", "s3.example.com:9000", "http://127.0.0.1:1", "https://a.b/c", "http://[::1]:1")
+        ),
+        *(("kafka", "bootstrapServers", servers) for servers in ("a:1, b:2,", "[::1]:9092", "PLAINTEXT://k:9092")),
+        ("kafka", "options", {"client.id": "env:NAME", "client.rack": "a"}),
+    ],
+)
+def test_what_connections_may_say(tmp_path: Path, kind: str, key: str, text: object) -> None:
+    write_config(tmp_path, {kind: {"default": {**NEEDED[kind], key: text}}}, "connections.json")
+    load_connections(tmp_path, {}).of(cast(ConnectionKind, kind), "default")
+
+
+@pytest.mark.parametrize(
     ("keys", "expected"),
     [
         ({"accessKeyId": "env:A"}, "give both, or none"),
