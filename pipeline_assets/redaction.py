@@ -44,6 +44,10 @@ _ABOUT_A_SECRET = re.compile(
     r"|policy|provider|ref|reference|required|ttl|type|uri|url|version)$"
 )
 
+# Of a header, where more follows than words do: "authorization: denied by policy" is none.
+_OTHER_SCHEME = r"""(?:(?<=authorization:[ ])|(?<=authorization[:=])) [a-z][\w-]{0,30}[ ]{1,4}
+    (?=[^\s"'&;,(){}\[\]|<>\\]{8}) (?=[^\s"'&;,(){}\[\]|<>\\]{0,200}\d | [a-z+/=_-]{20})"""
+
 # A name, then its value: password=x, "secret.key": "x", fs.s3a.access.key -> x, PASSWORD 'x'. What stands before the
 # part of the name that tells is looked at afterwards: a pattern that starts with it takes quadratic time.
 _ASSIGNED = re.compile(
@@ -52,9 +56,9 @@ _ASSIGNED = re.compile(
     (?P<separator> (?:\\{{0,8}}["'])? [ \t]{{0,4}} (?: = | :(?!/) | -> ) [ \t]{{0,4}} (?:Some\()? | [ \t]{{1,4}} (?=') )
     (?P<value>
         "(?:[^"\\\n]|\\.)*"?
-      | '(?:[^'\\\n]|\\.)*'?
+      | '(?:[^'\\\n]|\\.|'')*'?
       | (?P<escaped>\\{{1,8}}["']) (?:(?!(?P=escaped))[^\n])*
-      | (?:(?:basic|bearer|digest|negotiate)[ ]+)? [^\s"'&;,(){{}}\[\]|<>\\]+
+      | (?:(?:basic|bearer|digest|negotiate)[ ]+ | {_OTHER_SCHEME})? [^\s"'&;,(){{}}\[\]|<>\\]+
     )
     """
 )
@@ -123,7 +127,8 @@ class _Shape:
         return any(hint in lower for hint in self.hints)
 
 
-_URL_PASSWORD = re.compile(r"""://[^\s/:@"'<>]{0,200}:(?P<secret>[^\s/@"'<>]+)@""")
+# To the last @ before the path: a password may hold one.
+_URL_PASSWORD = re.compile(r"""://[^\s/:@"'<>]{0,200}:(?P<secret>[^\s/"'<>]+)@""")
 
 # No pattern may take more than linear time: each starts with a text that does not overlap itself or is bounded in
 # length, and none can match the same characters in two ways.
@@ -185,7 +190,7 @@ _SHAPES = (
 TEXT_PATTERN = (
     rf"(?i)(?=[acejklmpst:])(?:(?:{NAME_PATTERN})[\w.$-]{{0,60}}[\"']?[ \t]{{0,4}}(?:=|:(?!/)|->)[ \t]{{0,4}}"
     r"(?!(?:string|binary|boolean|(?:tiny|small|big)?int|float|double|date|timestamp|array|map|struct|decimal)\b)"
-    r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s"'&;,(){}\[\]|<>*]+)"""
+    r"""(?:"[^"\n]*"|'[^'\n]*'(?:'[^'\n]*'){0,20}|[^\s"'&;,(){}\[\]|<>*]+)"""
     rf"|{_URL_PASSWORD.pattern}|LoginModule\s+(?:required|requisite|sufficient|optional)\s[^;\n]*)".replace(
         "?P<secret>", ""
     )

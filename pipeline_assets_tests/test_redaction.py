@@ -51,6 +51,8 @@ JWT = ".".join(
         "CREATE USER me PASSWORD '{}'",
         "https://h/x?X-Amz-Signature={}&X-Amz-Date=1",
         "PGPASSWORD={} psql",
+        "Authorization: {}, at h",
+        "curl -H 'Proxy-Authorization:{}' h",
     ],
 )
 def test_values_are_masked_by_their_names(text: str) -> None:
@@ -88,6 +90,22 @@ def test_shapes_are_masked(shape: str, before: str, secret: str, after: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("before", "secret", "after"),
+    [
+        ("postgresql://me:", "p@ss@w0rd", "@h/shop, a@b"),
+        ("CREATE USER me PASSWORD '", "a''s-s3cret", "' VALID UNTIL 'x'"),
+        ("password='", "s3cret''", "', user='me'"),
+        ("Authorization: ", "ApiKey abc123def", ", at h"),
+        ("curl -H 'Proxy-Authorization:", "Custom-Scheme abc123def", "' h"),
+        ("Authorization: ", "Token abcdefghijklmnopqrstuvwx", "\nHost: h"),
+    ],
+)
+def test_nothing_of_a_secret_is_left(before: str, secret: str, after: str) -> None:
+    assert redact(f"{before}{secret}{after}") == f"{before}{MASK}{after}"
+    assert redact(f"{before}{MASK}{after}") == f"{before}{MASK}{after}"
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "Filter (token_count#3 > 1)",
@@ -102,6 +120,9 @@ def test_shapes_are_masked(shape: str, before: str, secret: str, after: str) -> 
         "password authentication failed for user \"me\"",
         "commit 9fceb02d0ae598e95dc970b74767f19372d61af8, at 10:00:00@h, s3a://bucket/a@b/c",
         "no bearer authentication",
+        "authorization: denied by policy 12, and authorization: unknown user-17",
+        "Authorization: the class org.example.Authorizer.StandardAuthorizer is not there",
+        "password='', user='me'",
         'while executing op "wrong_password"::\n\nCredentialError: orders: step 1',
         "passwordFile=/run/secrets/x",
         "",
@@ -291,6 +312,11 @@ def test_what_spark_masks_by_one_pattern(told: str) -> None:
     assert "rest]" in text
 
 
+def test_what_spark_masks_has_quotes_and_signs_in_it() -> None:
+    text = "[password='a''s-s3cret', jdbc:postgresql://me:p@ss-s3cret@host/db]"
+    assert re.sub(TEXT_PATTERN, MASK, text) == f"[{MASK}, jdbc:postgresql{MASK}host/db]"
+
+
 def test_threads_register_and_redact_at_once() -> None:
     values = [f"value-{number:04d}-of-many" for number in range(200)]
 
@@ -307,6 +333,11 @@ FRAGMENTS = st.sampled_from(
     [
         "password",
         "passwd=x",
+        "password='",
+        "''",
+        "authorization: ",
+        "scheme ",
+        "@",
         'token:\\"',
         "secret",
         "->",
