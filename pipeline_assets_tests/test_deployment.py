@@ -235,8 +235,33 @@ def test_the_instance_keeps_runs_in_postgresql(
         assert instance.run_monitoring_enabled
         assert instance.run_monitoring_cancel_timeout_seconds == 180
         assert instance.get_concurrency_config().pool_config.default_pool_limit == 1
+        assert instance.run_coordinator.dequeue_interval_seconds == 1  # type: ignore[attr-defined]
     with psycopg.connect(**connection_of(postgres, "dagster_storage")) as connection:
         assert connection.execute("select run_id, status from runs").fetchall() == [(run_id, "SUCCESS")]
+
+
+def test_the_instance_of_the_helm_chart(tmp_path: Path) -> None:
+    """What limits runs, of values.yaml; the chart's part, from values to dagster.yaml, is repeated here."""
+    queued = VALUES["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
+    concurrency = VALUES["concurrency"]
+    made = {
+        "run_coordinator": {
+            "module": "dagster.core.run_coordinator",
+            "class": "QueuedRunCoordinator",
+            "config": {re.sub("([A-Z])", r"_\1", key).lower(): value for key, value in queued.items()},
+        },
+        "concurrency": {
+            "pools": {"default_limit": concurrency["pools"]["defaultLimit"]},
+            "runs": {"max_concurrent_runs": concurrency["runs"]["maxConcurrentRuns"]},
+        },
+    }
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(made))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        found = instance.get_concurrency_config()
+        assert found.pool_config.default_pool_limit == 1
+        assert found.run_queue_config is not None
+        assert found.run_queue_config.max_concurrent_runs == 10
+        assert instance.run_coordinator.dequeue_interval_seconds == 1  # type: ignore[attr-defined]
 
 
 def storage_of(postgres: PostgresServer, folder: Path) -> dict[str, str]:
