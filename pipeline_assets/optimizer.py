@@ -140,6 +140,11 @@ class _Keeping:
         self._runs: dict[int, float] = {}
         self._passes: dict[int, float] = {}
         self._own_chance = {step.index: chance_of(step.method) for step in plan.steps}
+        self._rewritten: dict[int, bool] = {}
+        for step in plan.steps:
+            self._rewritten[step.index] = _is_rewritten(plan, step) or any(
+                self._rewritten[index] for index in step.inputs if not self._is_there(index)
+            )
 
     def decide(self) -> dict[int, Kept]:
         """Return what is to be kept."""
@@ -180,9 +185,13 @@ class _Keeping:
             index = step.index
             inherited = (handed_on[source] for source in step.inputs)
             found[index] = self._own_chance[index] or next(filter(None, inherited), None)
-            once = index in kept or index in self.kept_by_config or step.quarantine or step.role is Role.TABLE
-            handed_on[index] = None if once else found[index]
+            handed_on[index] = None if index in kept or self._is_there(index) else found[index]
         return found
+
+    def _is_there(self, index: int) -> bool:
+        """Whether a DataFrame is computed once whatever is decided here."""
+        step = self._steps[index]
+        return index in self.kept_by_config or step.quarantine is not None or step.role is Role.TABLE
 
     def _is_worth_it(self, step: PlannedStep, cost: float, chance: str | None) -> bool:
         index = step.index
@@ -193,6 +202,8 @@ class _Keeping:
             return False  # where its one reader is read twice, that one is the one to keep
         if chance is not None and self._is_read_again(index):
             return True
+        if self._rewritten[index] and len(self._movers(index)) > 1:
+            return False  # the later of them may be to read what the pipeline has written by then
         passes = self._passes[index]
         keep = _KEEPING_GROUPS if self._groups[index] else _KEEPING
         return (passes - 1) * cost > keep + passes * _KEPT
@@ -272,15 +283,24 @@ _NOT_READ_BY = {"register_as", "cache", "cache_storage_level", "materialized"}
 
 
 def _same_extracts(plan: PipelinePlan) -> Iterator[tuple[int, int]]:
-    """Yield (step, earlier step) of the extracts that read the same, with no write to it between them."""
+    """Yield (step, earlier step) of the extracts that read the same, whenever their rows are taken."""
     found: dict[tuple[object, ...], int] = {}
     for step in plan.steps:
-        if isinstance(step.method, ExtractMethod) and step.role is Role.VIEW:
+        if isinstance(step.method, ExtractMethod) and step.role is Role.VIEW and not _is_rewritten(plan, step):
             config = step.method.model_dump_json(exclude=_NOT_READ_BY)
             writers = tuple(writer.index for writer in plan.writers_before(step))
             first = found.setdefault((step.method.method, config, writers), step.index)
             if first != step.index and not step.method.cache:
                 yield step.index, first
+
+
+def _is_rewritten(plan: PipelinePlan, step: PlannedStep) -> bool:
+    """Whether ``step`` reads from outside what the pipeline writes, and not one state of it, as of a Delta table."""
+    return (
+        isinstance(step.method, ExtractMethod)
+        and not isinstance(step.method, FromDeltaLake)
+        and plan.writes_source_of(step)
+    )
 
 
 def _laid_out(plan: PipelinePlan, own_costs: Mapping[int, float]) -> frozenset[int]:

@@ -204,6 +204,42 @@ def test_a_source_that_was_written_in_between_is_read_again(tmp_path: Path) -> N
     assert optimize(written).same == {}
 
 
+def test_what_comes_of_a_source_that_the_pipeline_writes_is_not_kept(tmp_path: Path) -> None:
+    more = extract_file("more", "/more.parquet")
+    append = {"type": "load", "method": "toPostgres", "config": {"table": "t", "inputDataFrame": "more"}}
+    other = {**append, "config": {**append["config"], "table": "u"}}
+    changed = transform("withColumns", registerAs="changed", inputDataFrame="rows", columns={"y": "x + 1"})
+    for name, made in (("rows", [POSTGRES]), ("changed", [POSTGRES, changed])):
+        steps = [*made, more]
+        assert kept(tmp_path, *steps, load("a", name), other, load("b", name)) == {name: {"a", "b"}}
+        assert kept(tmp_path, *steps, load("a", name), append, load("b", name)) == {}
+    # One step reads it at one time.
+    pairs = transform("joinDataFrames", registerAs="pairs", inputDataFrames=["rows", "changed"], keys=["x"])
+    write = {**append, "name": "write", "config": {"table": "t", "inputDataFrame": "pairs"}}
+    assert kept(tmp_path, POSTGRES, changed, pairs, write) == {"rows": {"write"}}
+    # What the config keeps is read once in any case.
+    cached = {**POSTGRES, "config": {**POSTGRES["config"], "cache": True}}
+    ordered = transform("sql", registerAs="changed", query="SELECT * FROM rows ORDER BY x")
+    steps = [cached, ordered, more, load("a", "changed"), append, load("b", "changed")]
+    assert kept(tmp_path, *steps) == {"changed": {"a", "b"}}
+
+
+def test_what_chance_makes_is_made_once_of_a_source_that_the_pipeline_writes_too(tmp_path: Path) -> None:
+    append = {"type": "load", "method": "toPostgres", "config": {"table": "t", "inputDataFrame": "keyed"}}
+    keyed = transform("withColumns", registerAs="keyed", columns={"key": "uuid()"})
+    found = kept(tmp_path, POSTGRES, keyed, load("a", "keyed"), {**append, "name": "t"}, load("b", "keyed"))
+    assert found == {"keyed": {"a", "t", "b"}}
+
+
+def test_equal_extracts_of_a_source_that_the_pipeline_writes_each_read_it(tmp_path: Path) -> None:
+    cached = {**POSTGRES, "config": {**POSTGRES["config"], "cache": True}}
+    again = {**POSTGRES, "config": {"table": "t", "registerAs": "again"}}
+    append = {"type": "load", "method": "toPostgres", "config": {"table": "t", "inputDataFrame": "rows"}}
+    loads = [load("a", "rows"), load("b", "again")]
+    assert optimize(planned(tmp_path, cached, again, *loads)).same == {1: 0}
+    assert optimize(planned(tmp_path, cached, again, append, *loads)).same == {}
+
+
 def test_partitioned_targets_get_their_rows_together(tmp_path: Path) -> None:
     def clustered(*steps: dict[str, Any]) -> set[str]:
         plan = planned(tmp_path, *steps)
