@@ -385,6 +385,24 @@ def test_a_table_that_one_pipeline_loads_and_another_reads_connects_them(tmp_pat
     assert (link.upstream, link.producer) == ("first", 1)
 
 
+@pytest.mark.parametrize(
+    ("written", "read", "linked"),
+    [
+        ("gs://staging/orders", "gs://staging/orders/", True),
+        ("gs://staging/orders", "gs://production/orders", False),
+        ("abfss://a@store/orders", "abfss://b@store/orders", False),
+        ("hdfs://host/orders", "/orders", False),
+        ("/orders", "file:/orders", True),
+    ],
+)
+def test_a_table_is_where_its_file_system_is(tmp_path: Path, written: str, read: str, *, linked: bool) -> None:
+    table = extract_file("rows", "/in.csv")
+    writer = planned(tmp_path, batch("writer", table, {**DELTA, "config": {"path": written}}))
+    reader = {"type": "extract", "method": "fromDeltaLake", "config": {"path": read}}
+    plans = [writer, planned(tmp_path, batch("reader", reader))]
+    assert (("reader", 0) in link_pipelines(plans)) is linked
+
+
 def test_pipelines_that_read_one_another_do_not_make_a_circle(tmp_path: Path) -> None:
     write_pipeline(tmp_path, "first", "/a", "/b")
     write_pipeline(tmp_path, "second", "/b", "/a")
@@ -566,6 +584,14 @@ def test_a_table_of_rows_in_quarantine_is_of_one_pipeline(tmp_path: Path) -> Non
 
 def issues(broken: BrokenConfig) -> dict[str, str]:
     return {issue.pointer: issue.message for issue in broken.error.issues}
+
+
+def test_tables_of_rows_in_quarantine_lie_in_two_containers(tmp_path: Path) -> None:
+    rows = extract_file("rows", "/a.csv")
+    for name in ("one", "two"):
+        aside = quarantine(quarantinePath=f"abfss://{name}@store.dfs.core.windows.net/q/bad")
+        write_config(tmp_path, batch(name, rows, aside))
+    assert plan_folder(load_folder(tmp_path, {})).broken == ()
 
 
 def test_code_versions_follow_what_a_quarantine_leaves(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pipeline_assets.errors import did_you_mean
 from pipeline_assets.redaction import is_secret_name, secret_shapes
 from pipeline_assets.steps.base import Dataset, StepContext
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of, normalize
-from pipeline_assets.uris import normalize_uri, path_in, root_of, without_login
+from pipeline_assets.uris import is_local, normalize_uri, path_in, root_of, without_login
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,13 +87,18 @@ def _components(path: str) -> tuple[str, ...]:
     return tuple(component for component in inside.split("/") if component not in ("", "."))
 
 
+def _root(path: str) -> tuple[str, ...]:
+    """Return what tells the file system of ``path`` from others, such as ``hdfs://host``; nothing for a mounted one."""
+    return () if is_local(path) else (root_of(path).rstrip("/"),)
+
+
 def files_dataset(path: str) -> Dataset:
     """Return the dataset of files at ``path``: an S3 one, or else one of kind ``file``."""
     components = fixed_components(path)
     if is_s3(path):
         bucket = bucket_of(path)
         return Dataset("s3", (bucket, *components), "/".join((f"s3a://{bucket}", *components)))
-    return Dataset("file", components, _without_glob(path, components))
+    return Dataset("file", (*_root(path), *components), _without_glob(path, components))
 
 
 def delta_dataset(path: str) -> Dataset:
@@ -102,7 +107,7 @@ def delta_dataset(path: str) -> Dataset:
     if is_s3(path):
         bucket = bucket_of(path)
         return Dataset("deltalake", ("s3a", bucket, *components), "/".join((f"s3a://{bucket}", *components)))
-    return Dataset("deltalake", components, _without_glob(path, components))
+    return Dataset("deltalake", (*_root(path), *components), _without_glob(path, components))
 
 
 def warehouse_dataset(pipeline: str, asset: str) -> Dataset:

@@ -273,6 +273,18 @@ def test_sources_of_files() -> None:
     ]
 
 
+def test_sources_of_files_on_other_file_systems() -> None:
+    paths = ("gs://a/in/*.csv", "gs://b/in/c.csv", "dbfs:/in/c.csv", "dbfs:///in/c.csv", "file:/in/c.csv")
+    sources = FromFile(paths=paths).sources()
+    assert [(source.kind, source.parts) for source in sources] == [
+        ("file", ("gs://a", "in")),
+        ("file", ("gs://b", "in", "c.csv")),
+        ("file", ("dbfs:", "in", "c.csv")),
+        ("file", ("dbfs:", "in", "c.csv")),
+        ("file", ("in", "c.csv")),
+    ]
+
+
 @pytest.mark.parametrize(
     ("cls", "config", "message"),
     [
