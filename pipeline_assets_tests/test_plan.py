@@ -510,7 +510,14 @@ def event_stream(name: str, checkpoint: str, connection: str = "default") -> dic
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("/c/one", "/c//one/"), ("s3://lake/c/one", "s3a://lake/c/one/"), ("c/one", "./c/one"), ("//c/one", "/c/one")],
+    [
+        ("/c/one", "/c//one/"),
+        ("s3://lake/c/one", "s3a://lake/c/one/"),
+        ("c/one", "./c/one"),
+        ("//c/one", "/c/one"),
+        ("file:/c/one", "/c/one"),
+        ("s3a://lake", "s3://lake//"),
+    ],
 )
 def test_pipelines_with_one_checkpoint_are_all_refused(tmp_path: Path, first: str, second: str) -> None:
     write_config(tmp_path, event_stream("one", first))
@@ -566,6 +573,15 @@ def test_a_table_of_rows_in_quarantine_is_of_one_step(tmp_path: Path) -> None:
         planned(tmp_path, batch("p", extract_file("rows", "/a.csv"), first, load))
     apart = {**quarantine(quarantinePath="/q/others", columns=["kind"]), "name": "two"}
     planned(tmp_path, batch("p", extract_file("rows", "/a.csv"), {**first, "name": "one"}, apart))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [(" ", "is empty"), ("s3a://", "names no bucket"), ("/q/../out", "contains '..'"), ("/q/*", "contains a glob")],
+)
+def test_a_path_of_rows_in_quarantine_is_that_of_a_table(tmp_path: Path, path: str, said: str) -> None:
+    document = batch("p", extract_file("rows", "/a.csv"), quarantine(quarantinePath=path))
+    assert said in issues_of(tmp_path, document)["/steps/1/config/quarantinePath"]
 
 
 def test_a_table_of_rows_in_quarantine_is_of_one_pipeline(tmp_path: Path) -> None:

@@ -231,6 +231,11 @@ def test_what_a_stream_can_do(steps: tuple[dict[str, Any], ...], tmp_path: Path)
         ({"trigger": "often"}, "no trigger"),
         ({"outputMode": "update"}, "needs 'mergeKeys'"),
         ({"mergeKeys": ["id"]}, "outputMode 'update'"),
+        ({"checkpointLocation": " "}, "is empty"),
+        ({"checkpointLocation": "s3a://"}, "names no bucket"),
+        ({"checkpointLocation": "/c/../out"}, "contains '..'"),
+        ({"checkpointLocation": "/c/*"}, "contains a glob"),
+        ({"checkpointLocation": "hdfs://host/c"}, "neither on S3 nor local"),
     ],
 )
 def test_streaming_keys(config: dict[str, Any], said: str, tmp_path: Path) -> None:

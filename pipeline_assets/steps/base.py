@@ -18,7 +18,7 @@ from pipeline_assets.json_documents import JsonModel
 from pipeline_assets.partitions import PartitionSlice
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.storage_levels import StorageLevelName
-from pipeline_assets.uris import without_login
+from pipeline_assets.steps.path_checks import check_folder
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -314,7 +314,7 @@ class ValidateMethod(StepMethod):
     """What follows when rows do not meet it: `fail` (when left out), steps that take the DataFrame do not run; `warn`,
     it is told, and they run; `quarantine`, these rows go to a Delta table, with the reasons, and the others are the
     DataFrame that later steps take."""
-    quarantine_path: Annotated[str, Field(min_length=1), AfterValidator(without_login)] | None = None
+    quarantine_path: Annotated[str, Field(min_length=1), AfterValidator(check_folder)] | None = None
     """With onFailure `quarantine`: the Delta table for the rows that do not meet it. When left out it is in the
     warehouse, called like this step with `_quarantine` after it."""
     sample_size: int = Field(default=5, ge=0, le=100)

@@ -10,7 +10,8 @@ from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.file_systems import folder_seen_from_here
-from pipeline_assets.steps.paths import check_any, delta_dataset, open_for_spark, warehouse_dataset
+from pipeline_assets.steps.path_checks import check_any
+from pipeline_assets.steps.paths import delta_dataset, open_for_spark, warehouse_dataset
 from pipeline_assets.steps.s3_paths import is_s3
 
 if TYPE_CHECKING:

@@ -9,12 +9,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext
+from pipeline_assets.steps.path_checks import check_any, check_s3
 from pipeline_assets.steps.paths import (
     FileFormat,
     OptionValue,
-    check_any,
     check_options,
-    check_s3,
     files_dataset,
     format_of,
     open_for_spark,

@@ -25,7 +25,7 @@ from pipeline_assets.steps.kafka_records import (
 )
 from pipeline_assets.steps.kafka_stream_start import KafkaStreamStart, kept_source, source_of
 from pipeline_assets.steps.kafka_topics import KafkaTopics
-from pipeline_assets.steps.paths import check_any
+from pipeline_assets.steps.path_checks import check_any
 from pipeline_assets.steps.sql_texts import SqlColumns
 
 if TYPE_CHECKING:

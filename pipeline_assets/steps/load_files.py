@@ -17,16 +17,14 @@ from pipeline_assets.steps.columns import ColumnName, clustered, require_columns
 from pipeline_assets.steps.counted_rows import CountedRows
 from pipeline_assets.steps.file_systems import Folder, open_folder
 from pipeline_assets.steps.partition_rows import check_own_key, holding, row_outside
+from pipeline_assets.steps.path_checks import check_s3_or_local
 from pipeline_assets.steps.paths import (
     OptionValue,
-    check_any,
     check_options,
     files_dataset,
     open_for_spark,
     option_texts,
 )
-from pipeline_assets.steps.s3_paths import is_s3
-from pipeline_assets.uris import is_local
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -34,15 +32,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # What Spark escapes in the values of partition folders.
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{\[\]^]")
-
-
-def _check_path(path: str) -> str:
-    checked = check_any(path)
-    if not is_s3(checked) and not is_local(checked):
-        raise ValueError(f"{path!r} is neither on S3 nor local: expected s3a://bucket/key, file:// or a local path")
-    if re.search(r"[*?\[{]", checked.replace("${partition}", "")):
-        raise ValueError(f"{path!r} contains a glob: expected one folder")
-    return checked
 
 
 class ToS3(LoadMethod):
@@ -62,7 +51,7 @@ class ToS3(LoadMethod):
     method = "toS3"
     kinds = frozenset({"spark", "s3"})
 
-    path: Annotated[str, AfterValidator(_check_path)]
+    path: Annotated[str, AfterValidator(check_s3_or_local)]
     """The folder to write to, e.g. `s3a://data/report`, or a local path."""
     format: Literal["parquet", "json", "csv"] = "parquet"
     """Format of the files. CSV files get a header unless `options` say otherwise."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 from pipeline_assets.errors import did_you_mean
 from pipeline_assets.redaction import is_secret_name, secret_shapes
 from pipeline_assets.steps.base import Dataset, StepContext
+from pipeline_assets.steps.path_checks import GLOB
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of, normalize
-from pipeline_assets.uris import is_local, normalize_uri, path_in, root_of, without_login
+from pipeline_assets.uris import is_local, normalize_uri, path_in, root_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,33 +31,13 @@ _FORMATS: dict[str, FileFormat] = {
     "avro": "avro",
 }
 _COMPRESSIONS = ("gz", "bz2", "zst", "zstd", "snappy", "lz4", "deflate", "xz")
-_GLOB = re.compile(r"[*?\[{]")
-
-
-def check_s3(path: str) -> str:
-    """Return ``path`` normalized. Raises ValueError when it is not ``s3a://bucket/key``."""
-    without_login(path)
-    if not is_s3(path):
-        raise ValueError(f"{path!r} is not a path on S3: expected s3a://bucket/key (s3:// and s3n:// are taken too)")
-    if not bucket_of(path):
-        raise ValueError(f"{path!r} names no bucket: expected s3a://bucket/key")
-    return normalize(path)
-
-
-def check_any(path: str) -> str:
-    """Return ``path`` normalized. Raises ValueError when it is empty, holds a login or climbs out by ``..``."""
-    if not path.strip():
-        raise ValueError("the path is empty")
-    without_login(path)
-    if ".." in path.split("/"):
-        raise ValueError(f"{path!r} contains '..': give the path without it")
-    return check_s3(path) if is_s3(path) else path
 
 
 def place_of(path: str) -> str:
     """Return ``path`` written as every other text for the same place is: no doubled slashes, none at the end."""
-    scheme, separator, inside = normalize(path).rpartition("://")
-    return f"{scheme}{separator}{posixpath.normpath(re.sub('/+', '/', inside))}" if inside else path
+    if not is_local(path):
+        return "/".join((*_root(path), *_components(path)))
+    return posixpath.normpath(re.sub("/+", "/", path_in(path)))
 
 
 def format_of(path: str) -> FileFormat | None:
@@ -76,7 +57,7 @@ def fixed_components(path: str) -> tuple[str, ...]:
     """Return the components of ``path`` before the first that contains a glob, without scheme and bucket."""
     found: list[str] = []
     for component in _components(path):
-        if _GLOB.search(component):
+        if GLOB.search(component):
             break
         found.append(component)
     return tuple(found)
@@ -89,7 +70,7 @@ def _components(path: str) -> tuple[str, ...]:
 
 def _root(path: str) -> tuple[str, ...]:
     """Return what tells the file system of ``path`` from others, such as ``hdfs://host``; nothing for a mounted one."""
-    return () if is_local(path) else (root_of(path).rstrip("/"),)
+    return () if is_local(path) else (root_of(normalize(path)).rstrip("/"),)
 
 
 def files_dataset(path: str) -> Dataset:

@@ -12,8 +12,8 @@ from pipeline_assets.connections import Connections
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import LoadMethod, OutputMode, StepContext, StreamTraits
 from pipeline_assets.steps.checkpoint import Checkpoint
+from pipeline_assets.steps.path_checks import check_s3_or_local
 from pipeline_assets.steps.paths import open_for_spark
-from pipeline_assets.uris import without_login
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -44,8 +44,9 @@ class StreamingLoad(LoadMethod):
 
     streaming_only = frozenset({"checkpoint_location", "checkpoint_connection", "output_mode", "trigger"})
 
-    checkpoint_location: Annotated[str, Field(min_length=1), AfterValidator(without_login)] | None = None
-    """Streaming only, and needed there: folder of the query's checkpoint. It may lie on S3."""
+    checkpoint_location: Annotated[str, Field(min_length=1), AfterValidator(check_s3_or_local)] | None = None
+    """Streaming only, and needed there: folder of the query's checkpoint, on S3 or a local
+    one."""
     checkpoint_connection: str = "default"
     """S3 connection (from connections.json) for a `checkpointLocation` on S3."""
     output_mode: OutputMode | None = None
