@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -16,6 +17,9 @@ from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.paths import place_of
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.streaming_load import StreamingLoad
+
+# Each is planned whenever the folder is loaded: what more of them hold shows when they are run.
+_TRIED_KEYS = 100
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,12 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.name, error))
         except RecursionError:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.name, too_deep(pipeline.file)))
-    issues = [*_shared_checkpoints(plans), *_shared_quarantines(plans), *_unknown_tables(plans)]
+    issues = [
+        *_shared_checkpoints(plans),
+        *_shared_quarantines(plans),
+        *_unknown_tables(plans),
+        *_unusable_keys(plans),
+    ]
     wrong = {issue.file for issue in issues}
     found = [
         BrokenConfig(
@@ -131,6 +140,38 @@ def _tables_read(plans: Sequence[PipelinePlan]) -> Iterator[tuple[PipelinePlan, 
         for step in plan.steps:
             if isinstance(step.method, FromDeltaLake) and step.method.table is not None:
                 yield plan, step, step.method.table
+
+
+def _unusable_keys(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
+    """Yield the keys of static partitions with which a run would fail, or have another graph, for what they hold."""
+    for plan in plans:
+        pipeline, partitions = plan.pipeline, plan.pipeline.config.partitions
+        if partitions is None or not any(pipeline.keys_with_partition(step.index) for step in plan.steps):
+            continue
+        for at in _of_each_shape(partitions.values):
+            try:
+                steps = plan_pipeline(pipeline.for_partition(partitions.values[at])).steps
+            except ConfigurationError as error:
+                first = error.issues[0]
+                wrong = f"in the place of ${{partition}} it makes {first.pointer} wrong: {first.message}"
+            else:
+                pairs = zip(plan.steps, steps, strict=True)
+                other = next((step for step, with_key in pairs if step.inputs != with_key.inputs), None)
+                if other is None:
+                    continue
+                wrong = (
+                    f"in the place of ${{partition}} it makes step {other.index} take other DataFrames: does a quote "
+                    "in it end a text of SQL?"
+                )
+            yield ConfigIssue(pipeline.file, pointer("partitions", "values", at), wrong)
+
+
+def _of_each_shape(keys: Sequence[str]) -> list[int]:
+    """Return which of ``keys`` to try: what one of letters and digits does, others do that have them where it has."""
+    first: dict[str, int] = {}
+    for at, key in enumerate(keys):
+        first.setdefault(re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", key)), at)
+    return list(first.values())[:_TRIED_KEYS]
 
 
 def _table_advice(plan: PipelinePlan, asset: str) -> str:

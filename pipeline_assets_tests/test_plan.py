@@ -364,6 +364,30 @@ def test_a_folder_of_one_partition_in_that_of_another(
         assert re.match(told, issue.message)
 
 
+def test_keys_of_partitions_that_a_run_could_not_use(tmp_path: Path) -> None:
+    document = batch(
+        "p",
+        extract_file("rows", "/data/${partition}.csv"),
+        transform("sql", query="SELECT * FROM rows WHERE region = '${partition}'"),
+        partitions={"type": "static", "values": ["EMEA", "Côte d'Ivoire", "../all", "a b"]},
+    )
+    issues = all_issues_of(tmp_path, document)
+    assert list(issues) == ["/partitions/values/1", "/partitions/values/2"]
+    assert "it makes step 1 take other DataFrames" in issues["/partitions/values/1"]
+    assert "it makes /steps/0/config/path wrong: " in issues["/partitions/values/2"]
+    assert "contains '..'" in issues["/partitions/values/2"]
+    document["partitions"]["values"] = ["EMEA", "Ivory Coast"]
+    planned(tmp_path, document)
+    assert plan_folder(load_folder(tmp_path, {})).broken == ()
+
+
+def test_keys_of_partitions_that_no_step_names(tmp_path: Path) -> None:
+    document = batch("p", extract_file("rows", "/data/in.csv"))
+    document["partitions"] = {"type": "static", "values": ["../all", "Côte d'Ivoire"]}
+    write_config(tmp_path, document)
+    assert plan_folder(load_folder(tmp_path, {})).broken == ()
+
+
 def write_pipeline(folder: Path, name: str, reads: str, writes: str) -> None:
     write_config(
         folder,
