@@ -99,7 +99,7 @@ class Partitions(JsonModel):
     end: date | datetime | None = None
     timezone: TimeZone | None = None
     values: tuple[PartitionKey, ...] = ()
-    column: str | None = None
+    column: str | None = Field(default=None, min_length=1)
 
     @field_validator("start", "end", mode="before")
     @classmethod
@@ -107,6 +107,9 @@ class Partitions(JsonModel):
         # A number, also as a text, would be seconds since 1970: 20240101 is in the August of that year.
         if isinstance(edge, int | float) or (isinstance(edge, str) and not re.match(r"\d{4}-", edge)):
             raise ValueError(f"{edge!r} is no date such as 2024-01-31")
+        # Of a midnight a date is made, which has none.
+        if isinstance(edge, str) and re.search(r"[+\-Zz]", edge[len("2024-01-31") :]):
+            raise ValueError(f"{edge!r} is to be a local time of 'timezone': leave its offset from UTC out")
         return edge
 
     @model_validator(mode="after")
@@ -122,8 +125,6 @@ class Partitions(JsonModel):
             raise ValueError(f"{self.type} partitions need 'start', an ISO date")
         elif self.values:
             raise ValueError(f"{self.type} partitions take 'start', not 'values'")
-        elif any(isinstance(edge, datetime) and edge.tzinfo is not None for edge in (self.start, self.end)):
-            raise ValueError("'start' and 'end' are local times of 'timezone': leave their offset from UTC out")
         elif self.end is not None and _moment(self.end) <= _moment(self.start):
             raise ValueError(f"'end' ({self.end}) must be after 'start' ({self.start}): there is no partition")
         else:
