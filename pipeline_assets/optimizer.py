@@ -286,7 +286,8 @@ def _same_extracts(plan: PipelinePlan) -> Iterator[tuple[int, int]]:
     """Yield (step, earlier step) of the extracts that read the same, whenever their rows are taken."""
     found: dict[tuple[object, ...], int] = {}
     for step in plan.steps:
-        if isinstance(step.method, ExtractMethod) and step.role is Role.VIEW and not _is_rewritten(plan, step):
+        differs = _is_rewritten(plan, step) or _chance_part(step.method) is not None
+        if isinstance(step.method, ExtractMethod) and step.role is Role.VIEW and not differs:
             config = step.method.model_dump_json(exclude=_NOT_READ_BY)
             writers = tuple(writer.index for writer in plan.writers_before(step))
             first = found.setdefault((step.method.method, config, writers), step.index)
@@ -356,7 +357,10 @@ def _filters(method: StepMethod) -> bool:
 def chance_of(method: StepMethod) -> str | None:
     """Return the first part of the SQL of ``method`` that gives other values each time, as ``uuid()`` does; or None."""
     texts = sql_texts(method) if isinstance(method, DataFrameMethod) else ()
-    return next((part for _, text, _ in texts if (part := chance_part(text)) is not None), None)
+    found = [chance_part(text) for _, text, _ in texts]
+    if isinstance(method, FromPostgres):
+        found += (chance_part(text, "postgres") for text in (method.query, method.predicate) if text is not None)
+    return next((part for part in found if part is not None), None)
 
 
 def _passes(method: StepMethod) -> int:

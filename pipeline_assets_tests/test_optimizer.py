@@ -73,6 +73,8 @@ def test_what_chance_makes_is_made_once(tmp_path: Path) -> None:
     assert kept(tmp_path, *made("concat('x', uuid())"), *loads) == {"keyed": {"a", "b"}}
     assert kept(tmp_path, *made("concat('x', uuid())"), load("a", "keyed")) == {}
     assert kept(tmp_path, *made("current_timestamp()"), *loads) == {}
+    for method in ("reflect", "java_method", "try_reflect"):
+        assert kept(tmp_path, *made(f"{method}('java.util.UUID', 'randomUUID')"), *loads) == {"keyed": {"a", "b"}}
     chain = [transform("filterRows", registerAs="some", condition="x > 1"), load("a", "some"), load("b", "some")]
     assert kept(tmp_path, *made("uuid()"), *chain) == {"some": {"a", "b"}}
     itself = transform("joinDataFrames", registerAs="pairs", inputDataFrames=["keyed", "some"], keys=["key"])
@@ -83,6 +85,33 @@ def test_what_chance_makes_is_made_once(tmp_path: Path) -> None:
     assert told == (
         "kept in memory and on disk until b is done: a and b take it, and uuid() would give each other values"
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "is_kept"),
+    [
+        ({"query": "SELECT gen_random_uuid() AS key, x FROM t"}, True),
+        ({"query": "SELECT * FROM t WHERE random() < 0.1"}, True),
+        ({"table": "t", "predicate": "at < clock_timestamp()"}, True),
+        ({"query": "SELECT now() AS at, 'random()' AS text, x FROM t"}, False),
+        ({"table": "t", "predicate": "at < now()"}, False),
+    ],
+)
+def test_what_chance_makes_in_postgresql_is_made_once(tmp_path: Path, config: dict[str, Any], *, is_kept: bool) -> None:
+    rows = {**POSTGRES, "config": {**config, "registerAs": "rows"}}
+    parts = [
+        step
+        for name, condition in (("a", "x > 1"), ("b", "x < 1"))
+        for step in (
+            transform("filterRows", registerAs=f"part_{name}", inputDataFrame="rows", condition=condition),
+            load(name, f"part_{name}"),
+        )
+    ]
+    assert kept(tmp_path, rows, *parts) == ({"rows": {"a", "b"}} if is_kept else {})
+    # Who asks for chance twice is not given the same.
+    again = {**rows, "config": {**config, "registerAs": "again"}}
+    twice = planned(tmp_path, rows, *parts, load("c", "rows"), again, load("d", "again"))
+    assert optimize(twice).same == ({} if is_kept else {6: 0})
 
 
 @pytest.mark.parametrize("made", [[POSTGRES], [CSV], JOIN, GROUPS], ids=["postgres", "csv", "join", "groups"])

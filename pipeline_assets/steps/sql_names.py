@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -34,7 +34,21 @@ _STATEMENTS = frozenset(
 
 # Those of Spark's functions whose value is another one each time a query is run, or that tell where a row lies.
 _TIME = frozenset(["current_date", "current_time", "current_timestamp", "localtimestamp"])  # without parentheses too
-_CHANCE = frozenset(["monotonically_increasing_id", "rand", "randn", "random", "randstr", "shuffle", "uniform", "uuid"])
+_CHANCE = frozenset(
+    [
+        "java_method",
+        "monotonically_increasing_id",
+        "rand",
+        "randn",
+        "random",
+        "randstr",
+        "reflect",
+        "shuffle",
+        "try_reflect",
+        "uniform",
+        "uuid",
+    ]
+)
 _CHANGING = (
     _TIME
     | _CHANCE
@@ -43,26 +57,41 @@ _CHANGING = (
         "input_file_block_length",
         "input_file_block_start",
         "input_file_name",
-        "java_method",
         "now",
-        "reflect",
         "spark_partition_id",
-        "try_reflect",
     }
+)
+# Those of PostgreSQL's functions that give another value for each row.
+_VOLATILE = frozenset(
+    [
+        "clock_timestamp",
+        "gen_random_bytes",
+        "gen_random_uuid",
+        "nextval",
+        "random",
+        "random_normal",
+        "timeofday",
+        "uuid_generate_v1",
+        "uuid_generate_v1mc",
+        "uuid_generate_v4",
+        "uuidv4",
+        "uuidv7",
+    ]
 )
 # Compared with a date or a timestamp, Spark takes these texts for the time of the query.
 _TIME_TEXTS = frozenset(["now", "today", "tomorrow", "yesterday"])
 
 
-def chance_part(sql: str) -> str | None:
+def chance_part(sql: str, dialect: Literal["spark", "postgres"] = "spark") -> str | None:
     """Return the first part of ``sql`` whose value is another one for a row each time that row is computed; or None.
 
-    Such values are those of one look at the rows: the time is not among them.
+    Such values are those of one look at the rows: the time of a query is not among them.
     """
     from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
 
-    for token, following in pairwise(_tokens(sql)):
-        if token.text.casefold() in _CHANCE and following.token_type is TokenType.L_PAREN:
+    names = _CHANCE if dialect == "spark" else _VOLATILE
+    for token, following in pairwise(_tokens(sql, dialect)):
+        if token.text.casefold() in names and following.token_type is TokenType.L_PAREN:
             return f"{token.text}()"
     return None
 
@@ -71,7 +100,7 @@ def changing_part(sql: str) -> str | None:
     """Return the first part of ``sql`` whose value depends on the time or on chance, as it stands there; or None."""
     from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
 
-    tokens = _tokens(sql)
+    tokens = _tokens(sql, "spark")
     kinds = [token.token_type for token in tokens] + [TokenType.SEMICOLON] * 2
     for at, token in enumerate(tokens):
         name = token.text.casefold()
@@ -88,13 +117,13 @@ def changing_part(sql: str) -> str | None:
     return None
 
 
-def _tokens(sql: str) -> list[Token]:
-    """Return the tokens of ``sql``; none when it can't be split into them: Spark does not understand it either."""
+def _tokens(sql: str, dialect: str) -> list[Token]:
+    """Return the tokens of ``sql``; none when it can't be split into them: who runs it can't do that either."""
     from sqlglot import tokenize
     from sqlglot.errors import SqlglotError
 
     try:
-        return tokenize(sql, read="spark")
+        return tokenize(sql, read=dialect)
     except SqlglotError:
         return []
 
