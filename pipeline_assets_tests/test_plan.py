@@ -484,6 +484,41 @@ def test_a_part_of_what_its_pipeline_has_loaded_comes_after_the_load(
     assert found == [("p", 1)] * after
 
 
+@pytest.mark.parametrize(
+    ("table", "files", "same"),
+    [
+        ("/lake/t", "/lake/t", True),
+        ("/lake/t", "/lake/t/part-*.parquet", True),
+        ("/lake/t", "/lake/*.parquet", False),
+        ("/lake/t", "/lake/t2", False),
+        ("s3a://lake/t", "s3://lake/t/day=1/", True),
+        ("s3a://lake/t", "/lake/t", False),
+        ("gs://lake/t", "gs://lake/t", True),
+    ],
+)
+def test_files_in_the_folder_of_a_table_are_its_data(tmp_path: Path, table: str, files: str, *, same: bool) -> None:
+    method = "fromS3" if files.startswith("s3") else "fromFile"
+    document = batch(
+        "p",
+        extract_file("rows", "/in.csv"),
+        {**DELTA, "config": {"path": table}},
+        {"type": "extract", "method": method, "config": {"path": files, "format": "parquet"}},
+    )
+    plan = planned(tmp_path, document)
+    assert [step.index for step in plan.writers_before(plan.steps[2])] == ([1] if same else [])
+    assert (("p", 2) in link_pipelines([plan])) is same
+
+
+def test_files_that_replace_those_of_a_table_come_after_it(tmp_path: Path) -> None:
+    delta = {**DELTA, "config": {"path": "/lake/t"}}
+    replace = load("toS3", path="/lake/t", mode="overwrite")
+    plan = planned(tmp_path, batch("p", extract_file("rows", "/in.csv"), delta, replace))
+    assert [step.index for step in plan.waits_for(plan.steps[2])] == [1]
+    aside = quarantine(quarantinePath="/lake/t")
+    issues = issues_of(tmp_path, batch("p", extract_file("rows", "/in.csv"), aside, replace))
+    assert "step 2 writes 'to_s3' there" in issues["/steps/1/config/quarantinePath"]
+
+
 def test_each_name_is_used_once_whichever_key_gives_it(tmp_path: Path) -> None:
     first = {**extract_file("rows", "/in.csv"), "name": "first"}
     cases = {

@@ -41,8 +41,20 @@ class Dataset:
     uri: str
 
     def overlaps(self, other: Dataset) -> bool:
-        """Whether this is the same data as ``other``, or one of the two is a folder that the other lies in."""
-        return self.kind == other.kind and all(mine == its for mine, its in zip(self.parts, other.parts, strict=False))
+        """Whether this is the same data as ``other``, or one of the two is a folder that the other lies in.
+
+        Of files and a Delta table, only the table is such a folder: files are read by globs from all around.
+        """
+        if self.kind != other.kind:
+            return self._is_table_of(other) or other._is_table_of(self)
+        return all(mine == its for mine, its in zip(self.parts, other.parts, strict=False))
+
+    def _is_table_of(self, files: Dataset) -> bool:
+        """Whether this is a Delta table, and ``files`` are or lie in its folder."""
+        if self.kind != "deltalake" or files.kind not in ("file", "s3"):
+            return False
+        place = ("s3a", *files.parts) if files.kind == "s3" else files.parts
+        return place[: len(self.parts)] == self.parts
 
 
 ColumnSources = dict[str, tuple[tuple[Dataset, str], ...]]
