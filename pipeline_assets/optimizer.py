@@ -286,7 +286,7 @@ def _same_extracts(plan: PipelinePlan) -> Iterator[tuple[int, int]]:
     """Yield (step, earlier step) of the extracts that read the same, whenever their rows are taken."""
     found: dict[tuple[object, ...], int] = {}
     for step in plan.steps:
-        differs = _is_rewritten(plan, step) or _chance_part(step.method) is not None
+        differs = _is_rewritten(plan, step) or chance_of(step.method) is not None
         if isinstance(step.method, ExtractMethod) and step.role is Role.VIEW and not differs:
             config = step.method.model_dump_json(exclude=_NOT_READ_BY)
             writers = tuple(writer.index for writer in plan.writers_before(step))
