@@ -234,6 +234,9 @@ class Referential(Expectation):
         return frame.join(known, reduce(lambda left, right: left & right, pairs), "left").drop(*names)
 
 
+_WITH_LENGTH = re.compile(r"\b(?:VAR)?CHAR(?:ACTER)?\s*\(", re.IGNORECASE)
+
+
 class Schema(Expectation):
     """Expects columns of certain types. No data are read for it.
 
@@ -274,8 +277,12 @@ class Schema(Expectation):
         from pyspark.sql.types import StructType
 
         ddl = ", ".join(f"{quote(name)} {type_}" for name, type_ in self.columns.items())
+        if sized := next((type_ for type_ in self.columns.values() if _WITH_LENGTH.search(type_)), None):
+            raise ConfigurationError(f"'columns' has {sized}, but Spark reads text without its length: write STRING")
         try:
-            parsed = frame.sparkSession.range(1).select(F.from_json(F.lit(""), ddl)).schema.fields[0].dataType
+            # from_json would refuse a MAP whose keys are no STRING.
+            null = F.lit(None).cast(f"STRUCT<{ddl}>")
+            parsed = frame.sparkSession.range(1).select(null).schema.fields[0].dataType
         except Exception as error:
             if not is_spark_error(error):
                 raise

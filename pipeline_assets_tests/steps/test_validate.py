@@ -266,6 +266,16 @@ def test_schema(context: StepContext) -> None:
     assert result.samples.rows == (("id", "int", "bigint"), ("name", "string", None), ("a b", None, "decimal(10,2)"))
 
 
+def test_schema_with_any_type(any_spark: SparkSession, context: StepContext) -> None:
+    ddl = "m MAP<INT, STRING>, `a``b` STRUCT<`c>d`: MAP<DATE, ARRAY<INT>>>, v VARIANT"
+    frame = any_spark.sql(f"SELECT s.* FROM (SELECT CAST(NULL AS STRUCT<{ddl}>) AS s)")
+    columns = {"m": "MAP<INT, STRING>", "a`b": "STRUCT<`c>d`: MAP<DATE, ARRAY<INT>>>", "v": "VARIANT"}
+    assert failed(ValidateSchema(columns=columns, allow_others=False), frame, context) == (True, 0)
+    result = only(ValidateSchema(columns={"m": "MAP<BIGINT, STRING>"}), frame, context)
+    assert result.samples is not None
+    assert result.samples.rows == (("m", "map<bigint,string>", "map<int,string>"),)
+
+
 def test_sums_over_micro_batches() -> None:
     """Rows are others in each, columns are the same ones; what has failed once has failed."""
     bad, good = Samples(("id",), (("7",),)), None
@@ -361,6 +371,8 @@ def test_columns_of_one_name(context: StepContext) -> None:
         (ValidateMatches(column="at", pattern="(["), "no regular expression"),
         (ValidateSchema(columns={"id": "BIGIT"}), "none of Spark SQL"),
         (ValidateSchema(columns={"id": "INT, x INT"}), "none of Spark SQL"),
+        (ValidateSchema(columns={"id": "INT>"}), "none of Spark SQL"),
+        (ValidateSchema(columns={"text": "ARRAY<varchar(5)>"}), "without its length: write STRING"),
         (
             ValidateReferential(columns=("id",), references="other", referenced_columns=("idd",)),
             "'other' has no column",
