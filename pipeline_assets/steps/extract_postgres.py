@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, datetime
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from datetime import UTC, date, datetime
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
@@ -72,6 +72,12 @@ class FromPostgres(ExtractMethod):
             raise ValueError("'partitionColumn' and 'numPartitions' go together: give both or neither")
         if self.partition_column is None and (self.lower_bound is not None or self.upper_bound is not None):
             raise ValueError("'lowerBound' and 'upperBound' need 'partitionColumn' and 'numPartitions'")
+        if (
+            self.lower_bound is not None
+            and self.upper_bound is not None
+            and _is_above(self.lower_bound, self.upper_bound)
+        ):
+            raise ValueError(f"lowerBound ({self.lower_bound}) is above upperBound ({self.upper_bound})")
         return self
 
     def sources(self) -> tuple[Dataset, ...]:
@@ -148,7 +154,7 @@ class FromPostgres(ExtractMethod):
             raise DataFrameResolutionError.unknown_columns(missing, self.table or "query", there)
         if self.partition_column is None:
             return {}
-        lower, upper = self.lower_bound, self.upper_bound
+        lower, upper = _whole(self.lower_bound, ROUND_FLOOR), _whole(self.upper_bound, ROUND_CEILING)
         if lower is None or upper is None:
             column = quoted(self.partition_column)
             bounds = f"SELECT min({column}), max({column}) FROM {relation}"  # noqa: S608
@@ -158,6 +164,8 @@ class FromPostgres(ExtractMethod):
                 return {}  # no rows: nothing to read in parallel
             lower = lower if lower is not None else self._bound(least, ROUND_FLOOR)
             upper = upper if upper is not None else self._bound(greatest, ROUND_CEILING)
+            if _is_above(lower, upper):
+                return {}  # all rows are beyond the bound that is given: Spark refuses to divide what is between
         return {
             "partitionColumn": self.partition_column,
             "numPartitions": str(self.num_partitions),
@@ -174,6 +182,40 @@ class FromPostgres(ExtractMethod):
             f"partitionColumn {self.partition_column!r} holds {type(value).__name__} values: "
             "expected a numeric, date or timestamp column"
         )
+
+
+def _whole(bound: Bound | None, rounding: str) -> Bound | None:
+    """Return ``bound``, or for a fraction the whole number beside it: Spark takes no others, whatever the column."""
+    number = _number(bound)
+    return bound if number is None else int(number.to_integral_value(rounding))
+
+
+def _is_above(lower: Bound, upper: Bound) -> bool:
+    """Whether ``lower`` is above ``upper``; not where they can't be compared, which is left to Spark."""
+    numbers = _number(lower), _number(upper)
+    if numbers[0] is not None and numbers[1] is not None:
+        return numbers[0] > numbers[1]
+    moments = _moment(lower), _moment(upper)
+    return moments[0] is not None and moments[1] is not None and moments[0] > moments[1]
+
+
+def _number(bound: Bound | None) -> Decimal | None:
+    if not isinstance(bound, int | float | str):
+        return None
+    try:
+        number = Decimal(str(bound))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _moment(bound: Bound) -> datetime | None:
+    """Return the moment that a date, a time, or the ISO text of one stands for; a time without a zone is UTC's."""
+    try:
+        moment = datetime.fromisoformat(str(bound).strip())
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _without_lengths(frame: DataFrame) -> DataFrame:

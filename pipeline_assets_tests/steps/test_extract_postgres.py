@@ -87,6 +87,32 @@ def test_given_bounds_split_rows_and_drop_none(postgres_context: StepContext) ->
     assert len(rows_of(method.extract(postgres_context))) == 100
 
 
+@pytest.mark.parametrize(
+    ("column", "bounds", "ranges"),
+    [
+        # The rows' ids are 1 to 100, their days 2024-01-02 to 2024-04-10.
+        ("id", {"lowerBound": 1000}, 1),
+        ("id", {"lowerBound": "1000.5"}, 1),
+        ("id", {"upperBound": -1}, 1),
+        ("amount", {"upperBound": 0.5}, 1),
+        ("day", {"lowerBound": "2025-01-01"}, 1),
+        ("day", {"upperBound": "2023-12-31 12:00:00"}, 1),
+        ("id", {"lowerBound": 0.5, "upperBound": 99.5}, 4),
+        ("id", {"lowerBound": 0.5}, 4),
+        ("amount", {"upperBound": "99.5"}, 4),
+        ("day", {"lowerBound": "2024-02-01"}, 4),
+        ("day", {"lowerBound": "2024-02"}, 4),
+    ],
+)
+def test_a_bound_may_be_anywhere(
+    column: str, bounds: dict[str, Any], ranges: int, postgres_context: StepContext, database: Database
+) -> None:
+    config = {"table": "shop.orders", "partitionColumn": column, "numPartitions": 4, **bounds}
+    frame = FromPostgres.model_validate(config).extract(postgres_context)
+    assert frame.rdd.getNumPartitions() == ranges
+    assert rows_of(frame) == in_database(database, "SELECT * FROM shop.orders")
+
+
 def test_filters_and_columns_are_pushed_down(postgres_context: StepContext, capsys: pytest.CaptureFixture[str]) -> None:
     frame = FromPostgres(table="shop.orders").extract(postgres_context)
     frame.where("id > 10 AND region = 'north'").select("day").explain()
@@ -206,6 +232,20 @@ def test_sources() -> None:
         ({"table": "a.b.c"}, "is not a table: expected 'table' or 'schema.table'"),
         ({"table": "a", "numPartitions": 2}, "'partitionColumn' and 'numPartitions' go together"),
         ({"table": "a", "lowerBound": 2}, "need 'partitionColumn'"),
+        (
+            {"table": "a", "partitionColumn": "b", "numPartitions": 2, "lowerBound": "10", "upperBound": 9.5},
+            r"lowerBound \(10\) is above upperBound \(9.5\)",
+        ),
+        (
+            {
+                "table": "a",
+                "partitionColumn": "b",
+                "numPartitions": 2,
+                "lowerBound": "2024-01-02",
+                "upperBound": "2024-01-01T23:00",
+            },
+            "is above upperBound",
+        ),
         ({"table": "a", "fetchSize": -1}, "greater than or equal to 0"),
     ],
 )
