@@ -104,7 +104,7 @@ class FromPostgres(ExtractMethod):
             bounds = self._probe(database, connection)
             size = self._table_bytes(database) if context.optimize else None
         options = jdbc_options(connection, secrets) | {
-            "dbtable": self._relation(),
+            "dbtable": _for_jdbc(self._relation()),
             "fetchsize": str(self.fetch_size),
             **bounds,
         }
@@ -182,6 +182,31 @@ class FromPostgres(ExtractMethod):
             f"partitionColumn {self.partition_column!r} holds {type(value).__name__} values: "
             "expected a numeric, date or timestamp column"
         )
+
+
+def _for_jdbc(sql: str) -> str:
+    """Return ``sql`` with the ``?`` of its operators (jsonb's ``?``, ``?|``, ``@?``) doubled, and of nothing quoted.
+
+    The driver takes a single one for a parameter.
+
+    Source: https://jdbc.postgresql.org/documentation/query/
+    """
+    if "?" not in sql:
+        return sql
+    from sqlglot import tokenize
+    from sqlglot.errors import SqlglotError
+
+    try:
+        tokens = tokenize(sql, read="postgres")
+    except SqlglotError:
+        return sql
+    parts, end = [], 0
+    for token in tokens:  # comments are none
+        text = sql[token.start : token.end + 1]
+        is_quoted = any(quote in text for quote in "'\"$")
+        parts += [sql[end : token.start], text if is_quoted else text.replace("?", "??")]
+        end = token.end + 1
+    return "".join(parts) + sql[end:]
 
 
 def _whole(bound: Bound | None, rounding: str) -> Bound | None:

@@ -113,6 +113,24 @@ def test_a_bound_may_be_anywhere(
     assert rows_of(frame) == in_database(database, "SELECT * FROM shop.orders")
 
 
+def test_operators_with_question_marks(postgres_context: StepContext, database: Database) -> None:
+    database.execute(
+        'CREATE TABLE shop.tagged (id int, tags jsonb, "what?" text); INSERT INTO shop.tagged VALUES '
+        """(1, '{"a?": 1}', '?'), (2, '{"b": 1}', '?'), (3, '{"a?": 1, "b": 2}', E'it\\'s ?'), (4, '{}', '$$?')"""
+    )
+
+    def ids(**config: str) -> list[int]:
+        frame = FromPostgres.model_validate(config).extract(postgres_context)
+        return sorted(row.id for row in frame.select("id").where("id >= 0").collect())
+
+    assert ids(table="shop.tagged", predicate="tags ? 'a?' -- what?") == [1, 3]
+    assert ids(table="shop.tagged", predicate="tags ?| array['a?', 'b'] /* ? /* ? */ ? */") == [1, 2, 3]
+    assert ids(query="SELECT * FROM shop.tagged WHERE tags ?& array['a?', 'b']", predicate="tags?'b'") == [3]
+    assert ids(query="""SELECT id FROM shop.tagged WHERE tags @? '$.b ? (@ > 1)' AND "what?" = E'it\\'s ?'""") == [3]
+    assert ids(query="""SELECT id FROM shop.tagged WHERE "what?" IN ('?', $$?$$, '\\?') AND tags ? 'b'""") == [2]
+    assert ids(table="shop.tagged", predicate="""\"what?\" = $x$$$?$x$ AND NOT tags ? 'b'""") == [4]
+
+
 def test_filters_and_columns_are_pushed_down(postgres_context: StepContext, capsys: pytest.CaptureFixture[str]) -> None:
     frame = FromPostgres(table="shop.orders").extract(postgres_context)
     frame.where("id > 10 AND region = 'north'").select("day").explain()
