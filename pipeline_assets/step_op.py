@@ -21,6 +21,7 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.retries import seconds_before_retry
 from pipeline_assets.run_log import RunLog
+from pipeline_assets.spark.failures import is_spark_error, original_error, spark_failure
 from pipeline_assets.steps.base import ExtractMethod
 
 
@@ -79,6 +80,12 @@ def step_op(
         except PipelineError as error:
             error.located(plan.location(step), run_id=context.run_id)
             raise
+        except Exception as error:
+            # While a step works, its run tells these; Spark is asked for what is shown of it, too.
+            if not is_spark_error(error):
+                raise
+            failure = spark_failure(error).located(plan.location(step), run_id=context.run_id)
+            raise failure from original_error(error)
 
 
 def asset_key(plan: PipelinePlan, step: PlannedStep) -> dg.AssetKey:

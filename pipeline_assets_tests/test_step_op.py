@@ -15,6 +15,7 @@ import dagster as dg
 import pytest
 from dagster._core.execution.plan.objects import ErrorSource
 from py4j.protocol import Py4JError, Py4JNetworkError
+from pyspark.errors import PySparkException
 
 from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import Retry
@@ -163,10 +164,32 @@ def test_a_jvm_that_is_gone_between_two_steps_is_tried_again(error: Py4JError, t
 
         removeJobTag = cancelJobsWithTag = addJobTag  # noqa: N815
 
-    config = tmp_path / "p.json"
-    config.write_text(json.dumps(batch("p", extract_file("rows", "/rows.json"), retry={"maxRetries": 0})))
+    def work() -> None:
+        raise AssertionError("there is no Spark to work with")
+
+    failure = failure_of(outcome_of_step(tmp_path, Gone(), work))
+    assert failure.description.startswith("p: step 0 (extract fromFile): Spark's JVM is gone")
+    assert failure.metadata["transient"].value == "lostExecutor"
+
+
+class Living:
+    """As much of a SparkContext as a step op takes."""
+
+    def addJobTag(self, tag: str) -> None:  # noqa: N802  (Spark's name)
+        pass
+
+    removeJobTag = cancelJobsWithTag = addJobTag  # noqa: N815
+
+
+def outcome_of_step(
+    folder: Path, spark_context: Any, work: Callable[[], None], retries: int = 0
+) -> dg.ExecuteInProcessResult:
+    """Run an op of a pipeline's step that does ``work``, which is no part of the step's own."""
+    config = folder / "p.json"
+    retry = {"maxRetries": retries, "delay": 0}
+    config.write_text(json.dumps(batch("p", extract_file("rows", "/rows.json"), retry=retry)))
     plan = plan_pipeline(load_file(config))
-    spark: Any = SimpleNamespace(sparkContext=Gone())
+    spark: Any = SimpleNamespace(sparkContext=spark_context)
     cancellation = Cancellation()
     own: Any = SimpleNamespace(run_id="r", spark=spark, settings=Settings(), cancellation=cancellation)
     log: Any = SimpleNamespace(of_step=lambda _: nullcontext(), tell_spark=lambda _: None)
@@ -177,12 +200,42 @@ def test_a_jvm_that_is_gone_between_two_steps_is_tried_again(error: Py4JError, t
     @dg.op
     def step(context: dg.OpExecutionContext) -> None:
         with step_op(source, context.get_step_execution_context(), plan, plan.steps[0], None):
-            raise AssertionError("there is no Spark to work with")
+            work()
 
     @dg.job(executor_def=dg.in_process_executor)
     def job() -> None:
         step()
 
-    failure = failure_of(job.execute_in_process(raise_on_error=False))
-    assert failure.description.startswith("p: step 0 (extract fromFile): Spark's JVM is gone")
-    assert failure.metadata["transient"].value == "lostExecutor"
+    return job.execute_in_process(raise_on_error=False)
+
+
+def test_what_spark_says_beside_the_work_of_a_step_is_told_like_it(tmp_path: Path) -> None:
+    """When it is asked for a plan to show, for instance."""
+
+    def explain() -> None:
+        raise PySparkException("no plan for jdbc:postgresql://h/db?user=me&password=hunter2")
+
+    failure = failure_of(outcome_of_step(tmp_path, Living(), explain, retries=1))
+    assert failure.description.startswith("p: step 0 (extract fromFile): no plan for jdbc:postgresql://h/db?")
+    assert (failure.metadata["error"].value, failure.metadata["transient"].value) == ("PipelineExecutionError", "no")
+    assert "PySparkException" in failure.metadata["trace"].value
+    assert "hunter2" not in repr(failure)
+
+
+def test_and_is_tried_again_like_it(tmp_path: Path) -> None:
+    left = [Py4JNetworkError("Error while sending or receiving")]
+
+    def explain() -> None:
+        if left:
+            raise left.pop()
+
+    result = outcome_of_step(tmp_path, Living(), explain, retries=1)
+    assert (result.success, retries_of(result)) == (True, 1)
+
+
+def test_what_is_not_of_spark_beside_the_work_of_a_step_passes(tmp_path: Path) -> None:
+    def explain() -> None:
+        raise KeyError("bug")
+
+    (event,) = outcome_of_step(tmp_path, Living(), explain).filter_events(lambda event: event.is_step_failure)
+    assert event.step_failure_data.error.cause.cls_name == "KeyError"
