@@ -97,7 +97,7 @@ def _behind(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def spark_errors(*, dataframe: str | None = None, columns: Sequence[str] = ()) -> Iterator[None]:
+def spark_errors() -> Iterator[None]:
     """Turn Spark's exceptions inside the block into ``spark_failure``; all others pass through unchanged."""
     try:
         yield
@@ -105,7 +105,7 @@ def spark_errors(*, dataframe: str | None = None, columns: Sequence[str] = ()) -
         if not is_spark_error(error):
             raise
         # Not chained: the original's text may show a secret, and its JVM trace buries the message.
-        raise spark_failure(error, dataframe=dataframe, columns=columns) from None
+        raise spark_failure(error) from None
 
 
 @contextmanager
@@ -121,13 +121,13 @@ def explained_by(explain: Callable[[Cause], PipelineError | None]) -> Iterator[N
         raise explained from None
 
 
-def spark_failure(error: BaseException, *, dataframe: str | None = None, columns: Sequence[str] = ()) -> PipelineError:
+def spark_failure(error: BaseException, *, columns: Sequence[str] = ()) -> PipelineError:
     """Return what ``error`` (a Spark exception) means for the person who wrote the pipeline.
 
-    ``dataframe`` and ``columns``: the DataFrame that the step worked on, to name and to suggest from. A wrong
-    name, path, type or syntax becomes a ConfigurationError (DataFrameResolutionError for columns and tables),
-    all else a PipelineExecutionError, or a RetryableError where the same may go well later. The message is one line;
-    causes and plans follow in the details, without JVM traces. Secrets are masked.
+    ``columns``: those of what the step worked on, to suggest from. A wrong name, path, type or syntax becomes a
+    ConfigurationError (DataFrameResolutionError for columns and tables), all else a PipelineExecutionError, or a
+    RetryableError where the same may go well later. The message is one line; causes and plans follow in the details,
+    without JVM traces. Secrets are masked.
     """
     error = _behind(error)
     causes = causes_of(error)
@@ -135,7 +135,7 @@ def spark_failure(error: BaseException, *, dataframe: str | None = None, columns
     # A streaming query wraps what ended it, and its own text is the whole plan.
     causes = [cause for cause in causes if cause.condition != "STREAM_FAILED"] or causes
     failure = (
-        next((told for cause in causes if (told := _known_condition(cause, dataframe, columns))), None)
+        next((told for cause in causes if (told := _known_condition(cause, columns))), None)
         or _told_of_a_file(causes)
         or _told_elsewhere(causes, transience)
         or _plain_failure(causes, transience)
@@ -169,15 +169,13 @@ def spark_transience(error: BaseException, causes: Sequence[Cause]) -> Transienc
     return Transience(kind) if kind is not None else transience_of(error)
 
 
-def _known_condition(cause: Cause, dataframe: str | None, columns: Sequence[str]) -> PipelineError | None:
+def _known_condition(cause: Cause, columns: Sequence[str]) -> PipelineError | None:
     """Return what a Spark error condition means, where a config's author can do something about it."""
     condition = (cause.condition or "").partition(".")[0]
     given = cause.parameters
     if condition in ("UNRESOLVED_COLUMN", "UNRESOLVED_FIELD", "UNRESOLVED_USING_COLUMN_FOR_JOIN"):
         name = _last_name(given.get("objectName") or given.get("fieldName") or given.get("colName") or "")
         there = list(columns) or _names(given.get("proposal") or given.get("suggestion") or "")
-        if dataframe is not None:
-            return DataFrameResolutionError.unknown_columns([name], dataframe, there)
         listed = f" (columns: {', '.join(there)})" if there else ""
         return DataFrameResolutionError(f"there is no column {name!r}{did_you_mean(name, there)}{listed}")
     if condition == "AMBIGUOUS_REFERENCE":
