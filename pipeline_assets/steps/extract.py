@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.errors import ConfigurationError, PipelineError
 from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext
+from pipeline_assets.steps.columns import quote
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.path_checks import check_any
@@ -81,21 +83,33 @@ class FromDeltaLake(ExtractMethod):
 
         path = self._open(context)
         reader = context.spark.read.format("delta")
-        version = self.version
-        if version is None and self.timestamp is None and context.rewritten:
-            # Delta looks for the newest version in each query anew, and would find what the pipeline has written since.
-            folder = folder_seen_from_here(path, self.connection, context.connections)
-            version = newest_version(folder) if folder is not None else None
-        if version is not None:
-            reader = reader.option("versionAsOf", version)
         if self.timestamp is not None:
             reader = reader.option("timestampAsOf", self.timestamp)
         try:
+            version = self.version
+            if version is None and self.timestamp is None and context.rewritten:
+                # Delta looks for the newest version in each query anew, and would find what has been written since.
+                version = self._newest_version(path, context)
+            if version is not None:
+                reader = reader.option("versionAsOf", version)
             frame = reader.load(path)
             _ = frame.schema  # Connect looks for the table only now
         except AnalysisException as error:
             raise self._explain(error, path) from None
         return frame
+
+    def _newest_version(self, path: str, context: StepContext) -> int:
+        """Return the table's version, by Spark where its log can't be seen from here, which takes a job."""
+        # A path that is local to a Connect server may be that of another table here.
+        if context.settings.spark_remote is None or is_s3(path):
+            with suppress(PipelineError):
+                folder = folder_seen_from_here(path, self.connection, context.connections)
+                version = newest_version(folder) if folder is not None else None
+                if version is not None:
+                    return version
+        history = context.spark.sql("DESCRIBE HISTORY delta." + quote(path) + " LIMIT 1")
+        (newest,) = history.select("version").collect()
+        return int(newest[0])
 
     def extract_stream(self, context: StepContext) -> DataFrame:
         from pyspark.errors import AnalysisException

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
+from pipeline_assets.settings import Settings
 from pipeline_assets.spark.failures import spark_errors
+from pipeline_assets.steps import extract
 from pipeline_assets.steps.base import StepContext
 from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets_tests.steps.frames import frame_of, rows_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 
 @pytest.fixture
@@ -28,6 +35,33 @@ def table(context: StepContext, tmp_path: Path) -> str:
 def test_delta_now_and_then(table: str, context: StepContext) -> None:
     assert rows_of(FromDeltaLake(path=table).extract(context)) == [(1,), (2,)]
     assert rows_of(FromDeltaLake(path=table, version=0).extract(context)) == [(1,)]
+
+
+def nowhere(*_: Any) -> None:
+    """A file system that only Spark has."""
+
+
+def refused(*_: Any) -> None:
+    raise PipelineExecutionError("the log may not be listed from here")
+
+
+@pytest.mark.parametrize("look", [None, nowhere, refused])
+def test_what_is_rewritten_meanwhile_stays_as_it_was(
+    look: Callable[..., None] | None,
+    table: str,
+    any_spark: SparkSession,
+    spark_settings: Settings,
+    context: StepContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if look is not None:
+        monkeypatch.setattr(extract, "folder_seen_from_here", look)
+    settings = dataclasses.replace(context.settings, spark_remote=spark_settings.spark_remote)
+    own = dataclasses.replace(context, spark=any_spark, settings=settings, rewritten=True)
+    frame = FromDeltaLake(path=table).extract(own)
+    frame_of(context.spark, "id INT", [(9,)]).write.format("delta").mode("overwrite").save(table)
+    assert rows_of(frame) == [(1,), (2,)]
+    assert rows_of(FromDeltaLake(path=table).extract(own)) == [(9,)]
 
 
 def test_delta_at_a_time(table: str, context: StepContext) -> None:
@@ -63,6 +97,8 @@ def test_no_such_delta_table(
     method = FromDeltaLake.model_validate(config | {"path": places.get(config["path"], config["path"])})
     with pytest.raises(ConfigurationError, match=message):
         method.extract(context)
+    with pytest.raises(ConfigurationError, match=message):
+        method.extract(dataclasses.replace(context, rewritten=True))
 
 
 @pytest.mark.parametrize("change", ["UPDATE delta.`{}` SET id = 9 WHERE id = 2", "DELETE FROM delta.`{}` WHERE id = 2"])
