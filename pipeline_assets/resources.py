@@ -148,9 +148,10 @@ class SparkResource(dg.ConfigurableResource[Any]):
         key = (run_id, plan.name, partition_key)
         self._plans[plan.name] = plan
         if self._sessions.has_died():
-            # A step that is tried again gets another JVM, and plans what others had planned in this one.
+            # A step that is tried again gets another JVM, and plans what others had planned in this one. A Connect
+            # server that has been started anew would not take the ids of sessions again that it is to release.
             self._runs.clear()
-            self._sessions.close()
+            self._sessions.close(release=False)
         if key not in self._runs:
             if self._run_log is not None:
                 self._run_log.know(plan)

@@ -226,8 +226,16 @@ _JAVA: dict[str, TransientKind | None] = {
     "AWSNoResponseException": "connection",
     "HttpChannelEOFException": "connection",
 }
-# What a lost executor leaves in a stage's failure: the names of Spark's reasons, for which there is no class or code.
-_LOST = re.compile(r"ExecutorLostFailure \(executor|\bFetchFailed\(|Master removed our application|Lost executor \d+")
+# What a lost executor leaves in a stage's failure: the names of Spark's reasons, for which there is no class or code;
+# and what a Spark that stops says of the work that it was at.
+_LOST = re.compile(
+    r"ExecutorLostFailure \(executor|\bFetchFailed\(|Master removed our application|Lost executor \d+"
+    r"|SparkContext was shut down|Cannot call methods on a stopped SparkContext"
+    r"|No active or default Spark session found"
+)
+# What a Connect server that has been started anew says of a session of the one before, and then Spark's client by
+# itself. One that the server has closed (SESSION_CLOSED) is none of them: it takes the session's id no more.
+LOST_SESSION = frozenset(["INVALID_HANDLE.SESSION_CHANGED", "NO_ACTIVE_SESSION"])
 
 
 def of_java(chain: Sequence[JavaException]) -> Transience | None:
@@ -245,6 +253,8 @@ def of_java(chain: Sequence[JavaException]) -> Transience | None:
 def _of_java_exception(exception: JavaException) -> tuple[bool, Transience | None]:
     """Return whether anything is known of ``exception``, and what it is then."""
     kinds = exception.kinds
+    if exception.condition in LOST_SESSION:
+        return True, Transience("lostExecutor")
     if exception.status is not None and exception.status >= 400:
         return True, of_status(exception.status, exception.retry_after)
     if exception.sql_state is not None and of_sql_state(exception.sql_state) is not None:

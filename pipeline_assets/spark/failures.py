@@ -20,7 +20,15 @@ from pipeline_assets.errors import (
     first_line,
 )
 from pipeline_assets.redaction import redact
-from pipeline_assets.transience import Transience, execution_error, of_grpc_status, of_java, seconds_of, transience_of
+from pipeline_assets.transience import (
+    LOST_SESSION,
+    Transience,
+    execution_error,
+    of_grpc_status,
+    of_java,
+    seconds_of,
+    transience_of,
+)
 
 if TYPE_CHECKING:
     from pyspark.errors import PySparkException
@@ -241,7 +249,11 @@ def _why_malformed(cause: Cause) -> str:
 
 
 def _told_elsewhere(causes: Sequence[Cause], transience: Transience | None) -> PipelineError | None:
-    """Return what a database, a file system or a broker said, in its own words."""
+    """Return what a database, a file system or a broker said, mostly in its own words."""
+    if any(cause.condition in LOST_SESSION for cause in causes):
+        return execution_error(
+            "the Spark Connect server has been started anew: the session, with all that was in it, is gone", transience
+        )
     for kind, words in _TELLING.items():
         for cause in causes:
             # A BatchUpdateException quotes the rows; the cause behind it says what is wrong with them.

@@ -155,10 +155,14 @@ class SparkSessions:
         return f"Spark {session.version}, application {context.applicationId} on {context.master}"
 
     def has_died(self) -> bool:
-        """Whether the Spark that was started here has ended by itself, or did not start. What was opened is of no more
-        use then.
+        """Whether the Spark that was started here has ended by itself, or did not start, or a Connect server has been
+        started anew and knows the sessions no longer. What was opened is of no more use then.
         """
         with self._lock:
+            if self._settings.spark_remote:
+                # The client closes itself when the server says so; nothing else closes one that is kept here.
+                clients = [session.client for session in self._opened.values()]
+                return any(client.is_closed for client in clients)
             return self._start is not None and self._start.has_died()
 
     def _open_classic(self, run_id: str, pipeline: str, *, is_stream: bool) -> SparkSession:
@@ -347,7 +351,8 @@ class KeptSessions:
     def _ask(self, pipeline: str) -> None:
         from pyspark.sql.connect.client import SparkConnectClient
 
-        if pipeline not in self._clients:
+        client = self._clients.get(pipeline)
+        if client is None or client.is_closed:  # it closes itself when the server has been started anew
             self._clients[pipeline] = SparkConnectClient(connect_url(self._remote, self._run_id, pipeline))
         self._clients[pipeline].get_configs(_ASKED)
 

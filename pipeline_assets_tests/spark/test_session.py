@@ -14,14 +14,18 @@ import grpc
 import psutil
 import pytest
 
+from devstack import spark_servers
+from devstack.ports import free_port
 from devstack.spark_servers import SparkConnect, SparkConnectServer
 from devstack.stack import Stack
-from pipeline_assets.errors import ConfigurationError, PipelineError
+from pipeline_assets.errors import ConfigurationError, PipelineError, RetryableError
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark import driver_start
+from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import EXCLUDES, PACKAGES, resolve_jars
 from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.session import (
+    KeptSessions,
     SparkSessions,
     cloned_session,
     connect_url,
@@ -268,6 +272,62 @@ def test_a_connect_server_that_died_does_not_hold_up_the_end(tmp_path: Path) -> 
     # PySpark's own stop() tries for minutes to release the session; the test's timeout would end that.
     sessions.close()
     assert opened.client.is_closed
+
+
+@pytest.mark.timeout(600)
+def test_a_connect_server_that_was_started_anew_gets_new_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setattr(spark_servers, "free_port", lambda: port)
+    stack = Stack(tmp_path)
+    try:
+        server = stack.up([SparkConnect()])["spark-connect"]
+        assert isinstance(server, SparkConnectServer)
+        with SparkSessions(Settings(spark_remote=server.remote)) as sessions:
+            orders, customers = (sessions.session("run", name) for name in ("orders", "customers"))
+            assert (orders.range(3).count(), customers.range(4).count()) == (3, 4)
+            assert not sessions.has_died()
+            stack.down()
+            stack.up([SparkConnect()])
+            with pytest.raises(RetryableError, match="has been started anew") as raised, spark_errors():
+                orders.range(3).count()
+            assert raised.value.transient_kind == "lostExecutor"
+            assert sessions.has_died()
+            sessions.close(release=False)
+            # Also of the one that had not been asked for meanwhile.
+            assert [sessions.session("run", name).range(5).count() for name in ("orders", "customers")] == [5, 5]
+            assert not sessions.has_died()
+    finally:
+        stack.down()
+
+
+def test_kept_sessions_are_asked_for_by_a_client_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PySpark's closes itself when the server has been started anew, and asks for nothing more."""
+    clients: list[Any] = []
+
+    class Client:
+        def __init__(self, url: str) -> None:
+            self.url, self.is_closed, self.asked = url, False, 0
+            clients.append(self)
+
+        def get_configs(self, *_: str) -> None:
+            self.asked += 1
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    monkeypatch.setattr("pyspark.sql.connect.client.SparkConnectClient", Client)
+    kept = KeptSessions("sc://server", "run")
+    kept._ask("orders")
+    kept._ask("orders")
+    clients[0].is_closed = True
+    kept._ask("orders")
+    assert [(client.url, client.asked) for client in clients] == [
+        (connect_url("sc://server", "run", "orders"), n) for n in (2, 1)
+    ]
+    kept.end()
+    assert clients[1].is_closed
 
 
 def test_a_cluster_runs_the_queries(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pyspark.errors.exceptions.connect import SparkConnectGrpcException
 
 from devstack.kafka import KafkaServer
 from devstack.ports import free_port
@@ -290,3 +291,32 @@ def test_a_jvm_that_is_gone() -> None:
     with pytest.raises((Py4JError, ConnectionError)) as raised:
         JavaGateway(gateway_parameters=GatewayParameters(port=free_port())).jvm.java.lang.System.nanoTime()
     assert spark_failure(raised.value).transient
+
+
+@pytest.mark.parametrize(
+    ("condition", "kind"),
+    [
+        ("INVALID_HANDLE.SESSION_CHANGED", "lostExecutor"),
+        ("NO_ACTIVE_SESSION", "lostExecutor"),
+        # The server would close one of the same id at once.
+        ("INVALID_HANDLE.SESSION_CLOSED", None),
+    ],
+)
+def test_sessions_of_a_connect_server(condition: str, kind: TransientKind | None) -> None:
+    error = SparkConnectGrpcException(message="The handle 7 is invalid.", errorClass=condition, sql_state="HY000")
+    found = spark_failure(error)
+    assert found.transient_kind == kind
+    assert ("started anew" in found.message) == (kind is not None)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        # As a Connect server sent them that was stopped by SIGTERM while it computed.
+        "Cannot call methods on a stopped SparkContext.\nThis stopped SparkContext was created at:\n\norg.apache",
+        "[INTERNAL_ERROR] No active or default Spark session found SQLSTATE: XX000",
+        "Job 3 cancelled because SparkContext was shut down",
+    ],
+)
+def test_a_spark_that_stops_ends_the_work_that_it_is_at(said: str) -> None:
+    assert of_java([Cause("org.apache.spark.SparkException", said, ("SparkException",))]) == Transience("lostExecutor")
