@@ -6,15 +6,20 @@ import socket
 import socketserver
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pandas as pd
+import psutil
 import pytest
 
+from devstack import spark_servers
+from devstack.ports import free_port
 from devstack.postgres import PostgresServer
+from devstack.spark_servers import SparkConnect, SparkConnectServer
+from devstack.stack import Stack
 from pipeline_assets import asset_metadata
 from pipeline_assets.errors import RetryableError
 from pipeline_assets.execution import PipelineRun
@@ -185,6 +190,50 @@ def test_a_step_goes_on_in_another_jvm(location: Location, tmp_path: Path) -> No
     assert "STEP_UP_FOR_RETRY" in run.output
     expected = max((a * b + c) % 7 for a in range(3) for b in range(3) for c in range(3))
     assert list(rows_of(folder / "out")["most"]) == [expected]
+
+
+@pytest.mark.timeout(900)
+def test_a_step_goes_on_on_a_connect_server_that_was_started_anew(
+    location: Location, tmp_path: Path, spark_connect_conf: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows neither the session nor what was made in it; the numbers are fewer by then, as above."""
+    port = free_port()
+    monkeypatch.setattr(spark_servers, "free_port", lambda: port)
+    folder, home, part = location.folder / "root", tmp_path / "home", SparkConnect(conf=spark_connect_conf)
+    folder.mkdir()
+    home.mkdir()
+    write_numbers(folder, 100_000)
+    query = "SELECT max((a.x * b.x + c.x) % 7) AS most FROM numbers AS a, numbers AS b, numbers AS c"
+    numbers = extract_file("numbers", "/numbers.parquet")
+    out = load("toDeltaLake", path="/out", mode="overwrite")
+    location.write(batch("reborn", numbers, transform("sql", query=query), out, retry=RETRY))
+    stack = Stack(tmp_path / "stack")
+    try:
+        server = stack.up([part])["spark-connect"]
+        assert isinstance(server, SparkConnectServer)
+        environment = {**location.environment, **server.environment, "DAGSTER_HOME": str(home)}
+        run = JobProcess("reborn", environment, tmp_path / "run.log")
+        try:
+            run.wait_until(lambda: "reborn__to_delta_lake - STEP_START" in run.output, 300)
+            write_numbers(folder, 3)
+            (java,) = (process for process in psutil.process_iter() if _listens(process, port))
+            java.kill()
+            stack.up([part])
+            assert run.end(400) == 0, run.output
+        finally:
+            run.kill_all()
+    finally:
+        stack.down()
+    assert "STEP_UP_FOR_RETRY" in run.output
+    expected = max((a * b + c) % 7 for a in range(3) for b in range(3) for c in range(3))
+    assert list(rows_of(folder / "out")["most"]) == [expected]
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    try:
+        return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections("tcp"))
+    except psutil.Error:
+        return False
 
 
 def write_numbers(folder: Path, count: int) -> None:
