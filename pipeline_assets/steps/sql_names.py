@@ -67,7 +67,6 @@ _VOLATILE = frozenset(
         "clock_timestamp",
         "gen_random_bytes",
         "gen_random_uuid",
-        "nextval",
         "random",
         "random_normal",
         "timeofday",

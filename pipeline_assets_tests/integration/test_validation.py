@@ -366,7 +366,7 @@ def test_each_process_of_a_run_puts_the_same_rows_aside(location: Location, spar
     for run_id in ("first", "second"):
         checking = process(run_id)
         checking.quarantine(good, checking.inputs(good))
-        checking.context.cache.uncache_all()  # another process would not find it
+        checking.context.cache.release()  # another process would not find it
         aside = set(rows_of(location.table("changing", "good_quarantine"))["id"])
         assert ids(checking.dataframe(good)) == set(range(200)) - aside
         assert ids(process(run_id).dataframe(good)) == set(range(200)) - aside
@@ -374,7 +374,7 @@ def test_each_process_of_a_run_puts_the_same_rows_aside(location: Location, spar
         again = checking.quarantine(good, checking.inputs(good))
         assert set(rows_of(location.table("changing", "good_quarantine"))["id"]) != aside
         aside = set(rows_of(location.table("changing", "good_quarantine"))["id"])
-        checking.context.cache.uncache_all()
+        checking.context.cache.release()
         assert ids(again.good) == set(range(200)) - aside
         assert ids(process(run_id).dataframe(good)) == set(range(200)) - aside
     other = process("third")
@@ -392,7 +392,7 @@ def test_that_no_row_was_put_aside_is_remembered(location: Location, spark: Spar
         put_numbers(known, range(200))
         checking = process_of(plan, run_id, location, spark)
         assert checking.quarantine(good, checking.inputs(good)).written.rows == 0
-        checking.context.cache.uncache_all()
+        checking.context.cache.release()
         put_numbers(known, [1])
         assert process_of(plan, run_id, location, spark).dataframe(good).count() == 200
 
