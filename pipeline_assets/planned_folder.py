@@ -19,7 +19,7 @@ from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.streaming_load import StreamingLoad
 
 # Each is planned whenever the folder is loaded: what more of them hold shows when they are run.
-_TRIED_KEYS = 100
+_TRIED_KEYS = 20
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def _unusable_keys(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
             except ConfigurationError as error:
                 first = error.issues[0]
                 wrong = f"in the place of ${{partition}} it makes {first.pointer} wrong: {first.message}"
+            except RecursionError:
+                continue  # a run has more room, and tells if that is too little
             else:
                 pairs = zip(plan.steps, steps, strict=True)
                 other = next((step for step, with_key in pairs if step.inputs != with_key.inputs), None)
@@ -167,10 +169,10 @@ def _unusable_keys(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
 
 
 def _of_each_shape(keys: Sequence[str]) -> list[int]:
-    """Return which of ``keys`` to try: what one of letters and digits does, others do that have them where it has."""
+    """Return which of ``keys`` to try: of a word in one, SQL and paths care only whether it begins with a digit."""
     first: dict[str, int] = {}
     for at, key in enumerate(keys):
-        first.setdefault(re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", key)), at)
+        first.setdefault(re.sub(r"[^\W_]+", lambda word: "0" if word[0][0].isdigit() else "a", key), at)
     return list(first.values())[:_TRIED_KEYS]
 
 

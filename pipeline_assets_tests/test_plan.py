@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline_assets.config_loading import BrokenConfig, load_file, load_folder
+from pipeline_assets import planned_folder
+from pipeline_assets.config_loading import BrokenConfig, Pipeline, load_file, load_folder
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.links import left_out, link_pipelines
 from pipeline_assets.plan import PipelinePlan, Role
@@ -386,6 +388,21 @@ def test_keys_of_partitions_that_no_step_names(tmp_path: Path) -> None:
     document["partitions"] = {"type": "static", "values": ["../all", "Côte d'Ivoire"]}
     write_config(tmp_path, document)
     assert plan_folder(load_folder(tmp_path, {})).broken == ()
+
+
+def test_of_many_keys_of_partitions_few_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[PipelinePlan] = []
+
+    def counted(pipeline: Pipeline) -> PipelinePlan:
+        plans.append(plan_pipeline(pipeline))
+        return plans[-1]
+
+    monkeypatch.setattr(planned_folder, "plan_pipeline", counted)
+    document = batch("p", extract_file("rows", "/data/${partition}.csv"))
+    document["partitions"] = {"type": "static", "values": [str(uuid.uuid4()) for _ in range(500)]}
+    write_config(tmp_path, document)
+    assert plan_folder(load_folder(tmp_path, {})).broken == ()
+    assert len(plans) <= 1 + 20
 
 
 def write_pipeline(folder: Path, name: str, reads: str, writes: str) -> None:
