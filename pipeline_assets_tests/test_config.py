@@ -426,7 +426,10 @@ def test_what_connections_say_can_work_and_may_be_seen(
             ("s3", "endpoint", end)
             for end in ("", "s3.example.com:9000", "http://127.0.0.1:1", "https://a.b/c", "http://[::1]:1")
         ),
-        *(("kafka", "bootstrapServers", servers) for servers in ("a:1, b:2,", "[::1]:9092", "PLAINTEXT://k:9092")),
+        *(
+            ("kafka", "bootstrapServers", servers)
+            for servers in ("a:1, b:2,", "[::1]:9092", "PLAINTEXT://k:9092", "token:1")
+        ),
         ("kafka", "options", {"client.id": "env:NAME", "client.rack": "a"}),
     ],
 )
