@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline_assets.optimizer import Optimizations
-from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions
+from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions, sql_string
 from pipeline_assets.plan import PlannedStep, Role
 from pipeline_assets.run_scope import RunScope
 from pipeline_assets.steps.base import ExpectationResult
@@ -139,8 +139,10 @@ class CheckedRows:
             return compared
         laid_out = step if by_others else source
         adaptive = laid_out.index in self._optimizations.adaptive
-        # Not by the name of the DataFrame, which a later step may cache, or let go of.
+        # Not by the name of the DataFrame, which a later step may cache, or let go of; nor as the plan of the one that
+        # is checked, of which Spark keeps one thing for all names.
         name = f"{step.dataframe}, as checked"
+        compared = compared.where(f"{sql_string(name)} IS NOT NULL") if compared is frame else compared
         return self._context.cache.cache(name, compared, adaptive=adaptive, by_decision=True)
 
     def _stays_kept(self, source: PlannedStep, frame: DataFrame) -> bool:
