@@ -130,7 +130,7 @@ def test_the_command_checks_a_folder_in_one_go(
     checked = CliRunner().invoke(main, ["validate", "--with-spark"])
     assert checked.exit_code == 1
     assert checked.stderr.splitlines() == [
-        "event-stream.json: /steps/1/config/condition: SQL: Syntax error at or near '=' (line 1, position 15)"
+        "event-stream.json:1: /steps/1/config/condition: SQL: Syntax error at or near '=' (line 1, position 15)"
     ]
     (tmp_path / "event-stream.json").unlink()
     checked = CliRunner().invoke(main, ["validate", "--with-spark"])
