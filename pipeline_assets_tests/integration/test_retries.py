@@ -171,13 +171,8 @@ def test_files_that_are_in_are_not_written_again(location: Location, monkeypatch
 def test_a_step_goes_on_in_another_jvm(location: Location, tmp_path: Path) -> None:
     """The first one is killed while it computes what would take days, of numbers that are fewer the next time."""
     folder, home = location.folder / "root", tmp_path / "home"
-    folder.mkdir()
     home.mkdir()
-    write_numbers(folder, 100_000)
-    query = "SELECT max((a.x * b.x + c.x) % 7) AS most FROM numbers AS a, numbers AS b, numbers AS c"
-    numbers = extract_file("numbers", "/numbers.parquet")
-    out = load("toDeltaLake", path="/out", mode="overwrite")
-    location.write(batch("reborn", numbers, transform("sql", query=query), out, retry=RETRY))
+    write_endless(location, folder)
     environment = {**location.environment, "SPARK_MASTER": "local[2]", "DAGSTER_HOME": str(home)}
     run = JobProcess("reborn", environment, tmp_path / "run.log")
     try:
@@ -200,13 +195,8 @@ def test_a_step_goes_on_on_a_connect_server_that_was_started_anew(
     port = free_port()
     monkeypatch.setattr(spark_servers, "free_port", lambda: port)
     folder, home, part = location.folder / "root", tmp_path / "home", SparkConnect(conf=spark_connect_conf)
-    folder.mkdir()
     home.mkdir()
-    write_numbers(folder, 100_000)
-    query = "SELECT max((a.x * b.x + c.x) % 7) AS most FROM numbers AS a, numbers AS b, numbers AS c"
-    numbers = extract_file("numbers", "/numbers.parquet")
-    out = load("toDeltaLake", path="/out", mode="overwrite")
-    location.write(batch("reborn", numbers, transform("sql", query=query), out, retry=RETRY))
+    write_endless(location, folder)
     stack = Stack(tmp_path / "stack")
     try:
         server = stack.up([part])["spark-connect"]
@@ -234,6 +224,16 @@ def _listens(process: psutil.Process, port: int) -> bool:
         return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections("tcp"))
     except psutil.Error:
         return False
+
+
+def write_endless(location: Location, folder: Path) -> None:
+    """Write the pipeline `reborn`, and so many numbers into ``folder`` that it takes days."""
+    folder.mkdir()
+    write_numbers(folder, 100_000)
+    query = "SELECT max((a.x * b.x + c.x) % 7) AS most FROM numbers AS a, numbers AS b, numbers AS c"
+    numbers = extract_file("numbers", "/numbers.parquet")
+    out = load("toDeltaLake", path="/out", mode="overwrite")
+    location.write(batch("reborn", numbers, transform("sql", query=query), out, retry=RETRY))
 
 
 def write_numbers(folder: Path, count: int) -> None:
