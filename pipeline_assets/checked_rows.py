@@ -14,6 +14,7 @@ from pipeline_assets.optimizer import Optimizations
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, Partitions, sql_string
 from pipeline_assets.plan import PlannedStep, Role
 from pipeline_assets.run_scope import RunScope
+from pipeline_assets.spark.caching import keeps
 from pipeline_assets.steps.base import ExpectationResult
 from pipeline_assets.steps.delta_table import DeltaWrite, find_write, write_delta
 from pipeline_assets.steps.file_systems import folder_seen_from_here
@@ -149,9 +150,8 @@ class CheckedRows:
         """Whether ``frame``, which ``source`` has made, is kept for as long as somebody reads it."""
         if source.index in self._optimizations.kept:
             return True
-        level = frame.storageLevel
-        is_kept = level.useMemory or level.useDisk or level.useOffHeap
-        return is_kept and not any(isinstance(step.method, Uncache | UncacheAll) for step in self._plan.steps)
+        lets_go = any(isinstance(step.method, Uncache | UncacheAll) for step in self._plan.steps)
+        return keeps(frame.storageLevel) and not lets_go
 
     def _write(self, step: PlannedStep, bad: DataFrame) -> DeltaWrite:
         path = self.quarantine_path(step)

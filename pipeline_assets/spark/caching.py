@@ -110,7 +110,7 @@ class DataFrameCache:
             if name in self._cached:
                 self._unpersist(name, blocking=True)
             # Spark ignores another level for what it keeps already, by whatever name.
-            if _keeps(kept):
+            if keeps(kept):
                 frame.unpersist(blocking=True)
             if level != "NONE":
                 with _adaptive_cache(frame.sparkSession) if adaptive else nullcontext():
@@ -169,7 +169,8 @@ def _adaptive_cache(spark: SparkSession) -> Iterator[None]:
             spark.conf.set(_ADAPTIVE_CACHE, before)
 
 
-def _keeps(level: StorageLevel) -> bool:
+def keeps(level: StorageLevel) -> bool:
+    """Whether Spark keeps a DataFrame of that level at all."""
     return level.useDisk or level.useMemory or level.useOffHeap
 
 

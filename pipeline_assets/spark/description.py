@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.redaction import redact, redact_field
+from pipeline_assets.spark.caching import keeps
 from pipeline_assets.spark.plan_tree import PlanNode, explain_text, parse_tree
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def describe(frame: DataFrame) -> FrameDescription:
         columns=columns_of(frame),
         plan=redact(plan),
         partitions=partitions_of(plan),
-        storage_level=str(level) if level.useDisk or level.useMemory or level.useOffHeap else None,
+        storage_level=str(level) if keeps(level) else None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, ParamSpec
 from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, PartitionSlice
 from pipeline_assets.spark.failures import Cause, causes_of, explained_by, is_spark_error, spark_failure
+from pipeline_assets.steps.columns import quote
 from pipeline_assets.steps.delta_log import Commit, find_commit, newest_version
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.partition_rows import holding, row_outside, with_partition
@@ -234,9 +235,7 @@ def merge_into(
     """
     spark = frame.sparkSession
     view = f"merge_source_{uuid.uuid4().hex}"
-    target = "delta.`" + path.replace("`", "``") + "`"
-    names = ["`" + key.replace("`", "``") + "`" for key in keys]
-    condition = " AND ".join(f"target.{name} {operator} source.{name}" for name in names)
+    condition = " AND ".join(f"target.{quote(key)} {operator} source.{quote(key)}" for key in keys)
     evolution = "WITH SCHEMA EVOLUTION " if merge_schema else ""
     before = {key: spark.conf.get(key, None) for key in conf}
     # When a view is dropped, Spark lets go of what it keeps of just what the view is.
@@ -245,7 +244,7 @@ def merge_into(
         for key, value in conf.items():
             spark.conf.set(key, value)
         changed = spark.sql(
-            f"MERGE {evolution}INTO {target} AS target USING {view} AS source ON {condition} "
+            f"MERGE {evolution}INTO delta.{quote(path)} AS target USING {view} AS source ON {condition} "
             "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
         ).collect()
     finally:
@@ -289,7 +288,7 @@ def _find_write(spark: SparkSession, path: str, mark: str, folder: Folder | None
 
 
 def _find_write_by_spark(spark: SparkSession, path: str, mark: str) -> DeltaWrite | int:
-    history = spark.sql("DESCRIBE HISTORY delta.`" + path.replace("`", "``") + "`")
+    history = spark.sql(f"DESCRIBE HISTORY delta.{quote(path)}")
     marked = history.where(history["userMetadata"] == mark).orderBy(history["version"].desc())
     chosen = marked.select("version", "operationMetrics").limit(1).collect()
     if not chosen:

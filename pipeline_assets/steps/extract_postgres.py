@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
 from pipeline_assets.spark.broadcasts import broadcast_limit
 from pipeline_assets.steps.base import ColumnSources, Dataset, ExtractMethod, StepContext
+from pipeline_assets.steps.columns import quote
 from pipeline_assets.steps.postgres import (
     TableName,
     columns_in,
@@ -110,7 +111,7 @@ class FromPostgres(ExtractMethod):
         }
         frame = _without_lengths(context.spark.read.format("jdbc").options(**options).load())
         if self.columns:
-            frame = frame.select(*(quoted_for_spark(name) for name in self.columns))
+            frame = frame.select(*(quote(name) for name in self.columns))
         if size is not None and size <= broadcast_limit(context.spark):
             # Spark knows no sizes of JDBC's tables: it would shuffle whatever is joined with one.
             frame = frame.hint("broadcast")
@@ -256,16 +257,9 @@ def _without_lengths(frame: DataFrame) -> DataFrame:
         return frame
     return frame.select(
         *(
-            F.col(quoted_for_spark(name)).alias(
-                name, metadata={key: value for key, value in found.items() if key != _SPARK_TYPE}
-            )
+            F.col(quote(name)).alias(name, metadata={key: value for key, value in found.items() if key != _SPARK_TYPE})
             if "varchar(" in found.get(_SPARK_TYPE, "")
-            else quoted_for_spark(name)
+            else quote(name)
             for name, found in metadata.items()
         )
     )
-
-
-def quoted_for_spark(name: str) -> str:
-    """Return ``name`` as Spark's ``select`` takes it whatever characters are in it."""
-    return "`" + name.replace("`", "``") + "`"
