@@ -158,6 +158,8 @@ def _tell_of_jobs(gateway: JavaGateway) -> None:
 
 def _serve(gateway: JavaGateway) -> None:
     jvm: Any = gateway.jvm
+    # A Spark that it starts by itself isolates the sessions' artifacts, whatever the server's conf says of it.
+    jvm.org.apache.spark.sql.classic.SparkSession.builder().getOrCreate()
     jvm.org.apache.spark.sql.connect.service.SparkConnectServer.main(gateway.new_array(jvm.java.lang.String, 0))
 
 

@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 
 from benchmarks.spark_event_log import read_events
+from pipeline_assets.settings import Settings
+from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets_tests.config_documents import batch, extract_file, transform
 from pipeline_assets_tests.integration.delta_tables import count_rows, rows_of
 from pipeline_assets_tests.integration.location import Location
@@ -26,6 +28,7 @@ from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, r
 from pipeline_assets_tests.integration.topics import Topic, events
 
 RUNS = 8
+ISOLATION = "spark.sql.artifact.isolation.enabled"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,18 @@ def test_a_second_one_is_refused(server: SparkServer) -> None:
     refused = server.command("start")
     assert refused.returncode == 1
     assert f"a Spark server runs at {server.remote} already" in refused.stderr
+
+
+def test_sessions_are_isolated_unless_the_server_is_told_not_to(server: SparkServer, tmp_path: Path) -> None:
+    """Spark's own server isolates them whatever its conf says, and compiles the code of queries for each anew."""
+    assert isolation(server) == "true"
+    with SparkServer(tmp_path).started({"spark.master": "local[2]", ISOLATION: "false"}) as other:
+        assert isolation(other) == "false"
+
+
+def isolation(server: SparkServer) -> str | None:
+    with SparkSessions(Settings(spark_remote=server.remote)) as sessions:
+        return sessions.session("a_run", "a_pipeline").conf.get(ISOLATION)
 
 
 def test_many_runs_at_once_do_not_mix(location: Location, job: Callable[[str], JobProcess]) -> None:
