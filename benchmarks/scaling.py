@@ -11,7 +11,7 @@ from statistics import median
 
 import dagster as dg
 
-from benchmarks.backfill import BACKFILL_COMMAND, Backfill, measure_backfill
+from benchmarks.backfill import BACKFILL_COMMAND, Backfill, Spark, measure_backfill
 from benchmarks.customer_360 import JOB_COMMAND, Runs, Workplace
 from benchmarks.demo_servers import demo_servers
 from benchmarks.location_loading import Load, load_configs
@@ -159,10 +159,10 @@ def _measure_pipelines(folder: Path, sizes: Sizes, found: Scaling, report: Repor
 
 def _measure_partitions(folder: Path, sizes: Sizes, found: Scaling, report: Report) -> Iterator[None]:
     for count in sizes.partitions:
-        # Cold ones are measured for the least alone: each run takes as long as any other that starts a JVM.
-        for warm in (False, True) if count == sizes.partitions[0] else (True,):
-            place = folder / f"{count}_{'warm' if warm else 'cold'}"
-            found.backfills.append(measure_backfill(place, count, report, warm=warm))
+        # The slower ones are measured for the least alone: a thousand of them would take hours.
+        for spark in Spark if count == sizes.partitions[0] else (Spark.SHARED_CODE,):
+            place = folder / f"{count}_{spark.name.lower()}"
+            found.backfills.append(measure_backfill(place, count, spark, report))
             shutil.rmtree(place)
             yield
 
@@ -273,7 +273,7 @@ def _backfill_row(backfill: Backfill) -> list[str]:
     some = max(1, len(backfill.runs) // 5)
     return [
         f"{backfill.partitions:,}",
-        "a server that stays" if backfill.warm else "a JVM for each run",
+        backfill.spark,
         str(backfill.at_once),
         f"{backfill.seconds:.1f} s",
         f"{backfill.seconds / backfill.partitions:.2f} s",

@@ -13,12 +13,12 @@ from devstack.ports import free_port
 
 
 @contextmanager
-def spark_server(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Have a Spark server that stays; gives what tells a run of it."""
+def spark_server(environment: Mapping[str, str], conf: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+    """Have a Spark server that stays, with ``conf``, each a ``name=value``; gives what tells a run of it."""
     port = str(free_port())
     command = [program("pipeline-assets"), "spark-server"]
     try:
-        _start([*command, "start", "--port", port], environment)
+        _start([*command, "start", "--port", port, *(part for one in conf for part in ("--conf", one))], environment)
         yield {"SPARK_REMOTE": f"sc://127.0.0.1:{port}"}
     finally:
         # Where there is none to stop, that is a success.
