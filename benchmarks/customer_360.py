@@ -48,6 +48,11 @@ class Runs:
         return [cost.seconds for cost in self.costs]
 
     @property
+    def cpu_seconds(self) -> list[float]:
+        """What processors spent on the runs."""
+        return [cost.cpu_seconds for cost in self.costs]
+
+    @property
     def memory(self) -> list[float]:
         """The Python processes' memory at its peak, in bytes."""
         return [cost.memory for cost in self.costs]

@@ -1,8 +1,10 @@
-"""Running a program as a process of its own, and what it cost: time on the wall, and memory at its peak."""
+"""Running a program as a process of its own, and what it cost: time of the wall and of processors, peak memory."""
 
 from __future__ import annotations
 
+import ctypes
 import re
+import resource
 import subprocess
 import threading
 import time
@@ -15,6 +17,8 @@ import psutil
 _MEMORY_EVERY = 0.05
 _CHILDREN_EVERY = 0.25
 _GONE_WITHIN = 60.0
+# prctl(2)
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class ProgramFailedError(Exception):
@@ -25,11 +29,13 @@ class ProgramFailedError(Exception):
 class ProcessCost:
     """One run. ``memory`` is the peak of the process alone, ``java_memory`` that of the JVM it started, in bytes.
 
+    ``cpu_seconds`` are those that processors spent on the process and on all that it started, to the end of the last.
     ``started`` and ``ended`` are times of the clock, in seconds; ``output`` is what it wrote to standard output.
     """
 
     started: float
     seconds: float
+    cpu_seconds: float
     memory: int
     java_memory: int
     output: str
@@ -45,7 +51,9 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], folder:
 
     It returns when everything that the program started has gone, too; the time is that of the program alone.
     """
+    _adopt_orphans()
     with (folder / "stdout.log").open("w+b") as output, (folder / "stderr.log").open("w+b") as errors:
+        cpu_before = _cpu_of_ended()
         started, begun = time.time(), time.perf_counter()
         child = subprocess.Popen(command, cwd=folder, env=dict(environment), stdout=output, stderr=errors)
         watch = _MemoryWatch(child.pid)
@@ -62,7 +70,20 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], folder:
     if child.returncode != 0:
         tail = (text + (folder / "stderr.log").read_text(encoding="utf-8", errors="replace")).splitlines()[-40:]
         raise ProgramFailedError("\n".join([f"{' '.join(command)} ended with {child.returncode}:", *tail]))
-    return ProcessCost(started, seconds, watch.memory, watch.java_memory, text)
+    cpu_seconds = _cpu_of_ended() - cpu_before
+    return ProcessCost(started, seconds, cpu_seconds, watch.memory, watch.java_memory, text)
+
+
+def _adopt_orphans() -> None:
+    """Have a JVM that outlives the program become a child of this process, which hears the times of its own alone."""
+    if psutil.LINUX:
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _cpu_of_ended() -> float:
+    """Return the seconds that processors have spent on children of this process that are gone."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 class _MemoryWatch:

@@ -39,6 +39,10 @@ class Overhead:
         """The wall time with it over that without, round by round."""
         return Spread.of_ratios(self.on.seconds, self.off.seconds)
 
+    def cpu_ratio(self) -> Spread:
+        """The same of the processors' time, which other programs on the machine disturb less."""
+        return Spread.of_ratios(self.on.cpu_seconds, self.off.cpu_seconds)
+
 
 def batch_overhead(workplace: Workplace, orders: int, pairs: int, report: Report) -> Overhead:
     """Run `customer_360` with and without."""

@@ -247,6 +247,14 @@ class Results:
         for overhead in self.overheads:
             runs = {"all of it on": overhead.on, "none of it": overhead.off}
             yield _pairs_section(f"{overhead.what}, telling of itself", runs, overhead.ratio())
+            yield (
+                f"{overhead.what}, telling of itself: time of processors",
+                ("", "seconds"),
+                [
+                    *([name, Spread.of(measured.cpu_seconds).text(" s")] for name, measured in runs.items()),
+                    ["ratio of the rounds", overhead.cpu_ratio().text("x", 3)],
+                ],
+            )
         if self.recoveries:
             yield (
                 f"A stream's run worker is killed: {len(self.recoveries)} times",

@@ -15,7 +15,7 @@ from deltalake import write_deltalake
 from benchmarks.customer_360 import JOB, TABLE, Workplace, compare
 from benchmarks.measured_process import ProcessCost, ProgramFailedError
 
-COST = ProcessCost(0.0, 1.0, 1, 1, "")
+COST = ProcessCost(0.0, 1.0, 1.0, 1, 1, "")
 
 
 class WithoutPrograms(Workplace):

@@ -39,7 +39,7 @@ def test_what_was_not_told_is_missed(tmp_path: Path) -> None:
 
 
 def test_runs_that_tell_nothing_are_not_measured(tmp_path: Path) -> None:
-    cost = ProcessCost(0.0, 1.0, 1, 1, "")
+    cost = ProcessCost(0.0, 1.0, 1.0, 1, 1, "")
     workplace: Any = SimpleNamespace(folder=tmp_path, run_job=lambda more: cost, check_table=lambda orders: None)
     # What another run has told is not what this one tells.
     (tmp_path / "told").mkdir()

@@ -121,7 +121,7 @@ def comparison(*, adaptive: bool) -> ClaimComparison:
     for name, times in {"plain": (40, 44), "tuned": (20, 20), "optimized": (21, 19)}.items():
         runs = Runs()
         for seconds in times:
-            runs.add(ProcessCost(0.0, seconds, 1, 1, ""), {"claim__a": 10.0, "claim__b": seconds - 15.0})
+            runs.add(ProcessCost(0.0, seconds, seconds, 1, 1, ""), {"claim__a": 10.0, "claim__b": seconds - 15.0})
         found.runs[name] = runs
     return found
 
