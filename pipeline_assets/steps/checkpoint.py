@@ -17,6 +17,10 @@ OWN_FOLDER = "pipeline_assets"
 NO_OFFSET = "-"
 
 
+class TornFileError(PipelineExecutionError):
+    """A file in a checkpoint is not what its writer has put there."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The checkpoint at ``path`` (as Spark sees it). Read and written without Spark."""
@@ -33,12 +37,9 @@ class Checkpoint:
         return cls(path, folder)
 
     def read_document(self, name: str) -> dict[str, Any] | None:
-        """Return what ``write_document`` wrote under ``name``, or None."""
+        """Return what ``write_document`` wrote under ``name``, or None; TornFileError when it is something else."""
         own = self.folder.below(OWN_FOLDER)
-        if f"{name}.json" not in own.files_in():
-            return None
-        document: dict[str, Any] = json.loads(own.read(f"{name}.json"))
-        return document
+        return self._object(own, f"{name}.json", f"{OWN_FOLDER}/") if f"{name}.json" in own.files_in() else None
 
     def write_document(self, name: str, document: dict[str, Any]) -> None:
         """Keep ``document`` (JSON) under ``name``: readers see the old one or the new one."""
@@ -51,10 +52,16 @@ class Checkpoint:
             own.remove([f"{name}.json"])
 
     def query_id(self) -> str | None:
-        """Return the id of the streaming query, which stays the same over its restarts; None before its first start."""
+        """Return the id of the streaming query, which stays the same over its restarts; None before its first start.
+
+        Raises TornFileError when Spark's note of it is no such note.
+        """
         if "metadata" not in self.folder.files_in():
             return None
-        return str(json.loads(self.folder.read("metadata"))["id"])
+        noted = self._object(self.folder, "metadata")
+        if "id" not in noted:
+            raise self._torn("metadata")
+        return str(noted["id"])
 
     @property
     def is_read(self) -> bool:
@@ -77,6 +84,22 @@ class Checkpoint:
         """
         committed = self._batches("offsets") & self._batches("commits")
         return (max(committed), self.offsets_of(max(committed))) if committed else None
+
+    def _object(self, folder: Folder, name: str, below: str = "") -> dict[str, Any]:
+        """Return the JSON object in the file ``name`` of ``folder``, which is ``below`` the checkpoint's own."""
+        try:
+            found = json.loads(folder.read(name))
+        except ValueError:
+            raise self._torn(below + name) from None
+        if not isinstance(found, dict):
+            raise self._torn(below + name)
+        return found
+
+    def _torn(self, name: str) -> TornFileError:
+        return TornFileError(
+            f"{self.path}/{name} is not as it was written. Restore the checkpoint and what the stream loads from the "
+            "same backup, or give the stream a new checkpointLocation: it then begins at its startingOffsets"
+        )
 
     def _batches(self, folder: str) -> set[int]:
         return {int(name) for name in self.folder.below(folder).files_in() if name.isdigit()}

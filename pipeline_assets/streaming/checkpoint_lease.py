@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from pipeline_assets.errors import PipelineCancelledError, PipelineError, PipelineExecutionError
-from pipeline_assets.steps.checkpoint import OWN_FOLDER, Checkpoint
+from pipeline_assets.steps.checkpoint import OWN_FOLDER, Checkpoint, TornFileError
 from pipeline_assets.steps.file_systems import LocalFolder
 
 _log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Holder:
                 renewed_at=datetime.fromisoformat(document["renewed_at"]),
                 expiry_seconds=document["expiry_seconds"],
             )
-        except (ValueError, KeyError, TypeError):
+        except (TornFileError, ValueError, KeyError, TypeError):
             raise PipelineExecutionError(
                 f"{checkpoint.path}/{OWN_FOLDER}/{_DOCUMENT}.json is no lease: "
                 "delete it once no run writes to this checkpoint"

@@ -108,6 +108,21 @@ def test_documents(checkpoint: Checkpoint) -> None:
     assert checkpoint.read_document("lease") is None
 
 
+@pytest.mark.parametrize("content", [b"", b'{"id"', b"[1]", b"\xff"])
+def test_files_that_were_torn_are_named(checkpoint: Checkpoint, folder: Path, content: bytes) -> None:
+    """As a full disk leaves them, or a copy that was cut off."""
+    (folder / "pipeline_assets").mkdir(parents=True)
+    (folder / "pipeline_assets" / "merge.json").write_bytes(content)
+    (folder / "metadata").write_bytes(content)
+    with pytest.raises(PipelineExecutionError, match="/pipeline_assets/merge.json is not as it was written. Restore"):
+        checkpoint.read_document("merge")
+    with pytest.raises(PipelineExecutionError, match="/metadata is not as it was written. Restore"):
+        checkpoint.query_id()
+    (folder / "metadata").write_text('{"uuid": "a"}')
+    with pytest.raises(PipelineExecutionError, match="/metadata is not as it was written"):
+        checkpoint.query_id()
+
+
 def test_a_document_is_on_disk_before_it_takes_its_place(
     checkpoint: Checkpoint, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -315,8 +315,10 @@ def test_processes_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert Process(own.host, process.pid).is_gone()
 
 
-def test_a_document_that_is_no_lease(checkpoint: Checkpoint) -> None:
-    checkpoint.write_document("lease", {"run_id": "a"})
+@pytest.mark.parametrize("content", ['{"run_id": "a"}', ""])
+def test_a_document_that_is_no_lease(checkpoint: Checkpoint, content: str) -> None:
+    checkpoint.write_document("lease", {})
+    checkpoint.folder.below("pipeline_assets").write("lease.json", content.encode())
     with pytest.raises(PipelineExecutionError, match="lease.json is no lease: delete it"):
         acquired(checkpoint, "first")
 
