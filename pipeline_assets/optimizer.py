@@ -123,7 +123,10 @@ class _Keeping:
     def __init__(self, plan: PipelinePlan, selected: frozenset[int], own_costs: Mapping[int, float]) -> None:
         self.same = dict(_same_extracts(plan))
         self.kept_by_config = {
-            index for step in plan.steps if isinstance(step.method, Cache) for index in step.inputs
+            index
+            for step in plan.steps
+            if isinstance(step.method, Cache) and step.index in selected
+            for index in step.inputs
         } | {step.index for step in plan.steps if isinstance(step.method, DataFrameMethod) and step.method.cache}
         self._steps = plan.steps
         self._selected = selected
@@ -274,7 +277,8 @@ class _Keeping:
             seen.add(step.index)
             if step.role is Role.VIEW:
                 pending += self._readers[step.index]
-            if step.index in self._selected and (step.role is not Role.VIEW or step.quarantine is not None):
+            moves = step.role not in (Role.VIEW, Role.CONTROL) or step.quarantine is not None
+            if moves and step.index in self._selected:
                 found.add(step.index)
         return found
 

@@ -188,6 +188,18 @@ def test_what_the_config_keeps_is_left_to_it(tmp_path: Path, kept_by_config: lis
     assert kept(tmp_path, *kept_by_config, load("a", "rows"), load("b", "rows")) == {}
 
 
+def test_a_step_that_caches_and_is_no_part_of_the_run_keeps_nothing(tmp_path: Path) -> None:
+    plan = planned(tmp_path, CSV, transform("cache", dataFrames=["rows"]), load("a", "rows"), load("b", "rows"))
+    assert names(plan, optimize(plan, {2, 3})) == {"rows": {"a", "b"}}
+
+
+def test_a_step_that_says_what_stays_cached_is_not_waited_for(tmp_path: Path) -> None:
+    """It moves no rows, and what is kept goes when the last of those that do is done."""
+    wider = transform("withColumns", inputDataFrame="rows", columns={"y": "x"}, registerAs="wider")
+    steps = (*JOIN, wider, transform("cache", dataFrames=["wider"]), load("a", "rows"), load("b", "wider"))
+    assert kept(tmp_path, *steps) == {"rows": {"a", "b"}}
+
+
 def test_tables_are_read(tmp_path: Path) -> None:
     table = {**CSV, "config": {**CSV["config"], "materialized": "table"}}
     assert kept(tmp_path, table, load("a", "rows"), load("b", "rows")) == {}
