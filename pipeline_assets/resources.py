@@ -217,13 +217,14 @@ class DataFrameIOManager(dg.IOManager):
         if obj is not None:
             plan, step = self._steps[context.asset_key]
             with self._step_op(context, plan, step) as run:
-                run.register(step, obj)
+                run.register(run.plan.steps[step.index], obj)
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Return the upstream asset's DataFrame."""
         plan, step = self._steps[context.asset_key]
         with self._step_op(context, plan, step) as run:
-            return run.dataframe(step)
+            # The run plans the step for its partition.
+            return run.dataframe(run.plan.steps[step.index])
 
     def _step_op(
         self, context: dg.InputContext | dg.OutputContext, plan: PipelinePlan, step: PlannedStep
