@@ -366,8 +366,22 @@ class _PipelineFactory:
             _input_name(index): dg.AssetIn(self._key(index), input_manager_key=IO_MANAGER_KEY) for index in step.inputs
         }
 
-    def _deps(self, step: PlannedStep) -> list[Any]:
-        return [*(self._key(other.index) for other in self.plan.waits_for(step)), *self._source_deps(step)]
+    def _deps(self, step: PlannedStep) -> list[dg.AssetDep]:
+        waits = (dg.AssetDep(self._key(other.index)) for other in self.plan.waits_for(step))
+        taken = {self._key(index) for index in step.inputs}
+        found = (*waits, *self._deps_of_views(step), *self._source_deps(step))
+        return [dep for key, dep in {dep.asset_key: dep for dep in found}.items() if key not in taken]
+
+    def _deps_of_views(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
+        """Yield what is written, by pipelines, of what the views are made of whose rows ``step`` moves.
+
+        Dagster knows it by way of the views; in a run that leaves them out nothing would wait for it.
+        """
+        for view in self.plan.views_under(step) if step.moves_rows else ():
+            yield from self._linked_deps(view)
+            for index in (*view.inputs, view.index):
+                if self.plan.steps[index].moves_rows:
+                    yield dg.AssetDep(self._key(index))
 
     def _source_assets(self, step: PlannedStep) -> dict[Dataset, tuple[dg.AssetKey, ...]]:
         """Return, for each source of ``step``, the assets that write it, or else its external asset."""
@@ -381,17 +395,20 @@ class _PipelineFactory:
         return dg.AssetKey([link.upstream, link.asset])
 
     def _source_deps(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
-        linked = self.links.get((self.plan.name, step.index), {})
-        written_by = {
-            self._producer_key(link): self.plans[link.upstream] for links in linked.values() for link in links
-        }
-        keys = (key for found in self._source_assets(step).values() for key in found)
-        for key in dict.fromkeys(keys):
-            yield dg.AssetDep(key, partition_mapping=self._partition_mapping(written_by.get(key)))
+        yield from self._linked_deps(step)
+        for key in dict.fromkeys(spec.key for spec in self._external_sources(step)):
+            yield dg.AssetDep(key)
 
-    def _partition_mapping(self, upstream: PipelinePlan | None) -> dg.PartitionMapping | None:
+    def _linked_deps(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
+        """Yield those assets that pipelines make, of what ``step`` reads from outside."""
+        linked = self.links.get((self.plan.name, step.index), {})
+        plans = {self._producer_key(link): self.plans[link.upstream] for links in linked.values() for link in links}
+        for key, plan in plans.items():
+            yield dg.AssetDep(key, partition_mapping=self._partition_mapping(plan))
+
+    def _partition_mapping(self, upstream: PipelinePlan) -> dg.PartitionMapping | None:
         """Return which partitions of ``upstream`` a partition here depends on: all, where Dagster can't tell."""
-        theirs = upstream.pipeline.config.partitions if upstream else None
+        theirs = upstream.pipeline.config.partitions
         ours = self.config.partitions
         if theirs is None or ours is None or theirs.compares_with(ours):
             return None

@@ -121,6 +121,14 @@ class PipelinePlan:
         found = reach(step.index, lambda index: self.steps[index].inputs)
         return tuple(self.steps[index] for index in sorted(found))
 
+    def views_under(self, step: PlannedStep) -> tuple[PlannedStep, ...]:
+        """Return the views that ``step`` takes its rows from, directly or by way of others, in their order."""
+
+        def views(index: int) -> Iterator[int]:
+            return (source for source in self.steps[index].inputs if self.steps[source].role is Role.VIEW)
+
+        return tuple(self.steps[index] for index in sorted(reach(step.index, views)))
+
     def writers_before(self, step: PlannedStep) -> tuple[PlannedStep, ...]:
         """Return the earlier steps that write what ``step`` reads from outside, or a part of it."""
         sources = step.method.sources()
