@@ -94,11 +94,16 @@ def asset_key(plan: PipelinePlan, step: PlannedStep) -> dg.AssetKey:
 
 
 def _selected(context: StepExecutionContext, plan: PipelinePlan) -> frozenset[int]:
-    """Return the steps of ``plan`` that the run materializes, and the checks of what it materializes."""
-    keys = context.job_def.asset_layer.selected_asset_keys
+    """Return the steps of ``plan`` that the run materializes, and the checks of what it materializes.
+
+    A run from the failure of another is for what is left of that one alone.
+    """
+    keys, left = context.job_def.asset_layer.selected_asset_keys, context.dagster_run.step_keys_to_execute
     shown = (step if step.role is not Role.CHECK else plan.steps[step.inputs[0]] for step in plan.steps)
     return frozenset(
-        step.index for step, asset in zip(plan.steps, shown, strict=True) if asset_key(plan, asset) in keys
+        step.index
+        for step, asset in zip(plan.steps, shown, strict=True)
+        if asset_key(plan, asset) in keys and (left is None or plan.op_name(step) in left)
     )
 
 
