@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 from pipeline_assets.checked_rows import CheckedRows, Quarantined
@@ -34,6 +34,7 @@ from pipeline_assets.steps.partition_rows import with_partition
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.streaming_load import StreamingLoad
+from pipeline_assets.steps.transform import Cache
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -69,14 +70,23 @@ class PipelineRun:
         self._waiting = frozenset(waiting)
         self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
         self.checked_rows = CheckedRows(self.scope, self.optimizations)
-        # A session lives as long as its stream, and a view as long as its session.
-        is_pinned = context.settings.spark_remote is not None and plan.pipeline.config.mode == "batch"
-        steps = plan.steps if is_pinned else ()
-        self._by_chance = frozenset(step.index for step in steps if chance_of(step.method) is not None)
+        self._pinned_steps = frozenset(self._steps_to_pin())
         self._done: set[int] = set()
         self._frames: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
         self._checked = False
+
+    def _steps_to_pin(self) -> Iterator[int]:
+        # A session lives as long as its stream, and a view as long as its session.
+        if self.context.settings.spark_remote is None or self.plan.pipeline.config.mode == "streaming":
+            return
+        yield from self.optimizations.kept
+        for step in self.plan.steps:
+            if isinstance(step.method, Cache):
+                yield from step.inputs
+            caches = isinstance(step.method, DataFrameMethod) and step.method.cache
+            if caches or chance_of(step.method) is not None:
+                yield step.index
 
     def dataframe(self, step: PlannedStep) -> DataFrame:
         """Return the DataFrame of ``step``, wherever it is to be had."""
@@ -120,13 +130,14 @@ class PipelineRun:
             # Not the very same: joined with itself, Spark would take one for the other.
             return frame_of(self.plan.steps[first]).select("*")
         frame = self._apply(step, {index: frame_of(self.plan.steps[index]) for index in step.inputs})
-        return self._pinned(frame) if step.index in self._by_chance else frame
+        return self._pinned(frame) if step.index in self._pinned_steps else frame
 
     def _pinned(self, frame: DataFrame) -> DataFrame:
         """Return ``frame`` as the server has understood it now.
 
-        It would draw the seeds of ``uuid()`` anew each time it is asked for the DataFrame, and find nothing of what it
-        keeps of it.
+        It would draw the seeds of ``uuid()`` anew each time it is asked for the DataFrame, and once it has forgotten
+        the plan (``spark.connect.session.planCache.maxSize``), read a table of PostgreSQL anew: for Spark's cache that
+        is another one. It would find nothing of what it keeps of either.
         """
         view = f"pinned_{uuid.uuid4().hex}"
         frame.createOrReplaceTempView(view)
@@ -137,6 +148,8 @@ class PipelineRun:
         self._frames[step.index] = frame
         with self.scope.errors_of(step):
             frame.createOrReplaceTempView(step.dataframe)
+            if self.context.settings.spark_remote is not None:
+                frame.createOrReplaceTempView(_handed_on(step))
 
     def table_path(self, step: PlannedStep) -> str:
         """Return where the table of ``step`` is."""
@@ -370,7 +383,7 @@ class PipelineRun:
             # All of it is in one process. What has the name is the stream, or a micro-batch, that was planned last.
             return None
         catalog = self.context.spark.catalog
-        name = step.dataframe
+        name = _handed_on(step)
         if catalog.tableExists(name) and catalog.getTable(name).isTemporary:
             return self.context.spark.table(name)
         return None
@@ -395,3 +408,11 @@ class PipelineRun:
             return frame
         frame = frame.where(partition.of(dict(frame.dtypes)).predicate)
         return frame if partition.column else frame.drop(PARTITION_KEY_COLUMN)
+
+
+def _handed_on(step: PlannedStep) -> str:
+    """Return the temp view by which processes of a run hand on the DataFrame of ``step``.
+
+    Not by its name: a query that takes it has it by that, and be it only to look whether the query fits.
+    """
+    return f"handed_on_{step.dataframe}"

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from devstack.postgres import PostgresServer
+from devstack.spark_servers import SparkConnectServer
 from pipeline_assets_tests.config_documents import batch, load, transform
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
 from pipeline_assets_tests.integration.location import Location
@@ -95,6 +96,31 @@ def test_what_several_steps_take_is_read_once(
     assert location.metadata("p", "again")["optimization"] == "not read again: it reads the same as orders"
     # All of it is one state of the source.
     same_rows(tables["all"], tables["twice"])
+
+
+def test_a_server_that_forgets_plans_reads_once(
+    location: Location, database: Database, spark_connect_server: SparkConnectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps the last 32 of a session, and all steps are planned before the first load."""
+    monkeypatch.setenv("SPARK_REMOTE", spark_connect_server.remote)
+    location.write(
+        batch(
+            "p",
+            extract("orders"),
+            to_delta("one", "orders"),
+            transform("filterRows", registerAs="late", inputDataFrame="orders", condition="day > 3"),
+            to_delta("late_ones", "late"),
+            to_delta("two", "orders"),
+            {"type": "extract", "method": "fromPostgres", "config": {"table": "counted.orders", "registerAs": "other"}},
+            *(transform("withColumns", columns={"id": "id + 1"}, registerAs=f"other{n}") for n in range(40)),
+        )
+    )
+    location.run("p")
+    assert reads(database) == ROWS
+    tables = {name: rows_of(location.folder / "root" / name) for name in ("one", "two", "late_ones")}
+    same_rows(tables["one"][["id", "day"]], expected())
+    same_rows(tables["one"], tables["two"])
+    same_rows(tables["late_ones"], tables["one"].query("day > 3"))
 
 
 def test_queries_and_merges_let_go_of_nothing(location: Location, database: Database) -> None:
