@@ -16,12 +16,14 @@ from pipeline_assets.plan import PlannedStep, Role
 from pipeline_assets.run_scope import RunScope
 from pipeline_assets.spark.caching import keeps
 from pipeline_assets.steps.base import ExpectationResult
-from pipeline_assets.steps.delta_table import DeltaWrite, find_write, write_delta
+from pipeline_assets.steps.columns import quote
+from pipeline_assets.steps.delta_table import DeltaWrite, find_write, is_missing_table, write_delta
+from pipeline_assets.steps.evaluation import REASONS_COLUMN
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.transform import Uncache, UncacheAll
-from pipeline_assets.steps.validate import RUN_ID_COLUMN
+from pipeline_assets.steps.validate import RUN_ID_COLUMN, TIME_COLUMN
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -80,6 +82,25 @@ class CheckedRows:
     def bad(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
         """Return the rows that ``step`` puts into quarantine, lazily."""
         return step.validate_method.bad_rows(self.compared(step, frames), self._context)
+
+    def not_put_aside(self, step: PlannedStep, frames: Mapping[int, DataFrame]) -> DataFrame:
+        """Return, as JSON, the rows that ``step`` would put into quarantine and that no run has put there, lazily."""
+        from pyspark.sql import functions as F  # noqa: N812
+
+        bad = self.bad(step, frames).drop(REASONS_COLUMN, RUN_ID_COLUMN, TIME_COLUMN)
+
+        def rows(frame: DataFrame) -> DataFrame:
+            # Not as they are: MAPs can't be compared.
+            return frame.select(F.to_json(F.struct(*(frame[quote(name)] for name in bad.columns))).alias("row"))
+
+        try:
+            there = self._of_partition(self._context.spark.read.format("delta").load(self.quarantine_path(step)))
+            _ = there.schema
+        except Exception as error:
+            if not is_missing_table(error):
+                raise
+            return rows(bad)
+        return rows(bad).exceptAll(rows(there))
 
     def quarantine_path(self, step: PlannedStep) -> str:
         """Return where the rows are that ``step`` puts into quarantine, as Spark can reach it."""
@@ -180,7 +201,9 @@ class CheckedRows:
         """Return the rows that this run has put aside, for its partition, as of the version ``written``."""
         reader = self._context.spark.read.format("delta").option("versionAsOf", written.version)
         rows = reader.load(self.quarantine_path(step))
-        rows = rows.where(rows[RUN_ID_COLUMN] == self._context.run_id)
+        return self._of_partition(rows.where(rows[RUN_ID_COLUMN] == self._context.run_id))
+
+    def _of_partition(self, rows: DataFrame) -> DataFrame:
         partition = self._context.partition
         return rows.where(rows[PARTITION_KEY_COLUMN] == partition.key) if partition else rows
 

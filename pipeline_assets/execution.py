@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 from pipeline_assets.checked_rows import CheckedRows, Quarantined
-from pipeline_assets.errors import PipelineError, PipelineExecutionError
+from pipeline_assets.errors import DataValidationError, PipelineError, PipelineExecutionError
 from pipeline_assets.optimizer import chance_of, optimize
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
@@ -35,6 +35,7 @@ from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.steps.transform import Cache
+from pipeline_assets.validation import raise_for_failures
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -75,6 +76,7 @@ class PipelineRun:
         self._frames: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
         self._checked = False
+        self._held: set[int] = set()
 
     def _steps_to_pin(self) -> Iterator[int]:
         # A session lives as long as its stream, and a view as long as its session.
@@ -180,6 +182,7 @@ class PipelineRun:
     def write_table(self, step: PlannedStep, frame: DataFrame) -> DeltaWrite:
         """Write ``frame`` as the table of ``step``: whole, or just the run's partition. All or nothing."""
         self._check_before_data_moves()
+        self._hold_to_checks(step)
         with self.scope.errors_of(step), self.scope.working(step):
             path = self._reachable_table_path(step)
             written = write_delta(
@@ -202,6 +205,7 @@ class PipelineRun:
     def load(self, step: PlannedStep, frame: DataFrame) -> LoadResult:
         """Run a load step."""
         self._check_before_data_moves()
+        self._hold_to_checks(step)
         context = self._load_context(step)
         with self.scope.errors_of(step, [frame]), self.scope.working(step):
             result = cast(LoadMethod, step.method).load(frame, context)
@@ -253,6 +257,7 @@ class PipelineRun:
         ``frames``: what the step takes, by step index.
         """
         self._check_before_data_moves()
+        self._hold_to_checks(step)
         found = self.checked_rows.quarantine(step, frames)
         self._frames[step.index] = found.good
         if step.role is not Role.TABLE:
@@ -314,6 +319,35 @@ class PipelineRun:
             self.written(step, frame)
         # Not before: after a mistake, a step that does not depend on it would go on and write.
         self._checked = True
+
+    def _hold_to_checks(self, step: PlannedStep) -> None:
+        """Raise DataValidationError when rows that ``step`` is to move fail a check that is no part of the run.
+
+        Views that the run leaves out are planned here anew: what was checked may be another state of their sources.
+        """
+        views = {view.index for view in self.plan.views_under(step)}
+        for check in self.plan.steps:
+            if check.index in self._selected | self._held or not isinstance(check.method, ValidateMethod):
+                continue
+            if check.quarantine is not None and check.index in views:
+                self._hold_to_quarantine(check)
+            elif check.method.reaction == "fail" and check.inputs[0] in views:
+                results = self.checked_rows.results(check, self.inputs(check))
+                with self.scope.errors_of(check):
+                    raise_for_failures(check, results)
+            else:
+                continue
+            # Not before: the next load is not to go on where this one was stopped.
+            self._held.add(check.index)
+
+    def _hold_to_quarantine(self, check: PlannedStep) -> None:
+        frames = self.inputs(check)
+        with self.scope.errors_of(check, frames.values()), self.scope.working(check):
+            if not self.checked_rows.not_put_aside(check, frames).isEmpty():
+                raise DataValidationError(
+                    f"rows that do not meet what is expected are not in {check.quarantine} yet, which this run does "
+                    f"not write: materialize {self.plan.name}/{check.name} in the same run, or they are in neither"
+                )
 
     def _waits_for_a_write(self, step: PlannedStep) -> bool:
         """Whether ``step`` depends on data that the run may be yet to write outside, for it or another pipeline."""
