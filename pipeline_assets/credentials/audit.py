@@ -115,8 +115,14 @@ class AuditFile:
             with self._lock:
                 last = self._last()
                 entry = AuditEntry.after(last, access)
-                self._write(entry.text)
-                self._write_head(entry)
+                size = self._write(entry.text)
+                try:
+                    self._write_head(entry)
+                except OSError:
+                    # The head would not tell of it: a second one after it would have its number, and look forged.
+                    os.truncate(self.path, size)
+                    raise
+                self._sync_head()
                 return entry
         except Timeout:
             raise CredentialError(f"the audit file {self.path} is locked by another process: {_REFUSED}") from None
@@ -153,7 +159,8 @@ class AuditFile:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             return AuditEntry.parse(file.read().rstrip(b"\n").rpartition(b"\n")[2])
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str) -> int:
+        """Write the line ``text``, and return how long the file was before."""
         # Unbuffered: what a failed write has left in a buffer would go into the file after all, when it is closed.
         with open(self.path, "a+b", buffering=0, opener=_private) as file:
             size = file.seek(0, os.SEEK_END)
@@ -169,6 +176,7 @@ class AuditFile:
             except OSError:
                 os.ftruncate(file.fileno(), size)
                 raise
+            return size
 
     def _read_head(self) -> AuditEntry | None:
         return AuditEntry.parse(self._head.read_bytes()) if self._head.exists() else None
@@ -180,6 +188,8 @@ class AuditFile:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._head)
+
+    def _sync_head(self) -> None:
         # When the power fails, the head may lack the last line, and no more: else the next line would look forged.
         folder = os.open(self._head.parent, os.O_RDONLY)
         try:

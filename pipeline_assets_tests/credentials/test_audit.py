@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -238,6 +239,38 @@ def test_a_disk_that_fills_up_in_mid_line_leaves_nothing_of_it(file: AuditFile) 
     assert file.path.read_bytes() == before
     file.append(access("V7"))
     assert file.verify() == (7, [])
+
+
+def test_what_the_head_can_not_be_written_for_is_not_in_the_file(file: AuditFile) -> None:
+    before = lines(file)
+    in_the_way = file.path.with_name(f"{file.path.name}.head.new")
+    in_the_way.mkdir()
+    for number in range(3):
+        with pytest.raises(CredentialError, match="can't be written"):
+            file.append(access(f"REFUSED{number}"))
+        assert lines(file) == before
+    in_the_way.rmdir()
+    file.append(access("V7"))
+    assert [json.loads(line)["path"] for line in lines(file)] == [f"V{number}" for number in range(1, 8)]
+    assert file.verify() == (7, [])
+
+
+def test_a_line_stays_where_the_head_has_come_to_tell_of_it(file: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def fails_for_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "fsync", fails_for_folders)
+        for _ in range(2):
+            with pytest.raises(CredentialError, match="Input/output error"):
+                file.append(access("REFUSED"))
+    file.append(access("V9"))
+    assert [json.loads(line)["number"] for line in lines(file)] == list(range(1, 10))
+    assert file.verify() == (9, [])
 
 
 def test_without_a_head_that_is_said(file: AuditFile) -> None:
