@@ -196,17 +196,21 @@ def _quarantine_path(plan: PipelinePlan, step: PlannedStep) -> str:
 
 
 def _explain(plan: PipelinePlan, partition: str | None) -> None:
+    from pipeline_assets.credentials.secrets import Consumer, Secrets
     from pipeline_assets.execution import PipelineRun
     from pipeline_assets.spark.caching import DataFrameCache
     from pipeline_assets.spark.description import describe
     from pipeline_assets.spark.session import SparkSessions
     from pipeline_assets.steps.base import StepContext
     from pipeline_assets.steps.paths import option_texts
+    from pipeline_assets.vault_resource import audit_file
 
     settings = Settings.from_environment()
     partitions = plan.pipeline.config.partitions
     connections = load_connections(settings.configs)
-    with SparkSessions(settings) as sessions, connections.secrets:
+    consumer = Consumer(pipeline=plan.pipeline.config.name)
+    secrets = Secrets(connections.secrets.policy, audit=audit_file(settings), consumer=consumer)
+    with SparkSessions(settings) as sessions, secrets:
         run = PipelineRun(
             plan,
             StepContext(
@@ -214,7 +218,7 @@ def _explain(plan: PipelinePlan, partition: str | None) -> None:
                 run_id="explain",
                 spark=sessions.session("explain", plan.name, option_texts(plan.pipeline.config.spark_conf)),
                 settings=settings,
-                connections=connections,
+                connections=dataclasses.replace(connections, secrets=secrets),
                 cache=DataFrameCache(),
                 partition=partitions.slice(partition) if partitions and partition else None,
             ),

@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from devstack.postgres import PostgresServer
 from pipeline_assets.cli import main
 from pipeline_assets.code_location import build_definitions
+from pipeline_assets.credentials.audit import AuditFile
+from pipeline_assets.credentials.local_sources import read_local
+from pipeline_assets.credentials.references import Reference
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.config_documents import (
@@ -364,6 +368,51 @@ def test_explain_runs_nothing(configs: Path, tmp_path: Path, spark: object) -> N
     assert result.exit_code == 0, result.output
     assert "explained/filter_rows\n== Physical Plan ==" in result.stdout
     assert not (tmp_path / "warehouse").exists()
+
+
+@pytest.fixture
+def audit(
+    configs: Path, tmp_path: Path, postgres: PostgresServer, spark: object, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The audit file, with a pipeline ``with-secrets`` that reads PostgreSQL."""
+    table = {"type": "extract", "method": "fromPostgres", "config": {"query": "SELECT 1 AS one"}}
+    write_config(configs, batch("with-secrets", table))
+    entry = {
+        "host": postgres.host,
+        "port": postgres.port,
+        "database": postgres.database,
+        "user": postgres.user,
+        "password": "env:EXPLAINED_PASSWORD",
+    }
+    write_config(configs, {"postgres": {"default": entry}}, "connections.json")
+    file = tmp_path / "audit" / "secrets.jsonl"
+    monkeypatch.setenv("EXPLAINED_PASSWORD", postgres.password)
+    monkeypatch.setenv("PIPELINE_ASSETS_AUDIT_FILE", str(file))
+    return file
+
+
+def test_explain_notes_each_access_to_a_secret(audit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noted(reference: Reference) -> str:
+        read.append(reference.path)
+        return read_local(reference)
+
+    monkeypatch.setattr("pipeline_assets.credentials.secrets.read_local", noted)
+    result = run("plan", "with-secrets", "--explain")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert {"EXPLAINED_PASSWORD"} == set(read)
+    assert [line["path"] for line in lines] == read
+    assert {(line["pipeline"], line["step"]) for line in lines} == {("with-secrets", "0 (extract fromPostgres)")}
+    assert AuditFile(audit).verify() == (len(read), [])
+
+
+def test_explain_has_no_secret_that_can_not_be_noted(audit: Path) -> None:
+    audit.parent.write_text("a file where the folder is to be")
+    result = run("plan", "with-secrets", "--explain")
+    assert result.exit_code == 1
+    assert "secrets are not given out without it" in result.stderr
 
 
 def test_a_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
