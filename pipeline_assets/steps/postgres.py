@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ _LIBPQ_NAMES = {
     "connectTimeout": "connect_timeout",
     "targetServerType": "",
 }
+
+# Of PostgreSQL, libpq and PgBouncer, whatever the kind of login. Names of databases and users are in double quotes.
+_LOGIN_REFUSED = re.compile(r"\bauthentication (?:failed|method)\b|no password supplied")
+_QUOTED = re.compile(r'"[^"]*"')
 
 
 def quoted(name: str) -> str:
@@ -221,7 +226,8 @@ def _connect_failure(error: psycopg.OperationalError, connection: PostgresConnec
     text = str(error).strip()
     reason = text.rpartition("FATAL:")[2].strip() or text
     transience = transience_of(error)
-    if "authentication" in text or "no password supplied" in text:
+    # Before what passes: of a host with two addresses, one may refuse connections and the other one the password.
+    if _LOGIN_REFUSED.search(_QUOTED.sub("", text)):
         return CredentialError(
             f"{_where(connection)} refused user {connection.user!r}: {reason}; "
             f"check the connection's user and what its password refers to ({connection.password or 'none is given'})"
