@@ -36,6 +36,8 @@ _LIBPQ_NAMES = {
     "sslmode": "sslmode",
     "sslrootcert": "sslrootcert",
     "sslcert": "sslcert",
+    "sslkey": "sslkey",
+    "sslpassword": "sslpassword",
     "ApplicationName": "application_name",
     "connectTimeout": "connect_timeout",
     "targetServerType": "",
@@ -200,10 +202,13 @@ def connect(connection: PostgresConnection, secrets: Secrets) -> psycopg.Connect
 
     # Without a password libpq and pgjdbc both look into ~/.pgpass. PGPASSWORD is libpq's alone: it is not to be read.
     login: dict[str, Any] = {"password": "", **_login(connection, secrets)}
-    given = {_LIBPQ_NAMES[name]: value for name, value in connection.options.items() if _LIBPQ_NAMES.get(name)}
+    known = {name: value for name, value in connection.options.items() if _LIBPQ_NAMES.get(name)}
+    given = {_LIBPQ_NAMES[name]: value for name, value in secrets.resolve_secret_options(known).items()}
     parameters: dict[str, Any] = {"application_name": "pipeline-assets", "connect_timeout": CONNECT_SECONDS} | given
     if "currentSchema" in connection.options:
-        parameters["options"] = f"-csearch_path={connection.options['currentSchema']}"
+        # At spaces the server would see the next of its options begin.
+        path = re.sub(r"([\\\s])", r"\\\1", connection.options["currentSchema"])
+        parameters["options"] = f"-csearch_path={path}"
     try:
         opened: psycopg.Connection[Any] = psycopg.connect(
             host=connection.host,

@@ -170,10 +170,23 @@ def test_small_tables_are_broadcast(postgres_context: StepContext, database: Dat
     assert "BroadcastHashJoin" not in joined("shop.parent"), "rows of those that inherit from it are read with its own"
 
 
-def test_a_schema_of_the_connection_is_looked_in(postgres_context: StepContext) -> None:
+@pytest.mark.parametrize(
+    ("given", "schemas"),
+    [
+        ("shop", ["shop"]),
+        ("shop, public", ["shop", "public"]),
+        ('"back\\slash and space",shop', ["back\\slash and space", "shop"]),
+    ],
+)
+def test_a_schema_of_the_connection_is_looked_in(
+    given: str, schemas: list[str], postgres_context: StepContext, database: Database
+) -> None:
+    database.execute('CREATE SCHEMA IF NOT EXISTS "back\\slash and space"')
     found = postgres_context.connections.postgres("default")
-    with connect(found.model_copy(update={"options": {"currentSchema": "shop"}}), Secrets()) as own:
-        assert own.execute("SELECT current_schema(), current_setting('TimeZone')").fetchall() == [("shop", "UTC")]
+    with connect(found.model_copy(update={"options": {"currentSchema": given}}), Secrets()) as own:
+        row = own.execute("SELECT current_schemas(false)::text[], current_setting('TimeZone')").fetchone()
+    database.execute('DROP SCHEMA "back\\slash and space"')
+    assert row == (schemas, "UTC")
 
 
 def test_lengths_are_no_limits_elsewhere(

@@ -1,4 +1,4 @@
-"""What is said of a connection that PostgreSQL does not open. Its words are stated, as a server's own state is not."""
+"""What a connection to PostgreSQL is opened with, and what is said of one that is not. No server is asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from pipeline_assets.connections import PostgresConnection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError, CredentialError, PipelineError, PipelineExecutionError
-from pipeline_assets.steps.postgres import connect
+from pipeline_assets.steps.postgres import connect, jdbc_options
 
 CONNECTION = PostgresConnection(host="authentication-db.internal", database="authentication", user="authentication")
 AT = 'connection failed: connection to server at "10.0.0.9", port 5432 failed:'
@@ -76,3 +76,32 @@ def test_why_a_connection_is_not_opened(
     with pytest.raises(kind, match=message) as caught:
         connect(CONNECTION, Secrets())
     assert caught.value.transient_kind == transient
+
+
+def test_the_certificate_that_a_connection_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spark's JDBC is given the same, and asked for it by the same server."""
+    import psycopg
+    from psycopg import conninfo
+
+    opened: list[dict[str, Any]] = []
+
+    def noted(**parameters: Any) -> None:
+        # As libpq reads it: what it does not know, it refuses.
+        opened.append(conninfo.conninfo_to_dict(conninfo.make_conninfo(**parameters)))
+        raise psycopg.OperationalError("no server is asked")
+
+    monkeypatch.setattr(psycopg, "connect", noted)
+    monkeypatch.setenv("KEY_PASSWORD", "a pass'phrase")
+    files = {
+        "sslmode": "verify-full",
+        "sslrootcert": "/pki/ca.pem",
+        "sslcert": "/pki/etl.pem",
+        "sslkey": "/pki/etl.pk8",
+    }
+    connection = CONNECTION.model_copy(update={"options": {**files, "sslpassword": "env:KEY_PASSWORD"}})
+    expected = {**files, "sslpassword": "a pass'phrase"}
+    with pytest.raises(PipelineExecutionError):
+        connect(connection, Secrets())
+    [parameters] = opened
+    assert {name: parameters.get(name) for name in expected} == expected
+    assert jdbc_options(connection, Secrets()).items() >= expected.items()
