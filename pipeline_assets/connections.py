@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import quote
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -118,7 +119,8 @@ class PostgresConnection(Connection):
     @property
     def jdbc_url(self) -> str:
         """JDBC URL without any credential."""
-        return f"jdbc:postgresql://{authority(self.host, self.port)}/{self.database}"
+        # The driver decodes it: in a name as it is, it would take a + for a space.
+        return f"jdbc:postgresql://{authority(self.host, self.port)}/{quote(self.database, safe='')}"
 
 
 class S3Connection(Connection):

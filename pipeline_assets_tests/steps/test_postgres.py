@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qs, quote_plus, unquote_plus
 
 import pytest
 
 from pipeline_assets.connections import PostgresConnection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError, CredentialError, PipelineError, PipelineExecutionError
+from pipeline_assets.redaction import MASK, redact
 from pipeline_assets.steps.postgres import connect, jdbc_options
 
 CONNECTION = PostgresConnection(host="authentication-db.internal", database="authentication", user="authentication")
@@ -105,3 +107,18 @@ def test_the_certificate_that_a_connection_shows(monkeypatch: pytest.MonkeyPatch
     [parameters] = opened
     assert {name: parameters.get(name) for name in expected} == expected
     assert jdbc_options(connection, Secrets()).items() >= expected.items()
+
+
+@pytest.mark.parametrize("database", ["shop", "etl+prod", "a%41", "100%", "größe:&#;=x"])
+def test_a_database_of_any_name(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "s3cr3t+%41")
+    connection = PostgresConnection(host="db", database=database, user="etl", password="env:DATABASE_PASSWORD")
+    options = jdbc_options(connection, Secrets())
+    path, _, parameters = options["url"].removeprefix("jdbc:postgresql://db:5432/").partition("?")
+    assert "/" not in path
+    # As the driver reads it, with Java's URLDecoder.
+    assert unquote_plus(path) == database
+    assert parse_qs(parameters)["tcpKeepAlive"] == ["true"]
+    # What is known to be secret is masked beside it, in the form that a URL has it in; the name is shown.
+    shown = f"{options['url']}&password={quote_plus(options['password'])}"
+    assert redact(shown) == f"{options['url']}&password={MASK}"
