@@ -16,6 +16,7 @@ from pipeline_assets.steps.base import CacheControlMethod, DataFrameMethod, Load
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.load_files import ToS3
 from pipeline_assets.steps.paths import place_of
+from pipeline_assets.steps.s3_paths import bucket_of, is_s3
 from pipeline_assets.steps.transform import Sql, Uncache
 
 
@@ -28,6 +29,7 @@ def graph_issues(pipeline: Pipeline, names: Sequence[str], inputs: Sequence[tupl
             if (problem := method.batch_problem()) is not None:
                 yield _issue(pipeline, ("steps", index), problem)
     yield from _idle_uncaching(pipeline, names, inputs)
+    yield from _buckets_of_two_connections(pipeline)
 
 
 def plan_issues(plan: PipelinePlan) -> Iterator[ConfigIssue]:
@@ -130,6 +132,43 @@ def _idle_uncaching(
                     )
         elif isinstance(method, CacheControlMethod):
             cached |= set(inputs[index])
+
+
+def _buckets_of_two_connections(pipeline: Pipeline) -> Iterator[ConfigIssue]:
+    """Yield where a bucket is opened by another connection than before, to which nobody would listen.
+
+    Hadoop keeps one client for a bucket as long as the JVM lives, whatever the settings of later sessions say.
+    """
+    opened: dict[str, tuple[str, int]] = {}
+    for index, method in enumerate(pipeline.methods):
+        for key, connection, bucket in dict.fromkeys(_opened_buckets(method)):
+            first, at = opened.setdefault(bucket, (connection, index))
+            if connection != first:
+                yield _issue(
+                    pipeline,
+                    ("steps", index, "config", key),
+                    f"bucket {bucket!r} is opened by connection {first!r} in step {at}, and here by {connection!r}: "
+                    "Spark keeps one client for a bucket, use one connection for it, or give what needs the other one "
+                    "a pipeline of its own",
+                )
+
+
+def _opened_buckets(method: StepMethod) -> Iterator[tuple[str, str, str]]:
+    """Yield the buckets that a step names: the key of its config that tells the connection, that, and the bucket."""
+    if method.connection_kind == "s3":
+        connection = getattr(method, "connection", "default")
+        for dataset in (*method.sources(), *method.sinks()):
+            if is_s3(dataset.uri):
+                yield "connection", connection, bucket_of(dataset.uri)
+    checkpoint = getattr(method, "checkpoint_location", None) or ""
+    if is_s3(checkpoint):
+        yield "checkpointConnection", getattr(method, "checkpoint_connection", "default"), bucket_of(checkpoint)
+    for key, path in (
+        ("quarantinePath", getattr(method, "quarantine_path", None) or ""),
+        ("deadLetterPath", getattr(method, "dead_letter_path", None) or ""),
+    ):
+        if is_s3(path):
+            yield key, "default", bucket_of(path)
 
 
 def _checks_in_a_circle(plan: PipelinePlan) -> Iterator[ConfigIssue]:

@@ -615,15 +615,79 @@ def test_checkpoints_of_one_name_on_two_services_are_two(tmp_path: Path) -> None
     assert plan_folder(load_folder(tmp_path, {})).broken == ()
 
 
+def quarantine(**config: Any) -> dict[str, Any]:
+    config = {"columns": ["id"], "onFailure": "quarantine", **config}
+    return {"type": "validate", "method": "notNull", "name": "good", "config": config}
+
+
+def read_s3(name: str, path: str, **config: Any) -> dict[str, Any]:
+    return {"type": "extract", "method": "fromS3", "config": {"path": path, "registerAs": name, **config}}
+
+
+ROWS = read_s3("rows", "s3a://data/in/*.csv", connection="old")
+
+
+@pytest.mark.parametrize(
+    ("steps", "place", "first"),
+    [
+        ([ROWS, read_s3("more", "s3://data/more.csv", connection="new")], "/steps/1/config/connection", "old"),
+        (
+            [ROWS, read_s3("more", "s3a://other/x.csv"), load("toS3", path="s3a://data/out")],
+            "/steps/2/config/connection",
+            "old",
+        ),
+        ([ROWS, load("toDeltaLake", path="s3n://data/table", connection="new")], "/steps/1/config/connection", "old"),
+        (
+            [ROWS, {"type": "extract", "method": "fromDeltaLake", "config": {"path": "s3a://data/t"}}],
+            "/steps/1/config/connection",
+            "old",
+        ),
+        ([ROWS, quarantine(quarantinePath="s3a://data/bad")], "/steps/1/config/quarantinePath", "old"),
+        (
+            [
+                read_s3("rows", "s3a://data/in.csv"),
+                {**quarantine(quarantinePath="s3a://data/bad"), "name": "one"},
+                load("toS3", path="s3a://data/out", connection="old"),
+            ],
+            "/steps/2/config/connection",
+            "default",
+        ),
+    ],
+)
+def test_a_bucket_has_one_connection(tmp_path: Path, steps: list[dict[str, Any]], place: str, first: str) -> None:
+    issues = issues_of(tmp_path, batch("p", *steps))
+    assert list(issues) == [place]
+    assert f"bucket 'data' is opened by connection {first!r} in step 0, and here by " in issues[place]
+
+
+def test_a_bucket_of_a_stream_has_one_connection(tmp_path: Path) -> None:
+    document = event_stream("p", "s3a://lake/c", connection="elsewhere")
+    document["steps"][2]["config"]["path"] = "s3a://lake/t"
+    document["steps"][0]["config"]["deadLetterPath"] = "s3a://data/letters"
+    expected = "bucket 'lake' is opened by connection 'default' in step 2, and here by 'elsewhere'"
+    issues = issues_of(tmp_path, document)
+    assert list(issues) == ["/steps/2/config/checkpointConnection"]
+    assert expected in issues["/steps/2/config/checkpointConnection"]
+    document["steps"][2]["config"] |= {"connection": "elsewhere", "path": "s3a://data/t", "checkpointLocation": "/c"}
+    assert list(issues_of(tmp_path, document)) == ["/steps/2/config/connection"]
+
+
+def test_two_buckets_have_two_connections(tmp_path: Path) -> None:
+    """And so has what is no bucket: a database may be called like one."""
+    steps = (
+        ROWS,
+        read_s3("more", "s3a://data2/in/*.csv", connection="new"),
+        read_s3("again", "s3a://data/again.csv", connection="old"),
+        {"type": "extract", "method": "fromPostgres", "config": {"table": "data", "registerAs": "table"}},
+        load("toDeltaLake", path="/data/out", connection="new"),
+    )
+    assert len(planned(tmp_path, batch("p", *steps)).steps) == 5
+
+
 def test_no_step_of_a_stream_is_called_like_the_dead_letters_of_another(tmp_path: Path) -> None:
     document = copy.deepcopy(EVENT_STREAM)
     document["steps"][1]["name"] = "from_kafka_dead_letters"
     assert "dead letters" in issues_of(tmp_path, document)["/steps/1"]
-
-
-def quarantine(**config: Any) -> dict[str, Any]:
-    config = {"columns": ["id"], "onFailure": "quarantine", **config}
-    return {"type": "validate", "method": "notNull", "name": "good", "config": config}
 
 
 def test_a_quarantine_step_yields_the_rows_that_go_on(tmp_path: Path) -> None:
