@@ -51,7 +51,17 @@ class Lease:
     @property
     def usable(self) -> bool:
         """Whether a connection may still be opened with it."""
-        return self.login == self.client.logins and time.monotonic() < self.ends_at - _margin(self.ttl)
+        now = time.monotonic()
+        return (
+            self.login == self.client.logins
+            and now < self.ends_at - _margin(self.ttl)
+            and now < self.client.token_ends_at
+        )
+
+    @property
+    def lives(self) -> bool:
+        """Whether its time is not over."""
+        return time.monotonic() < self.ends_at
 
     def renew(self) -> None:
         """Ask for its whole time again. Its role sets the end of that; after it, the next fetch gets a new lease.
@@ -101,32 +111,42 @@ class TokenUpkeep:
     def __init__(self, client: VaultClient) -> None:
         self._client = client
         self.due: float | None = None
+        self._login, self._ttl, self._renewable = 0, 0.0, False
+        self._refused: int | None = None
         self._seen(client.token(_WHAT))
 
     def renew(self) -> None:
         """Renew the token, or log in anew where it is renewed no longer.
 
-        A given token that nobody has replaced then just ends.
+        A given token that nobody has replaced then just ends. Whether somebody has is looked at again and again.
         """
-        token = self._client.token(_WHAT)
         logins = self._client.logins
+        if logins == self._refused:
+            # Whoever needs a secret logs in anew. Tries beside those may have Vault lock the role out, for others too.
+            self._look_again()
+            return
         try:
-            granted = self._renewed(token) if token.renewable else 0.0
+            token = self._client.token(_WHAT)
+            granted = self._renewed() if self._renewable and logins == self._login else 0.0
             if granted > token.ttl * _WORTH_RENEWING:
-                self._seen(Token(granted, renewable=True, own=token.own))
-            elif self._client.log_in_again(_WHAT, logins):
+                self._login = self._client.logins
+                self.due = time.monotonic() + max(_SOONEST, granted / 2)
+            elif logins != self._login or self._client.log_in_again(_WHAT, logins):
                 self._seen(self._client.token(_WHAT))
             else:
-                self.due = None
+                self._renewable = False
+                self._look_again()
         except CredentialUnavailableError as error:
-            self.due = time.monotonic() + max(_SOONEST, token.ttl / 10)
+            self.due = time.monotonic() + max(_SOONEST, self._ttl / 10)
             _log.warning("%s", error)
         except CredentialError as error:
             # The next fetch meets the same, and tells whoever needs the secret.
-            self.due = None
+            if self._client.settings.method != "token":
+                self._refused = self._client.logins
+            self._look_again()
             _log.warning("%s", error)
 
-    def _renewed(self, token: Token) -> float:
+    def _renewed(self) -> float:
         try:
             answer = self._client.call(_WHAT, lambda client: client.auth.token.renew_self())
         except CredentialUnavailableError:
@@ -134,13 +154,19 @@ class TokenUpkeep:
         except CredentialError as error:
             _log.warning("%s", error)
             return 0.0
-        return float(answer["auth"]["lease_duration"])
+        granted = float(answer["auth"]["lease_duration"])
+        self._client.token(_WHAT).ends_at = time.monotonic() + granted
+        return granted
 
     def _seen(self, token: Token) -> None:
+        self._login, self._ttl, self._renewable = self._client.logins, token.ttl, token.renewable
         now = time.monotonic()
-        if not token.ttl or not (token.renewable or token.own):
+        if not token.ttl:
             self.due = None
         elif token.renewable:
             self.due = now + max(_SOONEST, token.ttl / 2)
         else:
             self.due = now + max(_SOONEST, token.ttl - _margin(token.ttl))
+
+    def _look_again(self) -> None:
+        self.due = time.monotonic() + max(_SOONEST, _margin(self._ttl))

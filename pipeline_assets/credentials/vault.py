@@ -39,13 +39,14 @@ class Vault:
     """
 
     def __init__(self, settings: VaultSettings, *, upkeep: bool = True) -> None:
-        self._client = VaultClient(settings)
+        self._client = VaultClient(settings, self._tell_what_ends)
         self._upkeep = upkeep
         self._renewer = Renewer()
         self._lock = threading.Lock()
         self._mounts: dict[str, _Mount] = {}
         self._leases: list[Lease] = []
         self._watching_token = False
+        self._told = 0
         self._closed = False
 
     def read(self, path: str, fields: Sequence[str]) -> dict[str, str]:
@@ -159,6 +160,23 @@ class Vault:
             return CredentialError(f"{what}: nothing is stored there: write it, or correct the path")
 
         return self._client.call(what, lambda client: client.adapter.get(f"/v1/{quote(path)}"), absent)
+
+    def _tell_what_ends(self) -> None:
+        """Warn of the leases that end with an earlier login than the one that has just been made."""
+        # Without the lock: the thread that holds it may wait for this login.
+        newest, leases = self._client.logins, list(self._leases)
+        ending = sorted({lease.path for lease in leases if self._told < lease.login < newest and lease.lives})
+        self._told = newest - 1
+        if ending:
+            advice = "its auth role a token_max_ttl that is longer than a run takes"
+            if self._client.settings.method == "token":
+                advice = "the run a token that lives longer than it takes"
+            _log.warning(
+                "logged in to Vault anew: what was leased before (%s) ends with the earlier login, also where Spark "
+                "reads with it still; give %s",
+                ", ".join(ending),
+                advice,
+            )
 
     def _watch_token(self) -> None:
         with self._lock:

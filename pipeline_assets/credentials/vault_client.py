@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,13 +38,24 @@ class Token:
     ttl: float
     renewable: bool
     own: bool
+    ends_at: float = field(init=False)
+    """When it ends, by the monotonic clock, unless it is renewed until then; infinite when that is not known."""
+
+    def __post_init__(self) -> None:
+        """Start its time. One that is given may be renewed by whoever has made it."""
+        is_known = self.ttl and (self.own or not self.renewable)
+        self.ends_at = time.monotonic() + self.ttl if is_known else math.inf
 
 
 class VaultClient:
-    """A client of one Vault. It logs in when it is first used, and again when its login has expired."""
+    """A client of one Vault. It logs in when it is first used, and again when its login has expired.
 
-    def __init__(self, settings: VaultSettings) -> None:
+    ``on_login`` is called after each login, by the thread that has logged in, which holds the client's lock.
+    """
+
+    def __init__(self, settings: VaultSettings, on_login: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
+        self._on_login = on_login
         self._lock = threading.RLock()
         self._client: hvac.Client | None = None
         self._token: Token | None = None
@@ -56,11 +68,18 @@ class VaultClient:
         """Vault's address."""
         return (self.settings.address or "").rstrip("/")
 
+    @property
+    def token_ends_at(self) -> float:
+        """When the token in use ends, by the monotonic clock."""
+        token = self._token
+        return math.inf if token is None else token.ends_at
+
     def token(self, what: str) -> Token:
         """Log in if that has not been done, and return what is known of the token; ``what`` it is for is in errors."""
         with self._lock:
             if self._token is None:
                 self._token = self._log_in(what)
+                self._on_login()
             return self._token
 
     def log_in_again(self, what: str, logins: int) -> bool:
@@ -72,7 +91,8 @@ class VaultClient:
             if self.logins == logins:
                 if self.settings.method == "token" and self._given(what) == self._connected().token:
                     return False
-                self._token = self._log_in(what)
+                self._token = None  # should this login fail, whoever needs a secret next makes another
+                self.token(what)
             return True
 
     def call(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,22 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from devstack.postgres import PostgresServer
 from devstack.vault import VaultServer
 from pipeline_assets import redaction
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.credentials.leases import TokenUpkeep
+from pipeline_assets.credentials.vault import Vault
 from pipeline_assets.credentials.vault_client import VaultClient
 from pipeline_assets.credentials.vault_settings import VaultSettings
 from pipeline_assets.errors import CredentialError
 from pipeline_assets.redaction import MASK, redact
 from pipeline_assets_tests.credentials.conftest import CANARY, reach, wait_until
+from pipeline_assets_tests.credentials.test_leases import roles
 from pipeline_assets_tests.credentials.vault_front import self_signed
 
 REFERENCE = "vault:secret/data/postgres#password"
+LEASED = "vault:database/creds/etl#username"
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
@@ -93,8 +99,8 @@ def token_file(stored: hvac.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     return file
 
 
-def new_token(client: hvac.Client, *, renewable: bool) -> str:
-    token: str = client.auth.token.create(policies=["reads"], ttl="1h", renewable=renewable)["auth"]["client_token"]
+def new_token(client: hvac.Client, *, renewable: bool, ttl: str = "1h") -> str:
+    token: str = client.auth.token.create(policies=["reads"], ttl=ttl, renewable=renewable)["auth"]["client_token"]
     return token
 
 
@@ -113,13 +119,45 @@ def test_a_token_that_is_not_renewed_is_followed_by_the_one_that_replaces_it(
 ) -> None:
     client = VaultClient(VaultSettings.from_environment())
     upkeep = TokenUpkeep(client)
+    for _ in range(3):
+        assert upkeep.due is not None
+        upkeep.renew()
+        assert client.logins == 1
+    token_file.unlink()
     upkeep.renew()
-    assert (client.logins, upkeep.due) == (1, None)
+    assert upkeep.due is not None, "whoever writes it may do so in two steps"
     token_file.write_text(new_token(stored, renewable=True))
     upkeep.renew()
     assert client.logins == 2
     assert client.token("a secret").renewable
     assert upkeep.due is not None
+
+
+@pytest.mark.usefixtures("database")
+def test_what_is_leased_hangs_on_the_token_that_the_file_has_now(
+    stored: hvac.Client, token_file: Path, postgres: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    token_file.write_text(new_token(stored, renewable=False, ttl="3s"))
+    with Secrets() as secrets:
+        first = secrets.fetch(LEASED)
+        token_file.write_text(new_token(stored, renewable=False))
+        second = wait_until(lambda: (user := secrets.fetch(LEASED)) != first and user)
+        wait_until(lambda: first not in roles(postgres))
+        assert secrets.fetch(LEASED) == second
+        assert second in roles(postgres)
+    assert "what was leased before (database/creds/etl) ends with the earlier login" in caplog.text
+    assert "give the run a token that lives longer than it takes" in caplog.text
+
+
+@pytest.mark.usefixtures("database")
+def test_what_is_leased_is_not_given_out_after_the_end_of_its_token(stored: hvac.Client, token_file: Path) -> None:
+    token_file.write_text(new_token(stored, renewable=False, ttl="2s"))
+    vault = Vault(VaultSettings.from_environment(), upkeep=False)
+    vault.read("database/creds/etl", ["username"])
+    (lease,) = vault._leases
+    assert lease.usable
+    wait_until(lambda: not lease.usable)
+    assert lease.lives, "as far as its own hour goes"
 
 
 def test_a_request_that_another_thread_s_login_overtakes_is_repeated(approle: hvac.Client, vault: VaultServer) -> None:
@@ -155,11 +193,52 @@ def test_a_token_is_renewed_and_at_its_end_the_login_made_again(approle: hvac.Cl
 
 def test_a_lease_of_an_earlier_login_is_not_used(approle: hvac.Client, database: hvac.Client) -> None:
     with Secrets() as secrets:
-        user = secrets.fetch("vault:database/creds/etl#username")
+        user = secrets.fetch(LEASED)
         (first,) = accessors(database, "auth/approle/login")
         database.auth.token.revoke_accessor(first)
         assert secrets.fetch(REFERENCE) == CANARY
-        assert secrets.fetch("vault:database/creds/etl#username") != user
+        assert secrets.fetch(LEASED) != user
+
+
+def test_a_login_that_ends_before_its_lease_is_told_of(
+    approle: hvac.Client, database: hvac.Client, postgres: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    approle.auth.approle.create_or_update_approle("etl", token_policies=["reads"], token_ttl="2s", token_max_ttl="3s")
+    with Secrets() as secrets:
+        first = secrets.fetch(LEASED)
+        # Without anything being fetched: Spark may be reading with it for hours.
+        wait_until(lambda: "logged in to Vault anew: what was leased before (database/creds/etl) ends" in caplog.text)
+        assert secrets.fetch(LEASED) != first
+        wait_until(lambda: first not in roles(postgres))
+    assert "give its auth role a token_max_ttl that is longer than a run takes" in caplog.text
+
+
+def test_a_login_that_follows_a_refused_one_is_kept_alive(
+    approle: hvac.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = VaultClient(VaultSettings.from_environment())
+    upkeep = TokenUpkeep(client)
+    (first,) = accessors(approle, "auth/approle/login")
+    approle.auth.token.revoke_accessor(first)
+    right = os.environ["VAULT_SECRET_ID"]
+    client.settings = replace(client.settings, secret_id="env:NEXT_SECRET_ID")
+    monkeypatch.setenv("NEXT_SECRET_ID", "canary-wrong-id")
+    upkeep.renew()
+    assert "check the role, and that what proves it is right" in caplog.text
+    tried = client.logins
+    upkeep.renew()
+    assert client.logins == tried, "Vault locks a role out for which others fail to log in"
+    assert upkeep.due is not None
+    monkeypatch.setenv("NEXT_SECRET_ID", right)
+    answer = client.call("a secret", lambda connected: connected.adapter.get("/v1/secret/data/postgres"))
+    assert answer["data"]["data"]["password"] == CANARY
+    (second,) = accessors(approle, "auth/approle/login")
+    upkeep.renew()
+    assert upkeep.due is not None
+    assert not approle.auth.token.lookup_accessor(second)["data"].get("last_renewal_time")
+    upkeep.renew()
+    assert approle.auth.token.lookup_accessor(second)["data"]["last_renewal_time"]
+    client.give_back()
 
 
 @pytest.mark.usefixtures("approle", "database")
