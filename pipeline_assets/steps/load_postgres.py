@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 _log = logging.getLogger(__name__)
+# Spark's events may lag behind by far on a busy driver. Without the count, rows of a task that ran twice would go in.
+_COUNT_SECONDS = 60.0
 # For how long a server that went away with the answer to a COMMIT is waited for: it may be starting again.
 _LOOKS = 60
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -144,6 +146,7 @@ class ToPostgres(LoadMethod):
         )
 
     def _fill(self, frame: DataFrame, staging: TableName, context: StepContext) -> int | None:
+        """Have Spark write the rows, and return how many it has counted; None where that is not told in time."""
         connection = context.connections.postgres(self.connection)
         options = {"reWriteBatchedInserts": "true"} | jdbc_options(connection, context.connections.secrets)
         options |= {"dbtable": staging.sql, "batchsize": str(self.batch_size)}
@@ -151,7 +154,20 @@ class ToPostgres(LoadMethod):
             options["numPartitions"] = str(self.num_partitions)
         count = CountedRows()
         count.on(frame).write.format("jdbc").mode("append").options(**options).save()
-        return count.get()
+        counted = count.get(_COUNT_SECONDS)
+        if counted is None and count.is_always_told:
+            raise RetryableError(
+                "Spark did not tell how many rows it has written, so that nobody knows whether each is there once; "
+                "nothing was written to the table, run the step again",
+                kind="unavailable",
+            )
+        if counted is None:
+            _log.warning(
+                "Spark Connect did not tell how many rows it has written for %s: whether each is there once is not "
+                "looked into",
+                self.table,
+            )
+        return counted
 
     def _moved(self, move: _Move, expected: int | None, cleanup: ExitStack) -> int:
         """Move the rows and return how many. What is on ``cleanup`` is taken off when they may be in or not."""

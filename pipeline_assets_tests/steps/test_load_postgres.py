@@ -14,6 +14,7 @@ import pytest
 from pyspark.errors import PySparkException
 
 from devstack.postgres import PostgresServer
+from devstack.spark_servers import SparkConnectServer
 from pipeline_assets.errors import (
     ConfigurationError,
     DataFrameResolutionError,
@@ -22,6 +23,8 @@ from pipeline_assets.errors import (
     RetryableError,
 )
 from pipeline_assets.partitions import Partitions
+from pipeline_assets.settings import Settings
+from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets.steps import load_postgres
 from pipeline_assets.steps.base import LoadResult, StepContext
 from pipeline_assets.steps.counted_rows import CountedRows
@@ -31,6 +34,7 @@ from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
 
 if TYPE_CHECKING:
     import psycopg
+    from pyspark.sql import SparkSession
 
     Database = psycopg.Connection[Any]
 
@@ -295,6 +299,49 @@ def test_rows_that_arrive_twice_are_refused(
     assert stored(database, "log") == OLD
 
 
+def test_rows_that_spark_does_not_count_are_refused(
+    postgres_context: StepContext, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_postgres, "CountedRows", _NeverTold)
+    with pytest.raises(RetryableError, match="did not tell how many rows .* nothing was written") as caught:
+        load(NEW, postgres_context, "log")
+    assert caught.value.transient_kind == "unavailable"
+    assert stored(database, "log") == OLD
+    assert staging_tables(database) == []
+
+
+def test_a_connect_server_may_leave_the_count_out(
+    spark_connect_server: SparkConnectServer,
+    postgres_context: StepContext,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It waits a tenth of a second for it: a busy one would fail each load."""
+    monkeypatch.setattr(load_postgres, "CountedRows", _NeverTold)
+    with SparkSessions(Settings(spark_remote=spark_connect_server.remote)) as sessions:
+        remote = dataclasses.replace(postgres_context, spark=sessions.session("uncounted", "tests"))
+        assert load(NEW, remote, "log").rows == 2
+    assert stored(database, "log") == in_order([*OLD, *NEW])
+    assert "Spark Connect did not tell how many rows it has written" in caplog.text
+
+
+@pytest.mark.parametrize("without_rows", ["no rows at all", "none by a filter", "none by a join", "none that are kept"])
+def test_no_rows_are_counted_too(
+    any_spark: SparkSession, without_rows: str, postgres_context: StepContext, database: Database
+) -> None:
+    context = dataclasses.replace(postgres_context, spark=any_spark)
+    rows = any_spark.range(100).selectExpr("id", "'a' AS name", "1.5D AS amount")
+    frame = {
+        "no rows at all": lambda: frame_of(any_spark, SCHEMA, []),
+        "none by a filter": lambda: rows.where("id < 0"),
+        "none by a join": lambda: rows.where("length(name) > 1").join(rows.select("id"), "id"),
+        "none that are kept": lambda: rows.where("id < 0").cache(),
+    }[without_rows]()
+    assert ToPostgres(table="shop.log", mode="overwrite").load(frame, context).rows == 0
+    assert stored(database, "log") == []
+
+
 def lose_the_answer(monkeypatch: pytest.MonkeyPatch, *, after_commit: bool) -> None:
     """Have the connection be lost when the rows are committed: before the server has done so, or after."""
     import psycopg
@@ -360,6 +407,14 @@ class _TooFew(CountedRows):
     def get(self, timeout_seconds: float = 10.0) -> int | None:
         found = super().get(timeout_seconds)
         return None if found is None else found - 1
+
+
+class _NeverTold(CountedRows):
+    """What there is when the driver has dropped the event with the count."""
+
+    def get(self, timeout_seconds: float = 10.0) -> int | None:
+        assert super().get(timeout_seconds) == len(NEW)
+        return None
 
 
 @pytest.fixture
