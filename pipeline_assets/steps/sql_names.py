@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from sqlglot import exp
+    from sqlglot.optimizer.scope import Scope
     from sqlglot.tokens import Token  # type: ignore[attr-defined]
 
 _STATEMENTS = frozenset(
@@ -235,22 +236,60 @@ def postgres_columns(query: str, columns: Iterable[str]) -> dict[str, tuple[tupl
     statement = _parsed(query, "postgres")
     if statement is None:
         return {}
-    found = {column: _origins(statement, column) for column in columns}
+    scope = _scope(statement)
+    found = {column: _origins(statement, scope, column) for column in columns}
     return {column: origins for column, origins in found.items() if origins is not None}
 
 
-def _origins(statement: exp.Expr, column: str) -> tuple[tuple[str | None, str, str], ...] | None:
-    from sqlglot import exp
+def _lineage_errors() -> tuple[type[Exception], ...]:
+    """Return what sqlglot raises of a query whose lineage it does not understand.
+
+    It documents SqlglotError alone, and trips over what is not as it expects in other ways too: a query that the
+    database understands may not fail for that.
+    """
     from sqlglot.errors import SqlglotError
+
+    return (
+        SqlglotError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    )
+
+
+def _scope(statement: exp.Expr) -> Scope | None:
+    """Return ``statement`` with its columns' tables, for the lineage of all of them; None if it is not understood."""
+    from sqlglot.optimizer.qualify import qualify
+    from sqlglot.optimizer.scope import build_scope
+
+    try:
+        with _quiet():
+            # Here, as lineage() would do it for each column: of a wide query that takes seconds.
+            return build_scope(
+                qualify(statement.copy(), dialect="postgres", schema={}, validate_qualify_columns=False, identify=False)
+            )
+    except _lineage_errors():
+        return None
+
+
+def _origins(statement: exp.Expr, scope: Scope | None, column: str) -> tuple[tuple[str | None, str, str], ...] | None:
+    from sqlglot import exp
     from sqlglot.lineage import Node, lineage
 
+    if scope is None:
+        return _starred(statement, column)
     quoted = exp.to_identifier(column, quoted=True).sql(dialect="postgres")
     try:
         with _quiet():
-            root = lineage(quoted, statement, schema={}, dialect="postgres")
-    except (SqlglotError, RecursionError):
-        table = _only_starred_table(statement)
-        return None if table is None else ((*_named(table), column),)
+            root = lineage(
+                quoted, scope.expression, schema={}, dialect="postgres", scope=scope, trim_selects=False, copy=False
+            )
+    except _lineage_errors():
+        return _starred(statement, column)
     assert isinstance(root, Node)  # noqa: S101  (it is one for one column)
     origins: set[tuple[str | None, str, str]] = set()
     for node in root.walk():
@@ -258,7 +297,7 @@ def _origins(statement: exp.Expr, column: str) -> tuple[tuple[str | None, str, s
             continue
         if isinstance(node.expression, exp.Table):
             source = exp.to_column(node.name, dialect="postgres").name
-            if source == "*":
+            if source == "*" or not _is_plain(node.expression):
                 return None
             origins.add((*_named(node.expression), source))
         elif isinstance(node.expression, exp.Placeholder) or node.expression.find(exp.Column) is not None:
@@ -266,14 +305,32 @@ def _origins(statement: exp.Expr, column: str) -> tuple[tuple[str | None, str, s
     return tuple(sorted(origins, key=lambda origin: (origin[0] or "", *origin[1:])))
 
 
-def _only_starred_table(statement: exp.Expr) -> exp.Table | None:
-    """Return the one table of a query that has ``*`` and, but for filters and the like, nothing else."""
+def _starred(statement: exp.Expr, column: str) -> tuple[tuple[str | None, str, str]] | None:
+    """Return the same as ``_origins`` of a ``column`` that stands for itself in a ``*``, if only one table has it."""
     from sqlglot import exp
 
     source = statement.args.get("from_")
-    if not isinstance(statement, exp.Select) or not statement.is_star or statement.args.get("joins") or source is None:
+    if not isinstance(statement, exp.Select) or statement.args.get("joins") or source is None:
         return None
-    return source.this if isinstance(source.this, exp.Table) and not _is_cte(source.this) else None
+    table = source.this
+    if not isinstance(table, exp.Table) or not _is_plain(table) or _is_cte(table):
+        return None
+    # (address).* is none: it stands for what is in one column.
+    stars = [item for item in statement.expressions if item.is_star and not isinstance(item, exp.Dot)]
+    others = [item for item in statement.expressions if item not in stars]
+    # PostgreSQL names what has no name, and may name it as the column.
+    if not stars or not all(isinstance(item, exp.Alias | exp.Column) for item in others):
+        return None
+    if column.casefold() in (item.alias_or_name.casefold() for item in others):
+        return None
+    return ((*_named(table), column),)
+
+
+def _is_plain(table: exp.Table) -> bool:
+    """Whether ``table`` is one, and no function, and its columns have the names that they have there."""
+    from sqlglot import exp
+
+    return isinstance(table.this, exp.Identifier) and not table.alias_column_names
 
 
 def _named(table: exp.Table) -> tuple[str | None, str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from sqlglot.expressions import Expr
+from sqlglot.optimizer.qualify import qualify
 
 from pipeline_assets.steps.sql_names import (
     changing_part,
@@ -62,6 +66,59 @@ def test_calls_in_one_another_that_are_too_many_for_the_parser() -> None:
     assert keeps_state(query)
     with pytest.raises(ValueError, match="is a DELETE"):
         check_is_query(f"DELETE FROM customers WHERE {cleaned} = 'a'")
+
+
+@pytest.mark.parametrize(
+    ("query", "columns", "origins"),
+    [
+        # What sqlglot fails on: some columns, or all.
+        ("SELECT * FROM t ORDER BY 1", "id n", {"id": "t.id", "n": "t.n"}),
+        ("SELECT t.*, u.x FROM t JOIN u USING (id) ORDER BY 1", "id n x", {}),
+        ("SELECT t.*, count(u.id) AS n FROM t LEFT JOIN u ON u.id = t.id GROUP BY 1", "id n", {}),
+        (
+            "SELECT id, max FROM (SELECT id, max(x) FROM a GROUP BY 1 UNION ALL SELECT id, max(x) FROM b GROUP BY 1) q",
+            "id max",
+            {"id": "a.id b.id"},
+        ),
+        (
+            "WITH q AS (SELECT id, now() FROM a UNION ALL SELECT id, now() FROM b) SELECT id, now FROM q",
+            "id now",
+            {"id": "a.id b.id"},
+        ),
+        # With names beside a star: the query's, and those that PostgreSQL gives.
+        ("SELECT *, upper(n) AS u FROM t", "id n u", {"id": "t.id", "n": "t.n", "u": "t.n"}),
+        ("SELECT *, (SELECT max(x) FROM o) AS U FROM t", "id u", {"id": "t.id"}),
+        ("SELECT *, row_number() OVER (ORDER BY id) FROM t", "id row_number", {}),
+        ("SELECT *, lower(n) FROM t", "n lower", {}),
+        ("SELECT *, price * 2 FROM t", "price ?column?", {}),
+        ("SELECT *, (SELECT max(n) FROM o) FROM t", "n max", {}),
+        ("SELECT (address).* FROM t", "street", {}),
+        # Of what is no table, and of a table whose columns have other names there.
+        ("SELECT o.id, e.n FROM orders o, jsonb_to_recordset(o.items) AS e(n text)", "id n", {"id": "orders.id"}),
+        ("SELECT n FROM generate_series(1, 10) AS g(n)", "n", {}),
+        ("SELECT * FROM generate_series(1, 10) AS g(n)", "n", {}),
+        ("SELECT * FROM t AS x(id, n)", "id n", {}),
+        ("SELECT x.id, x.n FROM t AS x(id)", "id n", {}),
+    ],
+)
+def test_no_column_of_a_query_is_guessed(query: str, columns: str, origins: dict[str, str]) -> None:
+    found = postgres_columns(query, columns.split())
+    told = {column: " ".join(f"{table}.{name}" for _, table, name in tables) for column, tables in found.items()}
+    assert told == origins
+
+
+def test_a_wide_query_is_understood_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    understood: list[object] = []
+
+    def qualified(statement: Expr, **options: Any) -> Expr:
+        understood.append(statement)
+        return qualify(statement, **options)
+
+    monkeypatch.setattr("sqlglot.optimizer.qualify.qualify", qualified)
+    columns = [f"c{number}" for number in range(50)]
+    query = f"SELECT {', '.join(f'upper(t.{column}) AS {column}' for column in columns)} FROM t JOIN u USING (id)"
+    assert postgres_columns(query, columns) == {column: ((None, "t", column),) for column in columns}
+    assert len(understood) == 1
 
 
 @pytest.mark.parametrize(
