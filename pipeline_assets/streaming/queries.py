@@ -57,9 +57,9 @@ class BatchProgress:
 
     ``end_offsets`` and ``lag`` (records to come) are by topic and partition, as in ``events/0``; ``lag`` is as of the
     start of the batch. ``written`` is the Delta commit of the batch; without ``is_written_known`` it could not be
-    looked up. ``dead_letters``: records that did not parse, by the extract that read them. ``operation_ms``: how long
-    the query has spent on each of Spark's operations since it started, as far as Spark has told: by the name that
-    Spark's UI has for it (``addBatch``), and on all of them (``triggerExecution``).
+    looked up, or the target, as a topic, has none. ``dead_letters``: records that did not parse, by the extract that
+    read them. ``operation_ms``: how long the query has spent on each of Spark's operations since it started, as far as
+    Spark has told: by the name that Spark's UI has for it (``addBatch``), and on all of them (``triggerExecution``).
 
     Source: https://spark.apache.org/docs/latest/web-ui.html#structured-streaming-tab
     """
@@ -348,7 +348,7 @@ class _Watched:
         )
 
     def _commit(self, batch: int) -> tuple[Commit | None, bool]:
-        return (None, True) if self._app_id is None else self._commits.find(self._app_id, batch)
+        return (None, False) if self._app_id is None else self._commits.find(self._app_id, batch)
 
     def _open_table(self) -> Folder | None:
         method, context = self._load.method, self._run.context

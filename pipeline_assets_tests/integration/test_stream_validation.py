@@ -159,6 +159,8 @@ def test_a_failure_stops_the_query_before_anything_is_loaded(
     location.write(stream(from_kafka(topic, schema=SCHEMA), rule, target))
     location.run("stream")
     assert loaded() == Counter(range(20))
+    # A topic tells of no commits, and of no rows.
+    assert ("rows_written" in location.metadata("stream", "out")) is (load == "toDeltaLake")
 
 
 def consumed(kafka: KafkaServer, topic: str) -> list[int]:

@@ -29,13 +29,13 @@ from pipeline_assets_tests.config_documents import EVENT_STREAM
 from pipeline_assets_tests.test_plan import planned
 
 
-def progress(batch: int) -> Any:
+def progress(batch: int, *, second: int | None = None, was_run: bool = True) -> Any:
     told = {
         "id": "query",
         "batchId": batch,
-        "timestamp": f"2026-01-01T00:00:{batch:02}.000Z",
-        "durationMs": {"addBatch": 5, "triggerExecution": 7},
-        "sources": [{"numInputRows": 3, "startOffset": None, "endOffset": {"events": {"0": 3}}}],
+        "timestamp": f"2026-01-01T00:00:{batch if second is None else second:02}.000Z",
+        "durationMs": {"addBatch": 5, "triggerExecution": 7} if was_run else {"triggerExecution": 1},
+        "sources": [{"numInputRows": 3 * was_run, "startOffset": None, "endOffset": {"events": {"0": 3}}}],
     }
     return SimpleNamespace(batchId=batch, timestamp=told["timestamp"], json=json.dumps(told))
 
@@ -165,6 +165,39 @@ def test_nothing_wrong_is_said_of_what_is_not_known(
     assert told(first, batch(5, five)) == {"rows_written": 3, "table_version": 5, "batch_id": 5}
     assert told(first, batch(6, five), batch(7, None, is_known=False)) == {"batch_id": 7}
     assert told(first, batch(8, None, is_known=False), batch(9, seven)) == {"table_version": 7, "batch_id": 9}
+
+
+@pytest.mark.parametrize(
+    ("load", "expected"),
+    [
+        ("toKafka", [{"batch_id": 1}, {"batch_id": 2}]),
+        ("toDeltaLake", []),  # each batch is looked up, and has written nothing
+    ],
+)
+def test_a_load_whose_target_has_no_commits_is_materialized_when_a_batch_has_run(
+    load: str, expected: list[dict[str, int]], run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_assets.streaming_assets._REPORT_SECONDS", 0)
+    monkeypatch.setattr("pipeline_assets.streaming.queries.Commits.find", lambda *_: (None, True))
+    place = {"topic": "totals"} if load == "toKafka" else {"path": "/data/totals"}
+    target = {"type": "load", "method": load, "config": {**place, "checkpointLocation": "/checkpoints/totals"}}
+    run.plan = planned(tmp_path, {**EVENT_STREAM, "steps": [*EVENT_STREAM["steps"][:-1], target]})
+    columns = {"dagster/column_lineage": dg.MetadataValue.column_lineage(dg.TableColumnLineage({"value": []}))}
+    keys = {step.index: dg.AssetKey(["stream", step.name]) for step in run.plan.steps}
+    report = _Report(run, keys, {}, {}, {}, {})
+    report._views_told = True
+    (key,) = [keys[step.index] for step in run.plan.stream_loads()]
+    report._columns[key] = columns
+    idle = [progress(1, second=second, was_run=False) for second in (2, 3)]
+    query = watched(run, Query(recentProgress=[progress(1), *idle, progress(2, second=4)]))
+    events = [event for told in query.news() for event in report.take(told)]
+    assert len([event for event in events if isinstance(event, dg.AssetObservation)]) == 4
+    made = [event for event in (*events, *report.rest()) if isinstance(event, dg.AssetMaterialization)]
+    assert {event.asset_key for event in made} == ({key} if expected else set())
+    assert [
+        {name: value.value for name, value in event.metadata.items() if name in _TOLD} for event in made
+    ] == expected
+    assert all(columns.items() <= event.metadata.items() for event in made)
 
 
 @pytest.mark.parametrize("later", [0, 3])
