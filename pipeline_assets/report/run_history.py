@@ -57,7 +57,7 @@ _RUN_STATUS: Mapping[dg.DagsterRunStatus, Status] = {
 }
 _WORK = frozenset(field.name for field in fields(JobMetrics))
 _PER_CHECK = ("failed_rows", "total_rows", "failed_percent", "failed_sample", "dead_letters")
-# How far to look back for another run's materialization: a step that is tried again may have several of this one.
+# How far to look back for another run's materialization that tells columns: not each one does.
 _LOOK_BACK = 25
 
 
@@ -274,7 +274,7 @@ class _Made:
     """An asset that the run has materialized: how it was the last time, and sums of what a stream has told."""
 
     metadata: dict[str, Any] = field(default_factory=dict)
-    storage_id: int = 0
+    first_time: float = 0.0
     streamed_rows: int | None = None
 
 
@@ -296,7 +296,7 @@ class _Told:
             case dg.DagsterEventType.ASSET_MATERIALIZATION:
                 told = event.step_materialization_data.materialization
                 if self._is_own(told.asset_key):
-                    self._made(record.storage_id, told)
+                    self._made(entry.timestamp, told)
             case dg.DagsterEventType.ASSET_OBSERVATION:
                 seen = event.asset_observation_data.asset_observation
                 if self._is_own(seen.asset_key) and "batch_id" in seen.metadata:
@@ -318,12 +318,12 @@ class _Told:
     def _is_own(self, key: dg.AssetKey) -> bool:
         return len(key.path) == 2 and key.path[0] == self._plan.name
 
-    def _made(self, storage_id: int, told: dg.AssetMaterialization) -> None:
+    def _made(self, at: float, told: dg.AssetMaterialization) -> None:
         made = self.made.setdefault(told.asset_key.path[-1], _Made())
         values = _values(told.metadata)
         made.metadata |= values
         made.metadata["code_version"] = (told.tags or {}).get("dagster/code_version")
-        made.storage_id = storage_id
+        made.first_time = made.first_time or at
         rows = values.get("rows_written")
         if rows is not None:
             made.streamed_rows = (made.streamed_rows or 0) + int(rows)
@@ -447,7 +447,7 @@ def _schemas(instance: dg.DagsterInstance, run_id: str, told: _Told) -> Iterator
         if schema is None:
             continue
         key = dg.AssetKey([told._plan.name, name])
-        for record, before in _earlier_schemas(instance, key, made.storage_id):
+        for record, before in _earlier_schemas(instance, key, made.first_time):
             if record.run_id != run_id:
                 changes = schema_changes(_columns(before), _columns(schema))
                 yield SchemaComparison(name, record.run_id, record.timestamp, changes)
@@ -457,10 +457,11 @@ def _schemas(instance: dg.DagsterInstance, run_id: str, told: _Told) -> Iterator
 
 
 def _earlier_schemas(
-    instance: dg.DagsterInstance, key: dg.AssetKey, before: int
+    instance: dg.DagsterInstance, key: dg.AssetKey, before: float
 ) -> Iterator[tuple[dg.EventLogRecord, Any]]:
     """Yield the materializations before ``before`` that tell columns, and what they tell, the last one first."""
-    filtered = dg.AssetRecordsFilter(key, before_storage_id=before)
+    # Not by their ids: in SQLite, a run's events have others in its own log.
+    filtered = dg.AssetRecordsFilter(key, before_timestamp=before)
     # Mostly the last one will do, and each has a plan that is long.
     for skipped, limit in ((0, 1), (1, _LOOK_BACK)):
         for record in instance.fetch_materializations(filtered, limit=limit).records[skipped:]:

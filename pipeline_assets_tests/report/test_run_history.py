@@ -188,6 +188,34 @@ def test_columns_beside_those_of_the_run_before(instance: dg.DagsterInstance, pl
     assert read_run(instance, plan, first).schemas[0].previous_run is None
 
 
+@pytest.mark.parametrize("is_on_disk", [False, True])
+def test_columns_of_a_stream_beside_those_of_the_run_before(
+    is_on_disk: bool, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    plan = plan_pipeline(load_file(write_config(tmp_path, EVENT_STREAM)))
+    load = plan.steps[-1].name
+
+    def streamed(home: dg.DagsterInstance, count: int, columns: dg.TableSchema) -> str:
+        @dg.multi_asset(name=f"{plan.name}__stream", specs=[dg.AssetSpec([plan.name, load], skippable=True)])
+        def stream() -> Iterator[Any]:
+            for _ in range(count):
+                yield dg.AssetMaterialization([plan.name, load], metadata={"dagster/column_schema": columns})
+
+        defined = dg.Definitions(assets=[stream], jobs=[dg.define_asset_job(plan.name, [stream])])
+        return defined.resolve_job_def(plan.name).execute_in_process(instance=home).run_id
+
+    # Dagster keeps events otherwise in memory than in the files that are its default.
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with dg.DagsterInstance.from_config(str(tmp_path / "home")) if is_on_disk else instance as home:
+        first = streamed(home, 2, schema(a="int"))
+        second = streamed(home, 30, schema(a="int", b="int"))
+        third = streamed(home, 1, schema(a="int", b="int"))
+        compared = [read_run(home, plan, run_id).schemas[0] for run_id in (first, second, third)]
+    assert [each.previous_run for each in compared] == [None, first, second]
+    assert [tuple(each.changes) for each in compared] == [(), (ColumnChange("b", "added", None, "int"),), ()]
+
+
 def test_a_run_that_is_still_on(instance: dg.DagsterInstance, plan: PipelinePlan) -> None:
     seen: list[RunReport] = []
     run(instance, rows=lambda context: seen.append(read_run(context.instance, plan)))
