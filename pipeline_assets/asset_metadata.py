@@ -264,6 +264,10 @@ def load_metadata(run: PipelineRun, step: PlannedStep, result: LoadResult) -> Me
         metadata["table_version"] = result.version
     if result.rows is not None:
         metadata[_row_count_key(run)] = result.rows
+    # A merge tells of what it has replaced too.
+    files = result.metrics.get("numTargetFilesAdded", result.metrics.get("numFiles"))
+    if files is not None:
+        metadata["files_written"] = int(files)
     return {**metadata, **work_metadata(run, step, result.metrics)}
 
 

@@ -17,7 +17,7 @@ from devstack.ports import free_port
 from devstack.prometheus import PushgatewayServer
 from pipeline_assets.metrics.records import MetricsRecord
 from pipeline_assets.metrics.run_files import RunFilesReader
-from pipeline_assets_tests.config_documents import CUSTOMER_360, batch, extract_file, transform
+from pipeline_assets_tests.config_documents import CUSTOMER_360, batch, extract_file, load, transform
 from pipeline_assets_tests.integration.delta_tables import delta_files
 from pipeline_assets_tests.integration.location import Location
 from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
@@ -78,6 +78,21 @@ def test_what_a_table_took_and_gave(location: Location, recorded: RunFilesReader
     assert {name: shown[name] for name in ("rows_read", "bytes_written", "spark_seconds")} == {
         name: table.numbers[name] for name in ("rows_read", "bytes_written", "spark_seconds")
     }
+
+
+def test_what_loads_gave(location: Location, recorded: RunFilesReader) -> None:
+    to_table = load("toDeltaLake", path="/table", inputDataFrame="kinds")
+    to_files = load("toS3", path="/files", inputDataFrame="kinds")
+    location.write(counted(location, to_table, to_files))
+    location.run("counted")
+    found = by_kind(recorded)
+    root = location.folder / "root"
+    written = {"to_delta_lake": delta_files(root / "table"), "to_s3": list((root / "files").rglob("*.parquet"))}
+    for step, files in written.items():
+        numbers = found["asset", step].numbers
+        assert numbers["rows_written"] == ROWS["kind"].nunique()
+        assert numbers["files_written"] == len(files) > 0
+        assert numbers["bytes_written"] == sum(os.path.getsize(file) for file in files)
 
 
 def test_delta_reading_its_own_log_is_no_row_of_a_source(location: Location, recorded: RunFilesReader) -> None:
