@@ -10,6 +10,7 @@ from typing import Protocol
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.events import EngineEventData
 from dagster._core.execution.context.system import StepExecutionContext
 from dagster._core.execution.plan.objects import ErrorSource
 
@@ -18,6 +19,7 @@ from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import Retry
 from pipeline_assets.errors import PipelineCancelledError, PipelineError
 from pipeline_assets.execution import PipelineRun
+from pipeline_assets.metrics.dagster_events import WAIT
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.retries import seconds_before_retry
 from pipeline_assets.run_log import RunLog
@@ -147,6 +149,8 @@ def told_to_dagster(
         if wait is None or retry is None:
             raise failure from error
         context.log.warning(f"{failure.description}; tried again in {wait:.1f} s ({tries + 1} of {retry.max_retries})")
+        told = EngineEventData({WAIT: wait})
+        dg.DagsterEvent.engine_event(context, f"Waits {wait:.1f} s before the next try.", told)
         # Here, and not by Dagster, whose wait a stop can't end.
         if cancellation.stop.wait(wait):
             raise DagsterExecutionInterruptedError("the run was asked to stop before the next try") from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
+from dagster._core.events import EngineEventData
 from dagster._core.execution.plan.objects import ErrorSource
 
 from pipeline_assets.errors import first_line
@@ -15,12 +16,24 @@ _log = logging.getLogger(__name__)
 
 ROW_COUNTS = ("dagster/row_count", "dagster/partition_row_count")
 """Dagster's own keys for the rows of a table, and of a partition."""
+WAIT = "seconds_before_next_try"
+"""Has an engine event of a step that tells when its attempt has failed: Dagster knows of that after the wait."""
 _CHECKED = ("failed_rows", "total_rows", "dead_letters")
 _ENDS: Mapping[dg.DagsterEventType, Status] = {
     dg.DagsterEventType.STEP_SUCCESS: "succeeded",
     dg.DagsterEventType.STEP_FAILURE: "failed",
     dg.DagsterEventType.STEP_UP_FOR_RETRY: "retried",
 }
+
+
+def is_wait(event: dg.DagsterEvent) -> bool:
+    """Whether ``event`` is the one with ``WAIT``."""
+    told = event.event_specific_data
+    return (
+        event.event_type is dg.DagsterEventType.ENGINE_EVENT
+        and isinstance(told, EngineEventData)
+        and WAIT in told.metadata
+    )
 
 
 class RunRecords:
@@ -31,6 +44,7 @@ class RunRecords:
         self._instance = instance
         self._partition = run.tags.get("dagster/partition")
         self._starts: dict[str, list[float]] = {}
+        self._waits_since: dict[str, float] = {}
 
     def records_of(self, entry: dg.EventLogEntry) -> Iterator[MetricsRecord]:
         """Yield the records that the event holds."""
@@ -42,6 +56,8 @@ class RunRecords:
                 self._starts[event.step_key] = [entry.timestamp]
             case dg.DagsterEventType.STEP_RESTARTED:
                 self._starts[event.step_key] = [*self._starts_of(event.step_key, entry.timestamp), entry.timestamp]
+            case dg.DagsterEventType.ENGINE_EVENT if is_wait(event):
+                self._waits_since[event.step_key] = entry.timestamp
             case end if end in _ENDS:
                 yield self._end(entry, event, _ENDS[end])
             case dg.DagsterEventType.ASSET_MATERIALIZATION:
@@ -64,7 +80,8 @@ class RunRecords:
             told = failure.user_failure_data.metadata if failure.user_failure_data else {}
             error = str(told["error"].value) if "error" in told else None
         starts = self._starts_of(key, entry.timestamp)
-        seconds = max(0.0, entry.timestamp - starts[-1]) if starts else 0.0
+        end = self._waits_since.pop(key, entry.timestamp)
+        seconds = max(0.0, end - starts[-1]) if starts else 0.0
         pipeline, _, step = key.partition("__")
         return MetricsRecord(
             "step", entry.timestamp, self._run_id, pipeline, step, partition=self._partition,

@@ -14,7 +14,7 @@ from dagster._core.execution.plan.objects import ErrorSource
 
 from pipeline_assets.asset_metadata import OPERATION_TIMES, STAGE_TIMES
 from pipeline_assets.errors import first_line
-from pipeline_assets.metrics.dagster_events import ROW_COUNTS
+from pipeline_assets.metrics.dagster_events import ROW_COUNTS, is_wait
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.report.model import (
     Attempt,
@@ -43,6 +43,7 @@ _STEP_EVENTS = frozenset(
         dg.DagsterEventType.STEP_FAILURE,
         dg.DagsterEventType.STEP_UP_FOR_RETRY,
         dg.DagsterEventType.STEP_SKIPPED,
+        dg.DagsterEventType.ENGINE_EVENT,
         dg.DagsterEventType.RUN_FAILURE,
     }
 )
@@ -169,6 +170,7 @@ class _Ops:
     def __init__(self, selected: Iterable[str]) -> None:
         self._attempts: dict[str, list[Attempt]] = {key: [] for key in selected}
         self._skipped: set[str] = set()
+        self._waits_since: dict[str, float] = {}
         self._failures: dict[str | None, Failure] = {}
         self.work: dict[str, dict[str, Any]] = {}  # of the Spark jobs of those that failed, by key
 
@@ -186,6 +188,10 @@ class _Ops:
             self._failures[None] = Failure(message, more={"trace": error.to_string()} if error else {})
             return
         key = event.step_key or ""
+        if event.event_type is dg.DagsterEventType.ENGINE_EVENT:
+            if is_wait(event):
+                self._waits_since[key] = entry.timestamp
+            return
         attempts = self._attempts.setdefault(key, [])
         match event.event_type:
             case dg.DagsterEventType.STEP_START | dg.DagsterEventType.STEP_RESTARTED:
@@ -211,7 +217,7 @@ class _Ops:
         attempts = self._attempts[key]
         # A step whose process could not start fails without having started.
         last = attempts.pop() if attempts and attempts[-1].end is None else Attempt(at, None, "running")
-        attempts.append(replace(last, end=at, status=status, error=error))
+        attempts.append(replace(last, end=self._waits_since.pop(key, at), status=status, error=error))
 
     def report(self, key: str, plan: PipelinePlan) -> OpReport:
         attempts = self.attempts(key)

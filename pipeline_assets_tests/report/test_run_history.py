@@ -1,6 +1,8 @@
 """What the event log has of runs: real ones of Dagster, whose assets are written out here."""
 
 # No postponed annotations here: Dagster inspects those of the functions that it turns into assets.
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import Retry
 from pipeline_assets.config_loading import load_file
 from pipeline_assets.errors import PipelineExecutionError, RetryableError, RunNotFoundError, StepLocation
+from pipeline_assets.metrics.dagster_events import RunRecords
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.report.model import ColumnChange, RunReport
@@ -168,6 +171,40 @@ def test_tries(instance: dg.DagsterInstance, plan: PipelinePlan) -> None:
     assert (first.status, first.error, second.status) == ("retried", "nobody answers", "succeeded")
     assert first.end is not None
     assert first.start <= first.end <= second.start
+
+
+def test_the_wait_before_the_next_try_is_no_part_of_one(
+    instance: dg.DagsterInstance, plan: PipelinePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = 86400
+    left: list[Exception | None] = [RetryableError("come again", kind="throttled", retry_after=day), None]
+
+    class Waited(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            before = time.time
+            monkeypatch.setattr(time, "time", lambda: before() + (timeout or 0))
+            return False
+
+    def fails_once(context: dg.AssetExecutionContext) -> None:
+        cancellation = Cancellation()
+        cancellation.stop = Waited()
+        with told_to_dagster(context.get_step_execution_context(), cancellation, QUICK):
+            if (error := left.pop(0)) is not None:
+                raise error
+
+    run_id = run(instance, rows=fails_once)
+    report = read_run(instance, plan)
+    first, second = report.ops[0].attempts
+    assert first.end is not None
+    assert second.start - first.start >= second.start - first.end >= day
+    assert first.end - first.start < day
+    dagster_run = instance.get_run_by_id(run_id)
+    assert dagster_run is not None
+    records = RunRecords(dagster_run, instance)
+    ended = [record for entry in instance.all_logs(run_id) for record in records.records_of(entry)]
+    seconds = {record.status: record.numbers["seconds"] for record in ended if record.step == "rows" and record.status}
+    assert seconds.keys() == {"retried", "succeeded"}
+    assert seconds["retried"] == pytest.approx(first.end - first.start, abs=0.002)
 
 
 def test_columns_beside_those_of_the_run_before(instance: dg.DagsterInstance, plan: PipelinePlan) -> None:
