@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -541,6 +542,51 @@ def test_metrics_are_served_at_a_port_that_there_is() -> None:
     refused = run("metrics", "serve", "--port", "65536")
     assert refused.exit_code == 2
     assert "not in the range 0<=x<=65535" in refused.stderr
+
+
+_POSTGRES = """
+storage:
+  postgres:
+    postgres_db: {username: me, password: hunter2, hostname: 127.0.0.1, port: 1, db_name: dagster}
+"""
+
+
+@pytest.mark.parametrize(
+    ("dagster_yaml", "told"),
+    [
+        pytest.param(_POSTGRES, 'connection to server at "127.0.0.1", port 1 failed', id="no database"),
+        pytest.param("storage: [a\n", 'dagster.yaml", line 1, column 10', id="no YAML"),
+        pytest.param("[1, 2]\n", "to parse to dictionary", id="a list"),
+        pytest.param("storrage: {}\n", 'unexpected config entry "storrage"', id="another key"),
+        pytest.param(
+            "run_storage: {module: of_nobody, class: Runs, config: {}}\n", "import module of_nobody", id="no package"
+        ),
+        pytest.param(None, "Is a directory", id="a folder"),
+        pytest.param("", "file is not a database", id="broken files"),
+    ],
+)
+def test_a_report_without_an_instance(
+    dagster_yaml: str | None, told: str, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Which waits between its tries.
+    monkeypatch.setattr("dagster_postgres.utils.time", SimpleNamespace(sleep=lambda _: None))
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    if dagster_yaml is None:
+        (home / "dagster.yaml").mkdir()
+    else:
+        (home / "dagster.yaml").write_text(dagster_yaml)
+    if dagster_yaml == "":
+        (home / "history").mkdir()
+        (home / "history" / "runs.db").write_text("rows " * 1000)
+    result = run("report", "customer-360")
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 1
+    said = result.stderr.splitlines()[-1]
+    assert said.startswith("Error: Dagster's instance can't be read: ")
+    assert told in said
+    assert "hunter2" not in result.output
 
 
 def test_sql_is_checked_where_runs_have_a_remote(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
