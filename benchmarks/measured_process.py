@@ -8,7 +8,8 @@ import resource
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +52,11 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], folder:
 
     It returns when everything that the program started has gone, too; the time is that of the program alone.
     """
-    _adopt_orphans()
-    with (folder / "stdout.log").open("w+b") as output, (folder / "stderr.log").open("w+b") as errors:
+    with (
+        _adopting_orphans(),
+        (folder / "stdout.log").open("w+b") as output,
+        (folder / "stderr.log").open("w+b") as errors,
+    ):
         cpu_before = _cpu_of_ended()
         started, begun = time.time(), time.perf_counter()
         child = subprocess.Popen(command, cwd=folder, env=dict(environment), stdout=output, stderr=errors)
@@ -74,10 +78,21 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], folder:
     return ProcessCost(started, seconds, cpu_seconds, watch.memory, watch.java_memory, text)
 
 
-def _adopt_orphans() -> None:
-    """Have a JVM that outlives the program become a child of this process, which hears the times of its own alone."""
-    if psutil.LINUX:
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+@contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """Have a JVM that outlives the program become a child of this process, which hears the times of its own alone.
+
+    No longer than it is waited for: nobody would reap those of others.
+    """
+    if not psutil.LINUX:
+        yield
+        return
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def _cpu_of_ended() -> float:
