@@ -40,7 +40,7 @@ class Overhead:
         return Spread.of_ratios(self.on.seconds, self.off.seconds)
 
     def cpu_ratio(self) -> Spread:
-        """The same of the processors' time, which other programs on the machine disturb less."""
+        """The same of the time that processors spent."""
         return Spread.of_ratios(self.on.cpu_seconds, self.off.cpu_seconds)
 
 
