@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, cast
 
 from pipeline_assets.checked_rows import CheckedRows, Quarantined
 from pipeline_assets.errors import DataValidationError, PipelineError, PipelineExecutionError
-from pipeline_assets.optimizer import chance_of, optimize
+from pipeline_assets.optimizer import chance_of, kept_by_config, optimize
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.run_scope import RunScope
@@ -34,7 +34,6 @@ from pipeline_assets.steps.partition_rows import with_partition
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.streaming_load import StreamingLoad
-from pipeline_assets.steps.transform import Cache
 from pipeline_assets.validation import raise_for_failures
 
 if TYPE_CHECKING:
@@ -71,24 +70,19 @@ class PipelineRun:
         self._waiting = frozenset(waiting)
         self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
         self.checked_rows = CheckedRows(self.scope, self.optimizations)
-        self._pinned_steps = frozenset(self._steps_to_pin())
+        self._pinned_steps = self._steps_to_pin()
         self._done: set[int] = set()
         self._frames: dict[int, DataFrame] = {}
         self._versions: dict[int, int] = {}
         self._checked = False
         self._held: set[int] = set()
 
-    def _steps_to_pin(self) -> Iterator[int]:
+    def _steps_to_pin(self) -> frozenset[int]:
         # A session lives as long as its stream, and a view as long as its session.
         if self.context.settings.spark_remote is None or self.plan.pipeline.config.mode == "streaming":
-            return
-        yield from self.optimizations.kept
-        for step in self.plan.steps:
-            if isinstance(step.method, Cache):
-                yield from step.inputs
-            caches = isinstance(step.method, DataFrameMethod) and step.method.cache
-            if caches or chance_of(step.method) is not None:
-                yield step.index
+            return frozenset()
+        by_chance = (step.index for step in self.plan.steps if chance_of(step.method) is not None)
+        return kept_by_config(self.plan, self._selected).union(self.optimizations.kept, by_chance)
 
     def dataframe(self, step: PlannedStep) -> DataFrame:
         """Return the DataFrame of ``step``, wherever it is to be had."""

@@ -117,17 +117,21 @@ def optimize(
     return Optimizations(kept, same, clustered, adaptive)
 
 
+def kept_by_config(plan: PipelinePlan, selected: Collection[int]) -> frozenset[int]:
+    """Return the DataFrames that the config of ``plan`` says to keep, in a run of the ``selected`` steps."""
+    steps = (step for step in plan.steps if isinstance(step.method, Cache) and step.index in selected)
+    by_steps = frozenset(index for step in steps for index in step.inputs)
+    return by_steps.union(
+        step.index for step in plan.steps if isinstance(step.method, DataFrameMethod) and step.method.cache
+    )
+
+
 class _Keeping:
     """Finds the DataFrames that cost less to keep than to compute again. All its tables are by step index."""
 
     def __init__(self, plan: PipelinePlan, selected: frozenset[int], own_costs: Mapping[int, float]) -> None:
         self.same = dict(_same_extracts(plan))
-        self.kept_by_config = {
-            index
-            for step in plan.steps
-            if isinstance(step.method, Cache) and step.index in selected
-            for index in step.inputs
-        } | {step.index for step in plan.steps if isinstance(step.method, DataFrameMethod) and step.method.cache}
+        self.kept_by_config = kept_by_config(plan, selected)
         self._steps = plan.steps
         self._selected = selected
         self._readers: dict[int, list[PlannedStep]] = {step.index: [] for step in plan.steps}
