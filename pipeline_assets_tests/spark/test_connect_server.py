@@ -138,6 +138,7 @@ def test_a_server_is_known_when_the_clock_has_been_set(tmp_path: Path) -> None:
             record = record_of(process, tmp_path)
             assert record.process() == process
             later = replace(record, started=record.started - 3600)
+            wait_until(process.cmdline)  # a process that is just being made has none yet
             assert (later.process() is not None) is is_known
         finally:
             process.kill()

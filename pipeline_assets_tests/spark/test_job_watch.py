@@ -108,7 +108,7 @@ def test_a_port_that_is_out_of_reach_is_asked_once(caplog: pytest.LogCaptureFixt
     watch = JobWatch(session)
     assert work(watch) == work(watch) == []
     (record,) = caplog.records
-    assert "no metrics of Spark's jobs" in record.message
+    assert "no metrics of Spark's jobs" in record.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_an_answer_that_is_none_fails_no_run(
         session: Any = ConnectSession(port)
         assert work(JobWatch(session)) == []
     (record,) = caplog.records
-    assert said in record.message
+    assert said in record.getMessage()
 
 
 def test_the_step_fails_with_its_own_error(caplog: pytest.LogCaptureFixture) -> None:
