@@ -37,7 +37,7 @@ from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.validation import raise_for_failures
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
 
 _log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class PipelineRun:
         self.context = context
         self.scope = RunScope(plan, context)
         self._selected = frozenset(range(len(plan.steps)) if selected is None else selected)
+        self._shares_session = not in_one_process and context.settings.spark_remote is not None
         self._waiting = frozenset(waiting)
         self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
         self.checked_rows = CheckedRows(self.scope, self.optimizations)
@@ -278,9 +279,19 @@ class PipelineRun:
         """Run a step that says what stays cached."""
         # Not by the names that the step has for them: a DataFrame may have two.
         frames = {self.plan.steps[i].dataframe: self.dataframe(self.plan.steps[i]) for i in step.inputs}
+        for kept in self._kept_for_others():
+            if (view := self._session_view(kept)) is not None:
+                self.context.cache.take_over(kept.dataframe, view)
         context = dataclasses.replace(self.context, optimize=self.optimizations.adaptive.issuperset(step.inputs))
         with self.scope.errors_of(step):
             cast(TransformMethod, step.method).transform(frames, context)
+
+    def release_cache(self) -> None:
+        """Let go of what is kept, but of what other processes of the run go on with: ``release_shared`` does."""
+        self.context.cache.release(but=[step.dataframe for step in self._kept_for_others()])
+
+    def _kept_for_others(self) -> list[PlannedStep]:
+        return shared_views(self.plan, self._selected) if self._shares_session else []
 
     def _check_before_data_moves(self) -> None:
         """Plan all steps of the run once, so that a mistake in a later one is found before the first write."""
@@ -410,11 +421,7 @@ class PipelineRun:
         if self.plan.pipeline.config.mode == "streaming":
             # All of it is in one process. What has the name is the stream, or a micro-batch, that was planned last.
             return None
-        catalog = self.context.spark.catalog
-        name = _handed_on(step)
-        if catalog.tableExists(name) and catalog.getTable(name).isTemporary:
-            return self.context.spark.table(name)
-        return None
+        return _handed_on_in(self.context.spark, step)
 
     def _read_table(self, step: PlannedStep) -> DataFrame:
         path = self._reachable_table_path(step)
@@ -436,6 +443,29 @@ class PipelineRun:
             return frame
         frame = frame.where(partition.of(dict(frame.dtypes)).predicate)
         return frame if partition.column else frame.drop(PARTITION_KEY_COLUMN)
+
+
+def shared_views(plan: PipelinePlan, selected: Collection[int]) -> list[PlannedStep]:
+    """Return the views that the config of ``plan`` says to keep, in a run of the ``selected`` steps.
+
+    Where each step has a process of its own and all have one session, the others find them there.
+    """
+    kept = (plan.steps[index] for index in sorted(kept_by_config(plan, selected)))
+    return [step for step in kept if step.role is Role.VIEW]
+
+
+def release_shared(spark: SparkSession, plan: PipelinePlan) -> None:
+    """Let go of what the processes of a run have kept for each other in ``spark``, their session for ``plan``."""
+    for step in shared_views(plan, range(len(plan.steps))):
+        if (frame := _handed_on_in(spark, step)) is not None:
+            frame.unpersist()
+
+
+def _handed_on_in(spark: SparkSession, step: PlannedStep) -> DataFrame | None:
+    name = _handed_on(step)
+    if spark.catalog.tableExists(name) and spark.catalog.getTable(name).isTemporary:
+        return spark.table(name)
+    return None
 
 
 def _handed_on(step: PlannedStep) -> str:

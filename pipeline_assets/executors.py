@@ -1,8 +1,9 @@
 """Dagster's executors, which also tell of the run what neither its steps nor their resources can: start and end."""
 
 # No postponed annotations here, as in all modules that define what Dagster runs.
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,13 +19,16 @@ from dagster._core.execution.retries import RetryMode
 from dagster._core.execution.step_dependency_config import StepDependencyConfig
 from dagster._core.executor.base import Executor
 
+from pipeline_assets.execution import release_shared, shared_views
 from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.metrics.publishing import RunPublisher
 from pipeline_assets.openlineage.publishing import lineage_publisher
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
-from pipeline_assets.spark.session import KeptSessions
+from pipeline_assets.spark.session import KeptSessions, SparkSessions
+
+_log = logging.getLogger(__name__)
 
 
 def executor_of(settings: Settings, plans: Mapping[str, PipelinePlan]) -> dg.ExecutorDefinition:
@@ -139,16 +143,32 @@ class _TellingExecutor(Executor):
         if not self._own_processes or settings.spark_remote is None:
             yield lambda _: None
             return
-        kept, own = KeptSessions(settings.spark_remote, run.run_id), {plan.name for plan in self._plans.values()}
+        kept = KeptSessions(settings.spark_remote, run.run_id)
+        own = {plan.name: plan for plan in self._plans.values()}
+        opened: set[str] = set()
 
         def keep(event: dg.DagsterEvent) -> None:
             if event.asset_key is not None and event.asset_key.path[0] in own:
+                opened.add(event.asset_key.path[0])
                 kept.keep(event.asset_key.path[0])
 
         try:
             yield keep
         finally:
             kept.end()
+            self._release_shared(settings, run, [own[pipeline] for pipeline in sorted(opened)])
+
+    def _release_shared(self, settings: Settings, run: dg.DagsterRun, plans: Sequence[PipelinePlan]) -> None:
+        """Let go of what the steps' processes have left in Spark's cache for each other, and of those sessions."""
+        keeping = [plan for plan in plans if shared_views(plan, range(len(plan.steps)))]
+        sessions = SparkSessions(settings)
+        try:
+            for plan in keeping:
+                release_shared(sessions.session(run.run_id, plan.name), plan)
+        except Exception as error:  # noqa: BLE001  (a run must be able to end when its Spark has)
+            _log.debug("what the run has cached was not released: %s", type(error).__name__)
+        finally:
+            sessions.close()
 
     def _tell(self, settings: Settings, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
         publisher = lineage_publisher(settings, run, instance)

@@ -91,8 +91,8 @@ def optimize(
 ) -> Optimizations:
     """Decide for a run of the ``selected`` steps, or all, what the config of ``plan`` does not say.
 
-    Nothing is decided for a stream, nor with ``"optimize": false``. What a process keeps is gone when it ends, so that
-    nothing is kept where each step has one of its own.
+    Nothing is decided for a stream, nor with ``"optimize": false``. Where each step has a process of its own, none of
+    them knows when the last reader is done, and nothing is kept by decision.
     """
     if plan.pipeline.config.mode == "streaming" or not plan.pipeline.config.optimize:
         return Optimizations({}, {}, frozenset(), frozenset())

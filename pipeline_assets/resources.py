@@ -119,7 +119,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
 
     def _release_caches(self) -> None:
         for run in self._runs.values():
-            run.context.cache.release()
+            run.release_cache()
 
     @property
     def cancellation(self) -> Cancellation:

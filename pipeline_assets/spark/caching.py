@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -138,9 +138,18 @@ class DataFrameCache:
         for name in self._cached.keys() - self._by_decision:
             self._unpersist(name)
 
-    def release(self) -> None:
-        """Let go of everything at the end of a run. Never raises: Spark may be gone already."""
-        for name in list(self._cached):
+    def take_over(self, name: str, frame: DataFrame) -> None:
+        """Know ``frame`` by ``name``, if Spark keeps it since another process of the run has asked for it."""
+        level = frame.storageLevel
+        if name not in self._cached and keeps(level):
+            self._cached[name] = (frame, next(each for each in _LEVELS if storage_level(each) == level))
+
+    def release(self, *, but: Collection[str] = ()) -> None:
+        """Let go of everything at the end, ``but`` what other processes of the run go on with.
+
+        Never raises: Spark may be gone already.
+        """
+        for name in self._cached.keys() - set(but):
             try:
                 self._unpersist(name)
             except Exception as error:  # noqa: BLE001  (a run must be able to end when its Spark has)

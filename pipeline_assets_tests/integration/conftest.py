@@ -14,6 +14,7 @@ from devstack.kafka import KafkaServer
 from devstack.postgres import PostgresServer
 from devstack.s3 import S3Server
 from pipeline_assets_tests.config_documents import write_config
+from pipeline_assets_tests.integration.counted_orders import Database, counted_orders
 from pipeline_assets_tests.integration.location import Location
 from pipeline_assets_tests.integration.run_processes import JobProcess, Start
 from pipeline_assets_tests.integration.topics import Topic
@@ -34,6 +35,13 @@ def reach_sources(sources: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> N
     """Have the reference connections reach ``sources``."""
     for name, value in sources.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def database(postgres: PostgresServer, reach_sources: None) -> Iterator[Database]:
+    """A database with a table that counts how often it is read."""
+    with counted_orders(postgres) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -56,14 +56,19 @@ class Location:
 
     def metadata(self, pipeline: str, asset: str) -> dict[str, Any]:
         """Return the values of the asset's last materialization's metadata."""
-        event = self.instance.get_latest_materialization_event(dg.AssetKey([pipeline, asset]))
-        assert event is not None
-        assert event.asset_materialization is not None
-        return {key: value.value for key, value in event.asset_materialization.metadata.items()}
+        return metadata_of(self.instance, pipeline, asset)
 
     def table(self, pipeline: str, asset: str) -> Path:
         """Return where the warehouse has the asset's table."""
         return self.warehouse / pipeline / asset
+
+
+def metadata_of(instance: dg.DagsterInstance, pipeline: str, asset: str) -> dict[str, Any]:
+    """Return the values of the metadata of the asset's last materialization in ``instance``."""
+    event = instance.get_latest_materialization_event(dg.AssetKey([pipeline, asset]))
+    assert event is not None
+    assert event.asset_materialization is not None
+    return {key: value.value for key, value in event.asset_materialization.metadata.items()}
 
 
 def failure_text(result: dg.ExecuteInProcessResult) -> str:

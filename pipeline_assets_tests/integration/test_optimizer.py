@@ -2,58 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psycopg
 import pytest
 
-from devstack.postgres import PostgresServer
 from devstack.spark_servers import SparkConnectServer
 from pipeline_assets_tests.config_documents import batch, load, transform
+from pipeline_assets_tests.integration.counted_orders import ROWS, Database, expected, extract, reads
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
 from pipeline_assets_tests.integration.location import Location
-
-Database = psycopg.Connection[Any]
-ROWS = 1000
-COUNTED = "SELECT nextval('counted.reads') AS read, id, id % 7 AS day FROM counted.orders"
-
-
-@pytest.fixture
-def database(postgres: PostgresServer, reach_sources: None) -> Iterator[Database]:
-    with psycopg.connect(
-        host=postgres.host, port=postgres.port, dbname=postgres.database, user=postgres.user,
-        password=postgres.password, autocommit=True,
-    ) as opened:  # fmt: skip
-        opened.execute(
-            "DROP SCHEMA IF EXISTS counted CASCADE; CREATE SCHEMA counted; CREATE SEQUENCE counted.reads;"
-            f"CREATE TABLE counted.orders AS SELECT n AS id FROM generate_series(1, {ROWS}) n"
-        )
-        yield opened
-        opened.execute("DROP SCHEMA counted CASCADE")
-
-
-def reads(database: Database) -> int:
-    """How many rows have been read since the last call."""
-    (found,) = database.execute("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM counted.reads").fetchall()
-    database.execute("SELECT setval('counted.reads', 1, false)")
-    return int(found[0])
-
-
-def extract(name: str) -> dict[str, Any]:
-    return {"type": "extract", "method": "fromPostgres", "config": {"query": COUNTED, "registerAs": name}}
 
 
 def to_delta(name: str, source: str, **config: Any) -> dict[str, Any]:
     found = load("toDeltaLake", path=f"/{name}", inputDataFrame=source, mode="overwrite", **config)
     return {**found, "name": name}
-
-
-def expected() -> pd.DataFrame:
-    ids = pd.Series(range(1, ROWS + 1))
-    return pd.DataFrame({"id": ids, "day": ids % 7})
 
 
 def persistent(spark: Any) -> list[str]:

@@ -19,9 +19,10 @@ import pytest
 from benchmarks.spark_event_log import read_events
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.session import SparkSessions
-from pipeline_assets_tests.config_documents import batch, extract_file, transform
-from pipeline_assets_tests.integration.delta_tables import count_rows, rows_of
-from pipeline_assets_tests.integration.location import Location
+from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
+from pipeline_assets_tests.integration.counted_orders import ROWS, Database, expected, extract, reads
+from pipeline_assets_tests.integration.delta_tables import count_rows, rows_of, same_rows
+from pipeline_assets_tests.integration.location import Location, metadata_of
 from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
 from pipeline_assets_tests.integration.spark_server_program import SparkServer
 from pipeline_assets_tests.integration.test_streams import SCHEMA, from_kafka, root, stream, to_delta
@@ -44,14 +45,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkServer]:
 
 
 @pytest.fixture
-def job(location: Location, server: SparkServer, tmp_path: Path) -> Iterator[Callable[[str], JobProcess]]:
+def job(location: Location, server: SparkServer, tmp_path: Path) -> Iterator[Callable[..., JobProcess]]:
     """Starts jobs of the location on the server."""
     running = []
 
-    def start(name: str) -> JobProcess:
+    def start(name: str, **environment: str) -> JobProcess:
         home = tmp_path / f"{name}_home"
         home.mkdir(exist_ok=True)
-        environment = {**location.environment, "DAGSTER_HOME": str(home), "SPARK_REMOTE": server.remote}
+        environment |= {**location.environment, "DAGSTER_HOME": str(home), "SPARK_REMOTE": server.remote}
         running.append(JobProcess(name, environment, tmp_path / f"{name}.log"))
         return running[-1]
 
@@ -78,7 +79,7 @@ def isolation(server: SparkServer) -> str | None:
         return sessions.session("a_run", "a_pipeline").conf.get(ISOLATION)
 
 
-def test_many_runs_at_once_do_not_mix(location: Location, job: Callable[[str], JobProcess]) -> None:
+def test_many_runs_at_once_do_not_mix(location: Location, job: Callable[..., JobProcess]) -> None:
     """They cache, and call their DataFrames by the same names."""
     expected = {}
     for number in range(RUNS):
@@ -109,7 +110,7 @@ def test_many_runs_at_once_do_not_mix(location: Location, job: Callable[[str], J
 
 
 def test_a_run_has_the_numbers_of_its_jobs(
-    location: Location, server: SparkServer, job: Callable[[str], JobProcess], tmp_path: Path
+    location: Location, server: SparkServer, job: Callable[..., JobProcess], tmp_path: Path
 ) -> None:
     """They are those in Spark's own event log, but for the rows that Delta reads of its log to overwrite a table."""
     rows = pd.DataFrame({"id": range(5000), "kind": [row % 7 for row in range(5000)]})
@@ -121,10 +122,7 @@ def test_a_run_has_the_numbers_of_its_jobs(
     run = job("counted")
     assert run.end() == 0, run.output
     with dg.DagsterInstance.from_config(str(tmp_path / "counted_home")) as instance:
-        event = instance.get_latest_materialization_event(dg.AssetKey(["counted", "kinds"]))
-    assert event is not None
-    assert event.asset_materialization is not None
-    told = {key: found.value for key, found in event.asset_materialization.metadata.items()}
+        told = metadata_of(instance, "counted", "kinds")
     logged = logged_work(server.event_log, f"_Session_{session_of(run)}_")
     assert told["rows_read"] == len(rows) < logged.pop("rows_read")
     assert logged["shuffle_write_bytes"] > 0
@@ -155,7 +153,7 @@ def logged_work(folder: Path, mark: str) -> dict[str, int]:
 
 
 def test_the_session_of_a_run_that_was_killed_goes(
-    location: Location, server: SparkServer, topic: Topic, job: Callable[[str], JobProcess]
+    location: Location, server: SparkServer, topic: Topic, job: Callable[..., JobProcess]
 ) -> None:
     """That of a stream too, while the server waits for the run to write a micro-batch.
 
@@ -185,8 +183,10 @@ def test_the_session_of_a_run_that_was_killed_goes(
     assert sorted(rows_of(location.table("later", "copy"))["id"]) == list(range(6))
     topic.send(events(0, 4))
     stream_run.wait_until(lambda: count_rows(root(location, "out")) == 4)
+    offsets = root(location, "checkpoints/out") / "offsets"
+    last = max(int(file.name) for file in offsets.iterdir() if file.name.isdigit())
     topic.send(events(4, 4))
-    stream_run.wait_until((root(location, "checkpoints/out") / "offsets" / "1").exists)
+    stream_run.wait_until((offsets / str(last + 1)).exists)
     sessions += [session_of(stream_run)]
     stream_run.signal(signal.SIGKILL)
     for session in sessions:
@@ -227,9 +227,50 @@ def test_a_session_outlives_the_wait_for_another_pipeline(
     assert sorted(rows_of(location.table("second", "joined"))["id"]) == list(range(4))
 
 
+def test_what_is_cached_is_there_for_the_other_processes_of_a_run(
+    location: Location, server: SparkServer, job: Callable[..., JobProcess], database: Database, tmp_path: Path
+) -> None:
+    """Until a step, or the end of the run, lets go of it: the server keeps nothing that nobody will ever ask for."""
+    days = {"query": "SELECT id % 7 AS day, count(*) FROM counted.orders GROUP BY 1", "cache": True}
+    location.write(
+        batch(
+            "p",
+            extract("orders", cache=True, cacheStorageLevel="DISK_ONLY"),
+            *({"type": "extract", "method": "fromPostgres", "config": {**days, "registerAs": name}} for name in "ab"),
+            *(
+                load("toDeltaLake", path=f"/{name}", inputDataFrame="orders", mode="overwrite")
+                for name in ("one", "two")
+            ),
+            *({**load("toDeltaLake", path=f"/{name}", inputDataFrame=name), "name": f"to_{name}"} for name in "ab"),
+            {**transform("uncache", dataFrames=["a"]), "name": "first"},
+            {**transform("uncache", dataFrames=["orders"]), "name": "second"},
+        )
+    )
+    log = server.log()
+    before = log.stat().st_size
+    run = job("p", PIPELINE_ASSETS_EXECUTOR="multiprocess")
+    assert run.end() == 0, run.output
+    assert reads(database) == ROWS
+    tables = [rows_of(root(location, name)) for name in ("one", "two")]
+    same_rows(*tables)
+    same_rows(tables[0][["id", "day"]], expected())
+    with dg.DagsterInstance.from_config(str(tmp_path / "p_home")) as instance:
+        assert metadata_of(instance, "p", "first")["cached_dataframes"] == "orders (DISK_ONLY), b (MEMORY_AND_DISK)"
+        assert metadata_of(instance, "p", "second")["cached_dataframes"] == "b (MEMORY_AND_DISK)"
+    said = log.read_bytes()[before:].decode(errors="replace")
+    kept = set(re.findall(r"[Bb]lock rdd_(\d+)_\d+", said))
+    assert len(kept) == 3
+    wait_until(lambda: kept == removed(log, before))
+    assert "what it had cached is let go of" not in said
+
+
 def session_of(run: JobProcess) -> str | None:
     found = re.search(r"over Connect, session (\S+) of the server", run.output)
     return found[1] if found else None
+
+
+def removed(log: Path, since: int) -> set[str]:
+    return set(re.findall(r"Removing RDD (\d+) from", log.read_bytes()[since:].decode(errors="replace")))
 
 
 def cached_rdd(log: Path, since: int) -> int | None:
