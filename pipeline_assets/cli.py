@@ -161,6 +161,7 @@ def _in_partition(plan: PipelinePlan, key: str) -> PipelinePlan:
             else f"by now there is none, as they start at {partitions.start}"
         )
         raise ConfigurationError(f"{key!r} is no key of the {partitions.type} partitions of {plan.name}: {there}")
+    partitions.check_key(key)
     return plan_pipeline(plan.pipeline.for_partition(key))
 
 

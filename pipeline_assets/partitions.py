@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -178,6 +178,36 @@ class Partitions(JsonModel):
         if self.type == "hourly":
             return start, (start.astimezone(UTC) + timedelta(hours=1)).astimezone(start.tzinfo)
         return start, self._end_of(start)
+
+    def check_key(self, key: str) -> None:
+        """Raise ConfigurationError when ``key`` is that of no partition: Dagster takes any from the tag of a run."""
+        if key in self.values if self.type == "static" else self._is_key(key):
+            return
+        there = ", ".join(self.values) or f"{self.first_key()!r} and the like, to start where one does"
+        raise ConfigurationError(f"there is no partition {key!r} (the {self.type} partitions are {there})")
+
+    def _is_key(self, key: str) -> bool:
+        try:
+            start = self._start_of(key)
+        except ValueError:
+            return False
+        at, first = start.replace(tzinfo=None), _moment(cast(date, self.start))
+        # Python reads 2024-1-5, too. Of the second of two hours that have one name, the offset is part of it.
+        if key != start.strftime(_KEY_FORMATS[self.type] + ("%z" if start.fold else "")):
+            return False
+        if at < first or (self.end is not None and at >= _moment(self.end)):
+            return False
+        match self.type:
+            case "hourly":
+                # One that clocks leave out would be the next one by its moment.
+                is_there = start.astimezone(UTC).astimezone(start.tzinfo).replace(tzinfo=None) == at
+                return at.minute == 0 and is_there
+            case "weekly":
+                return at.weekday() == first.weekday()
+            case "monthly":
+                return at.day == 1
+            case _:
+                return True
 
     def first_key(self) -> str:
         """Return the key of a partition that is sure to have the format of them all."""

@@ -161,7 +161,9 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 self._publisher.listen()
             partitions = plan.pipeline.config.partitions
             if partitions is not None:
-                plan = plan_pipeline(plan.pipeline.for_partition(_given(partition_key, plan)))
+                partition_key = _given(partition_key, plan)
+                partitions.check_key(partition_key)
+                plan = plan_pipeline(plan.pipeline.for_partition(partition_key))
             # Before Spark is started: the policy on secrets refuses what it has to here.
             connections = self._loaded_connections()
             if self._lineage is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Any
 
 import dagster as dg
@@ -58,6 +59,45 @@ def test_a_slice_is_the_window_that_dagster_means(config: dict[str, Any]) -> Non
             [start, end],
         ).fetchone()
         assert row == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "others"),
+    [
+        (
+            {"type": "hourly", "start": "2024-03-30T22:00", "end": "2024-03-31T06:00", "timezone": "Europe/Berlin"},
+            ["2024-03-31-01:30", "2024-03-31-02:00", "2024-03-30-21:00", "2024-03-31-06:00", "2024-03-31"],
+        ),
+        (
+            {"type": "hourly", "start": "2024-10-26T20:00", "end": "2024-10-27T06:00", "timezone": "Europe/Berlin"},
+            ["2024-10-27-2:00", "2024-10-27-02:30+0100", "2024-10-27-05:00+0100"],
+        ),
+        (
+            {"type": "daily", "start": "2024-02-25", "end": "2024-03-05"},
+            ["2024-3-1", "20240301", "2024-02-30", "2024-02-24", "2024-03-05", "2024-03-01-00:00", "", "eu"],
+        ),
+        ({"type": "weekly", "start": "2024-01-01", "end": "2024-03-04"}, ["2024-01-10", "2023-12-25"]),
+        ({"type": "monthly", "start": "2023-11-01", "end": "2024-04-01"}, ["2024-01-15", "2023-10-01", "2024-01"]),
+    ],
+    ids=["spring", "autumn", "daily", "weekly", "monthly"],
+)
+def test_keys_are_those_of_dagster(config: dict[str, Any], others: list[str]) -> None:
+    partitions, definition = windows(**config)
+    keys = definition.get_partition_keys()
+    assert len(keys) >= 4
+    for key in keys:
+        partitions.check_key(key)
+    for key in others:
+        assert key not in keys
+        with pytest.raises(ConfigurationError, match=f"^there is no partition {re.escape(repr(key))} \\(the "):
+            partitions.check_key(key)
+
+
+def test_static_keys_are_those_of_the_config() -> None:
+    partitions = Partitions.model_validate({"type": "static", "values": ["eu", "us"]})
+    partitions.check_key("us")
+    with pytest.raises(ConfigurationError, match=r"no partition 'EU' \(the static partitions are eu, us\)"):
+        partitions.check_key("EU")
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,10 @@ class TestTables:
         text = failure_text(location.run("parted", fail=True))
         assert "pipeline parted is partitioned" in text
         assert "dg launch -m pipeline_assets.definitions --job parted --partition KEY" in text
+        # As `dagster job execute --tags` gives it, Dagster does not look at the key.
+        job, tags = location.definitions().resolve_job_def("parted"), {"dagster/partition": "2024-1-2"}
+        unknown = job.execute_in_process(instance=location.instance, tags=tags, raise_on_error=False)
+        assert "there is no partition '2024-1-2'" in failure_text(unknown)
         table = location.table("parted", "kept")
         found = pd.concat(
             pd.read_parquet(file).assign(partition_key=Path(file).parent.name.removeprefix("partition_key="))
