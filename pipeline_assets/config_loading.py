@@ -328,7 +328,7 @@ def _collect(
     issues: list[ConfigIssue] = []
     config: PipelineConfig | None = None
     try:
-        config = PipelineConfig.model_validate(unescape(document))
+        config = PipelineConfig.of_json(unescape(document))
     except ValidationError as error:
         issues += issues_of(file, error, PipelineConfig, document)
     methods: list[StepMethod] = []
@@ -385,7 +385,7 @@ def _method(
     if cls is None:
         return None, _unknown_method(file, index, step_type, name, registry)
     try:
-        return cls.model_validate(unescape(config)), []
+        return cls.of_json(unescape(config)), []
     except ValidationError as error:
         return _stand_in(cls, config), list(issues_of(file, error, cls, config, ("steps", index, "config")))
 

@@ -215,4 +215,4 @@ class Connections:
 
 def parse_connections(data: Any) -> ConnectionsFile:
     """Validate the parsed JSON of a connections file. Raises pydantic.ValidationError."""
-    return ConnectionsFile.model_validate(data)
+    return ConnectionsFile.of_json(data)

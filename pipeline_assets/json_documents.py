@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.alias_generators import to_camel
@@ -224,6 +224,11 @@ class JsonModel(BaseModel):
         populate_by_name=True,
         allow_inf_nan=False,  # as a text, "inf" would be a number
     )
+
+    @classmethod
+    def of_json(cls, data: Any) -> Self:
+        """Return the model of parsed JSON, whose keys are in camelCase alone. Raises pydantic.ValidationError."""
+        return cls.model_validate(data, by_alias=True, by_name=False)
 
     @field_validator("*", mode="before")
     @classmethod

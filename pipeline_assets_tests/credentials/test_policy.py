@@ -207,6 +207,9 @@ def test_a_policy_that_there_is_not(folder: Path, monkeypatch: pytest.MonkeyPatc
     write_config(folder, {**CLEAN, "secretsPolicy": "vault_only"}, "connections.json")
     with pytest.raises(ConfigurationError, match=r"/secretsPolicy: 'vault_only' is not allowed, did you mean"):
         load_connections(folder)
+    write_config(folder, {**CLEAN, "secrets_policy": "vault-only"}, "connections.json")
+    with pytest.raises(ConfigurationError, match="/secrets_policy: .*did you mean 'secretsPolicy'"):
+        load_connections(folder)
     monkeypatch.setenv("PIPELINE_ASSETS_SECRETS_POLICY", "vault")
     with pytest.raises(ConfigurationError, match="PIPELINE_ASSETS_SECRETS_POLICY is 'vault', which is no policy"):
         load_folder(folder)
