@@ -36,6 +36,7 @@ def plan_issues(plan: PipelinePlan) -> Iterator[ConfigIssue]:
     """Yield what keeps the steps of a batch from running in any order."""
     yield from _checks_in_a_circle(plan)
     yield from _others_in_a_quarantine(plan)
+    yield from _others_below_an_overwrite(plan)
 
 
 def dead_letter_issues(pipeline: Pipeline, names: Sequence[str]) -> Iterator[ConfigIssue]:
@@ -226,6 +227,23 @@ def _others_in_a_quarantine(plan: PipelinePlan) -> Iterator[ConfigIssue]:
                     f"step {other.index} writes {asset!r} there, and this step overwrites the table in each run: "
                     "give it a table of its own",
                 )
+
+
+def _others_below_an_overwrite(plan: PipelinePlan) -> Iterator[ConfigIssue]:
+    """Yield what another step writes below the folder whose files are all replaced."""
+    for step in plan.steps:
+        if not isinstance(step.method, ToS3) or step.method.mode != "overwrite":
+            continue
+        folder = place_of(step.method.path)
+        for other in plan.steps:
+            for asset, dataset in plan.written_by(other) if other is not step else ():
+                if f"{place_of(dataset.uri)}/".startswith(f"{folder}/") and dataset.kind != "postgres":
+                    yield _issue(
+                        plan.pipeline,
+                        ("steps", step.index, "config", "path"),
+                        f"step {other.index} writes {asset!r} to {dataset.uri}, and this step replaces all files below "
+                        f"{step.method.path}: give each a folder of its own",
+                    )
 
 
 def _issue(pipeline: Pipeline, key: Sequence[str | int], message: str) -> ConfigIssue:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.uris import normalize_uri, root_of, without_login
+from pipeline_assets.uris import normalize_uri, root_of, unmistakable, without_login
 
 
 def cache_folder() -> Path:
@@ -99,7 +99,7 @@ class Settings:
             ("PIPELINE_ASSETS_PATH_PREFIX", self.path_prefix),
         ):
             try:
-                without_login(path)
+                unmistakable(without_login(path))
             except ValueError as error:
                 raise ConfigurationError(f"{name}: {error}") from error
         for name, value, choices in (

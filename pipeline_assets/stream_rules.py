@@ -22,7 +22,7 @@ from pipeline_assets.steps.base import (
     ValidateMethod,
 )
 from pipeline_assets.steps.extract_kafka import FromKafka
-from pipeline_assets.steps.paths import place_of
+from pipeline_assets.steps.paths import delta_dataset, place_of
 from pipeline_assets.steps.sql_names import changing_part
 from pipeline_assets.steps.sql_texts import sql_texts
 from pipeline_assets.steps.streaming_load import StreamingLoad
@@ -82,6 +82,14 @@ def stream_issues(pipeline: Pipeline, inputs: Inputs) -> Iterator[ConfigIssue]:
             "its runs do not end, so there is nothing to start anew: give every load the trigger 'availableNow', or "
             "leave the schedule out and switch the sensor on",
         )
+    if len({load.takes_what_there_is for load in loads}) > 1:
+        yield ConfigIssue(
+            pipeline.file,
+            "/steps",
+            "some loads end with what there is (trigger availableNow) and others go on, and the run with them: those "
+            "that have ended would get nothing more; give all one kind of trigger, or each kind a pipeline of its own",
+        )
+    yield from _places_in_others(pipeline)
     checkpoints: dict[str, int] = {}
     for index, method in enumerate(pipeline.methods):
         found = [method.stream_problem(_traits(pipeline, inputs, flags, index))]
@@ -99,6 +107,63 @@ def stream_issues(pipeline: Pipeline, inputs: Inputs) -> Iterator[ConfigIssue]:
         if isinstance(method, LoadMethod):
             yield from _guard_issues(pipeline, inputs, flags, index)
             yield from _topic_issues(pipeline, inputs, index)
+
+
+def _places_in_others(pipeline: Pipeline) -> Iterator[ConfigIssue]:
+    """Yield what would be written among the rows, or the files, of something else."""
+    loads = [(index, sink) for index, method in enumerate(pipeline.methods) for sink in method.sinks()]
+    aside = [
+        (index, key, delta_dataset(path))
+        for index, method in enumerate(pipeline.methods)
+        for key, path in (
+            ("quarantinePath", getattr(method, "quarantine_path", None)),
+            ("deadLetterPath", getattr(method, "dead_letter_path", None)),
+        )
+        if path
+    ]
+    for index, key, table in aside:
+        for load, sink in loads:
+            if table.overlaps(sink):
+                yield ConfigIssue(
+                    pipeline.file,
+                    pointer("steps", index, "config", key),
+                    f"step {load} loads its rows there, and those that are put aside would be among them: give them a "
+                    "table of their own",
+                )
+    sources = (source for method in pipeline.methods for source in method.sources())
+    tables = [*sources, *(sink for _, sink in loads), *(table for _, _, table in aside)]
+    places = {place_of(table.uri) for table in tables if table.kind == "deltalake"}
+    checkpoints = {
+        index: place_of(method.checkpoint_location)
+        for index, method in enumerate(pipeline.methods)
+        if isinstance(method, StreamingLoad) and method.checkpoint_location
+    }
+    for index, checkpoint in checkpoints.items():
+        for place in sorted(places):
+            if _is_swept(checkpoint, place):
+                yield ConfigIssue(
+                    pipeline.file,
+                    pointer("steps", index, "config", "checkpointLocation"),
+                    f"it lies in the Delta table at {place}, whose VACUUM deletes what the table does not know: put it "
+                    "beside the table, or into a folder there whose name begins with '_'",
+                )
+        for other, outer in checkpoints.items():
+            if checkpoint.startswith(f"{outer}/"):
+                yield ConfigIssue(
+                    pipeline.file,
+                    pointer("steps", index, "config", "checkpointLocation"),
+                    f"it lies in that of step {other}: put it beside it",
+                )
+
+
+def _is_swept(folder: str, table: str) -> bool:
+    """Whether a Delta table's VACUUM deletes what is in ``folder``: not in what is hidden.
+
+    Source: https://docs.delta.io/latest/delta-utility.html (directories that begin with an underscore)
+    """
+    if folder == table:
+        return True
+    return folder.startswith(f"{table}/") and not folder.removeprefix(f"{table}/").startswith(("_", "."))
 
 
 def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], load: int) -> Iterator[ConfigIssue]:

@@ -9,6 +9,9 @@ import re
 
 _ROOT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?=/)(?://[^/]*)?")
 
+# Not any: a colon may be in a name, as of an hourly partition.
+_NO_URI = re.compile(r"(?:s3[an]?:(?!//)|(?:file|dbfs|hdfs|viewfs|gs|abfss?|wasbs?|oss):(?!/))", re.IGNORECASE)
+
 # Hadoop takes hdfs://user@host and abfss://container@account; what has a colon before its @ is a login. A bucket has no
 # colon, and a key of AWS may hold slashes.
 _LOGIN = re.compile(r"s3[an]?://[^/{]*:|[a-z][a-z0-9+.-]*://[^/@:]*:[^/]*@", re.IGNORECASE)
@@ -44,6 +47,17 @@ def without_login(path: str) -> str:
         raise ValueError(
             "a path holds no credentials, as it is shown: leave them out, and refer to them in connections.json"
         )
+    return path
+
+
+def unmistakable(path: str) -> str:
+    """Return ``path``. Raises ValueError for a text that would be a relative path, and hardly is meant as one."""
+    if path != path.strip():
+        raise ValueError(f"{path!r} begins or ends with white space: leave it out")
+    if path.startswith("~"):
+        raise ValueError(f"{path!r}: '~' stands for no home directory here, write ${{HOME}}")
+    if _NO_URI.match(path):
+        raise ValueError(f"{path!r} is no URI: expected two slashes after the colon, as in s3a://bucket/key")
     return path
 
 

@@ -526,9 +526,9 @@ def test_files_in_the_folder_of_a_table_are_its_data(tmp_path: Path, table: str,
     assert (("p", 2) in link_pipelines([plan])) is same
 
 
-def test_files_that_replace_those_of_a_table_come_after_it(tmp_path: Path) -> None:
+def test_files_beside_those_of_a_table_come_after_it(tmp_path: Path) -> None:
     delta = {**DELTA, "config": {"path": "/lake/t"}}
-    replace = load("toS3", path="/lake/t", mode="overwrite")
+    replace = load("toS3", path="/lake/t")
     plan = planned(tmp_path, batch("p", extract_file("rows", "/in.csv"), delta, replace))
     assert [step.index for step in plan.waits_for(plan.steps[2])] == [1]
     aside = quarantine(quarantinePath="/lake/t")
@@ -912,3 +912,22 @@ def test_the_steps_in_the_documentation(tmp_path: Path) -> None:
     blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
     steps = [extract_file("customers", "/c.csv"), extract_file("orders", "/o.csv"), *blocks]
     assert len(planned(tmp_path, batch("p", *steps)).steps) == 5
+
+
+@pytest.mark.parametrize("path", ["/lake/t", "/lake", "/lake/"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**DELTA, "config": {"path": "/lake/t"}},
+        load("toS3", path="/lake/t", format="json"),
+        quarantine(quarantinePath="/lake/t"),
+    ],
+    ids=["delta", "files", "quarantine"],
+)
+def test_no_load_deletes_what_another_step_writes(tmp_path: Path, path: str, other: dict[str, Any]) -> None:
+    rows, replace = extract_file("rows", "/in.csv"), load("toS3", path=path, mode="overwrite")
+    said = issues_of(tmp_path, batch("p", rows, other, replace))["/steps/2/config/path"]
+    assert said.startswith("step 1 writes ")
+    assert said.endswith(f"this step replaces all files below {path}: give each a folder of its own")
+    beside = load("toS3", path="/lake/t2", mode="overwrite")
+    assert len(planned(tmp_path, batch("p", rows, other, beside)).steps) == 3

@@ -47,6 +47,13 @@ def test_an_address_that_is_none_is_refused_without_its_token(remote: str) -> No
     assert "hidden-word" not in str(raised.value)
 
 
+def test_a_path_that_would_be_another_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="^PIPELINE_ASSETS_WAREHOUSE: '~/tables': '~' stands for no home"):
+        Settings(warehouse="~/tables").check()
+    with pytest.raises(ConfigurationError, match="^PIPELINE_ASSETS_PATH_PREFIX: 's3a:lake' is no URI"):
+        Settings(path_prefix="s3a:lake").check()
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

@@ -136,6 +136,44 @@ def test_event_stream_as_written(tmp_path: Path) -> None:
             "end in a load",
         ),
         (
+            (EVENTS, load(trigger="availableNow"), load(path="/other", checkpointLocation="/checkpoints/other")),
+            "/steps",
+            "give all one kind of trigger",
+        ),
+        *(
+            ((EVENTS, load(checkpointLocation=inside)), "/steps/1/config/checkpointLocation", "table at /out, whose V")
+            for inside in ("/out", "/out/", "/out/checkpoint", "/out/a/_checkpoint")
+        ),
+        (
+            (from_delta("followed"), load(checkpointLocation="/followed/checkpoint")),
+            "/steps/1/config/checkpointLocation",
+            "table at /followed, whose VACUUM",
+        ),
+        (
+            (
+                EVENTS,
+                {**QUARANTINE, "config": {**QUARANTINE["config"], "quarantinePath": "/bad"}},
+                load(checkpointLocation="/bad/checkpoint"),
+            ),
+            "/steps/2/config/checkpointLocation",
+            "table at /bad, whose VACUUM",
+        ),
+        (
+            (EVENTS, load(), load(path="/other", checkpointLocation="/checkpoints/out/other")),
+            "/steps/2/config/checkpointLocation",
+            "in that of step 1",
+        ),
+        (
+            (EVENTS, {**QUARANTINE, "config": {**QUARANTINE["config"], "quarantinePath": "/out/"}}, load()),
+            "/steps/1/config/quarantinePath",
+            "step 2 loads its rows there",
+        ),
+        (
+            ({**EVENTS, "config": {**EVENTS["config"], "schema": "id INT", "deadLetterPath": "/out"}}, load()),
+            "/steps/0/config/deadLetterPath",
+            "step 1 loads its rows there",
+        ),
+        (
             (EVENTS, {"type": "load", "method": "toS3", "config": {"path": "s3a://b/k", "format": "json"}}),
             "/steps/1",
             "toS3 does not take streams",
@@ -183,6 +221,9 @@ def test_a_pattern_is_read_once(tmp_path: Path) -> None:
         (EVENTS, kafka(topicPattern="event"), UNITED, load()),
         (EVENTS, kafka(topicPattern=r"\p{Alpha}+_x"), UNITED, load()),
         (EVENTS, load(), kafka(topic="events"), load(path="/other", checkpointLocation="/checkpoints/other")),
+        (EVENTS, load(checkpointLocation="/out/_checkpoint")),
+        (EVENTS, load(checkpointLocation="/outer")),
+        (EVENTS, load(path="s3a://b/out", checkpointLocation="/out/checkpoint")),
         (EVENTS, WATERMARK, COUNTS, load()),
         (EVENTS, COUNTS, load(outputMode="complete")),
         (EVENTS, COUNTS, load(outputMode="update", mergeKeys=["window"])),

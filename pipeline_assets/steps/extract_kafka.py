@@ -25,7 +25,7 @@ from pipeline_assets.steps.kafka_records import (
 )
 from pipeline_assets.steps.kafka_stream_start import KafkaStreamStart, kept_source, source_of
 from pipeline_assets.steps.kafka_topics import KafkaTopics
-from pipeline_assets.steps.path_checks import check_any
+from pipeline_assets.steps.path_checks import check_folder
 from pipeline_assets.steps.sql_texts import SqlColumns
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class FromKafka(KafkaTopics):
     broken_records: Literal["fail", "null"] | None = None
     """Batch only: a record that can't be read fails the run (`fail`, when left out), or has nulls where it does not fit
     (`null`)."""
-    dead_letter_path: Annotated[str, AfterValidator(check_any)] | None = None
+    dead_letter_path: Annotated[str, AfterValidator(check_folder)] | None = None
     """Streaming only: the Delta table for records that can't be read. When left out it is in the warehouse, called like
     this step with `_dead_letters` after it."""
 

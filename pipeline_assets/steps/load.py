@@ -12,7 +12,7 @@ from pipeline_assets.steps.delta_stream import MergeBatch, merge_app_id
 from pipeline_assets.steps.delta_table import DeltaMode, write_delta
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.partition_rows import with_partition
-from pipeline_assets.steps.path_checks import check_any
+from pipeline_assets.steps.path_checks import check_folder
 from pipeline_assets.steps.paths import delta_dataset, open_for_spark
 from pipeline_assets.steps.sql_texts import SqlExpression
 from pipeline_assets.steps.streaming_load import StreamingLoad
@@ -40,7 +40,7 @@ class ToDeltaLake(StreamingLoad):
     method = "toDeltaLake"
     kinds = frozenset({"spark", "deltalake"})
 
-    path: Annotated[str, AfterValidator(check_any)]
+    path: Annotated[str, AfterValidator(check_folder)]
     """Where the table is: a local path, or `s3a://bucket/key`. It is created when it is missing."""
     mode: DeltaMode = "append"
     """append adds rows; overwrite replaces the table; errorIfExists fails when there is one; merge updates the rows

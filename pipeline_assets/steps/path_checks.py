@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, normalize
-from pipeline_assets.uris import is_local, without_login
+from pipeline_assets.uris import is_local, unmistakable, without_login
 
 GLOB = re.compile(r"[*?\[{]")
 
@@ -21,10 +21,13 @@ def check_s3(path: str) -> str:
 
 
 def check_any(path: str) -> str:
-    """Return ``path`` normalized. Raises ValueError when it is empty, holds a login or climbs out by ``..``."""
+    """Return ``path`` normalized.
+
+    Raises ValueError when it is empty, holds a login, climbs out by ``..``, or would be another place than it looks.
+    """
     if not path.strip():
         raise ValueError("the path is empty")
-    without_login(path)
+    unmistakable(without_login(path))
     if ".." in path.split("/"):
         raise ValueError(f"{path!r} contains '..': give the path without it")
     return check_s3(path) if is_s3(path) else path

@@ -443,6 +443,13 @@ def test_streaming_config_of_the_design() -> None:
         ),
         ({"mode": "upsert"}, "'merge'"),
         ({"path": "/a/../b"}, "contains '..'"),
+        ({"path": "/a/*"}, "contains a glob"),
+        ({"path": " s3a://bucket/a"}, "begins or ends with white space"),
+        ({"path": "/a\n"}, "begins or ends with white space"),
+        ({"path": "~/a"}, "'~' stands for no home directory here, write "),
+        ({"path": "s3a:bucket/a"}, "expected two slashes after the colon, as in s3a://bucket/key"),
+        ({"path": "S3:/bucket/a"}, "expected two slashes after the colon"),
+        ({"path": "file:a"}, "expected two slashes after the colon"),
     ],
 )
 def test_invalid_config(config: dict[str, Any], message: str) -> None:
