@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,13 +22,16 @@ from pipeline_assets.credentials.policy import (
     pipeline_issues,
     policy_from_environment,
 )
-from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
+from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean, error_line
 from pipeline_assets.json_documents import issues_of, parse_json, pointer, substitute, unescape
 from pipeline_assets.parsed_files import NotedVariables, ParsedFiles
 from pipeline_assets.redaction import redact
+from pipeline_assets.spark.failures import original_error
 from pipeline_assets.steps import method_registry
 from pipeline_assets.steps.base import StepMethod
 from pipeline_assets.steps.s3_paths import is_s3
+
+_log = logging.getLogger(__name__)
 
 CONNECTIONS_FILE = "connections.json"
 SCHEMA_FILE = "pipeline.schema.json"
@@ -135,15 +139,22 @@ def _loaded(
         except ConfigurationError as error:
             name = error.name if isinstance(error, InvalidPipelineError) else None
             broken.append(BrokenConfig(file, name or path.stem, error))
-        except RecursionError:
-            broken.append(BrokenConfig(file, path.stem, too_deep(file)))
+        except Exception as error:  # noqa: BLE001  (a config that does not load never takes the others with it)
+            broken.append(BrokenConfig(file, path.stem, unforeseen(file, error)))
     unique, colliding = _without_collisions(pipelines)
     return ConfigFolder(tuple(unique), (*broken, *colliding))
 
 
-def too_deep(file: str) -> ConfigurationError:
-    """Return the error of a file that holds what Python's stack is too small for: the other files load all the same."""
-    return ConfigurationError.from_issues([ConfigIssue(file, "", "is nested too deeply: break its longest texts up")])
+def unforeseen(file: str, error: Exception) -> ConfigurationError:
+    """Return what to tell of a file that the program itself fails on: the other files load all the same."""
+    if isinstance(error, RecursionError):
+        message = "is nested too deeply: break its longest texts up"
+    else:
+        message = f"can't be looked at, by a mistake in pipeline-assets and not in the file: {error_line(error)}"
+    found = ConfigurationError.from_issues([ConfigIssue(file, "", message)])
+    found.__cause__ = original_error(error)
+    _log.debug("%s: %s", file, found.__cause__)
+    return found
 
 
 def pipeline_files(folder: Path) -> list[Path]:

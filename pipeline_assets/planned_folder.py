@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from pipeline_assets.config_loading import BrokenConfig, ConfigFolder, too_deep
+from pipeline_assets.config_loading import BrokenConfig, ConfigFolder, unforeseen
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
@@ -39,8 +39,8 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
             plans.append(plan_pipeline(pipeline))
         except ConfigurationError as error:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.name, error))
-        except RecursionError:
-            broken.append(BrokenConfig(pipeline.file, pipeline.config.name, too_deep(pipeline.file)))
+        except Exception as error:  # noqa: BLE001  (a config that does not load never takes the others with it)
+            broken.append(BrokenConfig(pipeline.file, pipeline.config.name, unforeseen(pipeline.file, error)))
     issues = [
         *_shared_checkpoints(plans),
         *_shared_quarantines(plans),
@@ -63,8 +63,8 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
 def _with_graph_issues(broken: BrokenConfig) -> BrokenConfig:
     try:
         return replace(broken, error=with_graph_issues(broken.error))
-    except RecursionError:
-        return broken  # what is wrong with it is known
+    except Exception:  # noqa: BLE001  (what is wrong with it is known)
+        return broken
 
 
 def _shared_checkpoints(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
@@ -156,6 +156,9 @@ def _unusable_keys(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
                 wrong = f"in the place of ${{partition}} it makes {first.pointer} wrong: {first.message}"
             except RecursionError:
                 continue  # a run has more room, and tells if that is too little
+            except Exception as error:  # noqa: BLE001  (a config that does not load never takes the others with it)
+                first = unforeseen(pipeline.file, error).issues[0]
+                wrong = f"with it in the place of ${{partition}} the file {first.message}"
             else:
                 pairs = zip(plan.steps, steps, strict=True)
                 other = next((step for step, with_key in pairs if step.inputs != with_key.inputs), None)

@@ -231,24 +231,66 @@ def test_a_long_pipeline_in_reverse_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "at", ["pipeline_assets.config_loading.load_file", "pipeline_assets.planned_folder.plan_pipeline"]
 )
-def test_what_is_too_deep_for_the_stack_leaves_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RecursionError(), "is nested too deeply: break its longest texts up"),
+        (
+            KeyError("rows"),
+            "can't be looked at, by a mistake in pipeline-assets and not in the file: KeyError: 'rows'",
+        ),
+    ],
+)
+def test_what_the_program_fails_on_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, error: Exception, told: str
 ) -> None:
     read = {"pipeline_assets.config_loading.load_file": load_file}.get(at, plan_pipeline)
 
-    def too_deep(first: Any, *more: Any) -> Any:
+    def failing(first: Any, *more: Any) -> Any:
         if "pit" in str(first):
-            raise RecursionError
+            raise error
         return read(first, *more)
 
     write_config(tmp_path, batch("pit", extract_file("rows", "/a.csv")))
     write_config(tmp_path, batch("other", extract_file("rows", "/a.csv")))
-    monkeypatch.setattr(at, too_deep)
+    monkeypatch.setattr(at, failing)
     folder = plan_folder(load_folder(tmp_path, {}))
     assert [plan.name for plan in folder.plans] == ["other"]
     ((broken),) = folder.broken
     assert (broken.file, broken.name) == ("pit.json", "pit")
-    assert issues(broken) == {"": "is nested too deeply: break its longest texts up"}
+    assert issues(broken) == {"": told}
+
+
+def test_a_key_that_the_program_fails_on_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(pipeline: Pipeline) -> PipelinePlan:
+        if pipeline.methods[0].model_dump()["path"] == "/eu.csv":
+            raise KeyError("rows")
+        return plan_pipeline(pipeline)
+
+    rows = extract_file("rows", "/${partition}.csv")
+    write_config(tmp_path, batch("by-place", rows, partitions={"type": "static", "values": ["eu"]}))
+    monkeypatch.setattr("pipeline_assets.planned_folder.plan_pipeline", failing)
+    ((broken),) = plan_folder(load_folder(tmp_path, {})).broken
+    assert "KeyError: 'rows'" in issues(broken)["/partitions/values/0"]
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("SELECT * FROM orders |> LIMIT 3", None),
+        ("SELECT map('a',", None),
+        ("SELECT * FROM spark_catalog..orders", None),
+        ("SELECT * FROM nowhere |> LIMIT 3", "there is no DataFrame 'nowhere'"),
+    ],
+)
+def test_sql_that_sqlglot_fails_on_leaves_the_others(tmp_path: Path, query: str, told: str | None) -> None:
+    rows = extract_file("orders", "/o.csv")
+    table = {"type": "extract", "method": "fromPostgres", "config": {"query": "SELECT * FROM public..orders"}}
+    write_config(tmp_path, batch("odd", table, rows, transform("sql", query=query)))
+    write_config(tmp_path, batch("other", rows))
+    folder = plan_folder(load_folder(tmp_path, {}))
+    assert [plan.name for plan in folder.plans] == (["other"] if told else ["odd", "other"])
+    assert [told in issues(broken)["/steps/2/config/query"] for broken in folder.broken] == [True] * bool(told)
 
 
 def test_an_unknown_dataframe_lists_those_there_are(tmp_path: Path) -> None:

@@ -120,11 +120,10 @@ def changing_part(sql: str) -> str | None:
 def _tokens(sql: str, dialect: str) -> list[Token]:
     """Return the tokens of ``sql``; none when it can't be split into them: who runs it can't do that either."""
     from sqlglot import tokenize
-    from sqlglot.errors import SqlglotError
 
     try:
         return tokenize(sql, read=dialect)
-    except SqlglotError:
+    except _sqlglot_errors():
         return []
 
 
@@ -213,8 +212,28 @@ def _statements(query: str, dialect: str) -> list[exp.Expr] | None:
     try:
         with _quiet():
             return [found for found in sqlglot.parse(query, dialect=dialect) if found is not None]
-    except (sqlglot.errors.SqlglotError, RecursionError):
+    except _sqlglot_errors():
         return None
+
+
+def _sqlglot_errors() -> tuple[type[Exception], ...]:
+    """Return what sqlglot raises of a text that it does not understand.
+
+    It documents SqlglotError alone, and trips over what is not as it expects in other ways too: a query that the
+    database or Spark understands may not fail for that.
+    """
+    from sqlglot.errors import SqlglotError
+
+    return (
+        SqlglotError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    )
 
 
 def spark_table_names(query: str) -> tuple[str, ...]:
@@ -241,26 +260,6 @@ def postgres_columns(query: str, columns: Iterable[str]) -> dict[str, tuple[tupl
     return {column: origins for column, origins in found.items() if origins is not None}
 
 
-def _lineage_errors() -> tuple[type[Exception], ...]:
-    """Return what sqlglot raises of a query whose lineage it does not understand.
-
-    It documents SqlglotError alone, and trips over what is not as it expects in other ways too: a query that the
-    database understands may not fail for that.
-    """
-    from sqlglot.errors import SqlglotError
-
-    return (
-        SqlglotError,
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    )
-
-
 def _scope(statement: exp.Expr) -> Scope | None:
     """Return ``statement`` with its columns' tables, for the lineage of all of them; None if it is not understood."""
     from sqlglot.optimizer.qualify import qualify
@@ -272,7 +271,7 @@ def _scope(statement: exp.Expr) -> Scope | None:
             return build_scope(
                 qualify(statement.copy(), dialect="postgres", schema={}, validate_qualify_columns=False, identify=False)
             )
-    except _lineage_errors():
+    except _sqlglot_errors():
         return None
 
 
@@ -288,7 +287,7 @@ def _origins(statement: exp.Expr, scope: Scope | None, column: str) -> tuple[tup
             root = lineage(
                 quoted, scope.expression, schema={}, dialect="postgres", scope=scope, trim_selects=False, copy=False
             )
-    except _lineage_errors():
+    except _sqlglot_errors():
         return _starred(statement, column)
     assert isinstance(root, Node)  # noqa: S101  (it is one for one column)
     origins: set[tuple[str | None, str, str]] = set()
@@ -353,7 +352,9 @@ def _tables(query: str, dialect: str) -> Iterator[tuple[str | None, str]]:
             yield schema, _folded(node.this, dialect)
 
 
-def _folded(identifier: exp.Identifier, dialect: str) -> str:
+def _folded(identifier: exp.Identifier | str, dialect: str) -> str:
+    if isinstance(identifier, str):
+        return identifier  # between the dots of a..b there is no identifier
     name = str(identifier.this)
     return name.lower() if dialect == "postgres" and not identifier.args.get("quoted") else name
 
