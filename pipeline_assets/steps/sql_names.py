@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
+from pipeline_assets.steps.sql_tokens import tables_by_tokens
+
 if TYPE_CHECKING:
     from sqlglot import exp
     from sqlglot.optimizer.scope import Scope
@@ -342,9 +344,11 @@ def _tables(query: str, dialect: str) -> Iterator[tuple[str | None, str]]:
 
     statement = _parsed(query, dialect)
     if statement is None:
-        yield from _tables_by_tokens(query, dialect)
+        yield from ((None, name) for name in tables_by_tokens(_tokens(query, dialect)))
         return
     tables = [node for node in statement.find_all(exp.Table) if isinstance(node.this, exp.Identifier)]
+    # A hint names tables by their aliases.
+    tables = [node for node in tables if node.find_ancestor(exp.Hint) is None]
     for node in sorted(tables, key=lambda table: table.this.meta.get("start", 0)):
         qualifier = node.args.get("db")
         schema = _folded(qualifier, dialect) if qualifier is not None else None
@@ -377,30 +381,6 @@ def _is_cte(table: exp.Table) -> bool:
             return True
         child, node = node, node.parent
     return False
-
-
-def _tables_by_tokens(query: str, dialect: str) -> Iterator[tuple[str | None, str]]:
-    """Find names after FROM and JOIN where the text can be split into tokens but not parsed."""
-    from sqlglot import tokenize
-    from sqlglot.errors import SqlglotError
-    from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
-
-    try:
-        tokens = tokenize(query, read=dialect)
-    except SqlglotError:
-        return
-    names = (TokenType.VAR, TokenType.IDENTIFIER)
-    kinds = [token.token_type for token in tokens] + [TokenType.SEMICOLON] * 2
-    ctes = {
-        token.text.casefold()
-        for at, token in enumerate(tokens)
-        if kinds[at] in names and kinds[at + 1] is TokenType.ALIAS and kinds[at + 2] is TokenType.L_PAREN
-    }
-    for at, kind in enumerate(kinds[:-2]):
-        if kind in (TokenType.FROM, TokenType.JOIN) and kinds[at + 1] in names:
-            unqualified = kinds[at + 2] not in (TokenType.DOT, TokenType.L_PAREN)
-            if unqualified and tokens[at + 1].text.casefold() not in ctes:
-                yield None, tokens[at + 1].text
 
 
 @contextmanager

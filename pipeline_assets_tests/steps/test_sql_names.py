@@ -37,7 +37,9 @@ from pipeline_assets.steps.sql_names import (
         ("SELECT * FROM range(10) JOIN `odd name`", ("odd name",)),
         ("SELECT * FROM a LATERAL VIEW explode(b) AS c", ("a",)),
         ("SELECT a.b FROM a UNION ALL SELECT 1 FROM c", ("a", "c")),
+        ("SELECT /*+ BROADCAST(c), MERGE(o, c) */ * FROM orders o JOIN customers c ON true", ("orders", "customers")),
         # What sqlglot does not parse: names by token.
+        ("SELECT extract(day FROM day), x:y.z::int FROM orders o, customers c", ("orders", "customers")),
         ("WITH x AS (SELECT 1) SELECT a -> FROM orders JOIN x ON JOIN db.y", ("orders",)),
     ],
 )
