@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -15,23 +16,20 @@ if TYPE_CHECKING:
     from sqlglot.optimizer.scope import Scope
     from sqlglot.tokens import Token  # type: ignore[attr-defined]
 
-_STATEMENTS = frozenset(
+# What a query begins with in Spark SQL. All else is done at once by spark.sql(), also where a run is only planned.
+_QUERIES = frozenset(["FROM", "MAP", "REDUCE", "SELECT", "TABLE", "VALUES", "WITH"])
+# What follows on a FROM, and on the queries of a WITH, in a statement that writes.
+_WRITES = frozenset(
     [
-        "ALTER",
-        "CALL",
-        "CREATE",
-        "DELETE",
-        "DESCRIBE",
-        "DROP",
-        "INSERT",
-        "MERGE",
-        "REFRESH",
-        "SET",
-        "SHOW",
-        "TRUNCATE",
-        "UPDATE",
-        "USE",
-        "VACUUM",
+        ("INSERT", "INTO"),
+        ("INSERT", "OVERWRITE"),
+        ("INSERT", "WITH"),
+        ("MERGE", "INTO"),
+        ("MERGE", "WITH"),
+        (")", "DELETE"),
+        (")", "INSERT"),
+        (")", "MERGE"),
+        (")", "UPDATE"),
     ]
 )
 
@@ -130,26 +128,45 @@ def _tokens(sql: str, dialect: str) -> list[Token]:
 
 
 def check_is_query(query: str) -> str:
-    """Return ``query``. Raises ValueError when it is not one SELECT in Spark SQL.
+    """Return ``query``. Raises ValueError when it is not one query in Spark SQL.
 
-    What the parser does not understand passes: Spark is the judge of it.
+    What begins as one and is not understood by the parser passes: Spark is the judge of it.
     """
     from sqlglot import exp
 
-    if not query.strip():
+    words = _words(query)
+    if not words:
         raise ValueError("the query is empty")
-    statements = _statements(query, "spark")
-    if statements is None:
-        first = query.split(maxsplit=1)[0].upper()
-        if first in _STATEMENTS:
-            raise ValueError(f"the query is a {first}: expected a SELECT, or WITH ... SELECT")
+    first = next((word for word in words if word != "("), "(")
+    if first not in _QUERIES:
+        raise _no_query(f"is a {first} statement")
+    pairs = list(pairwise(words))
+    count = 1 + sum(before == ";" != after for before, after in pairs)
+    if count > 1:
+        raise _no_query(f"holds {count} statements")
+    statement = _parsed(query, "spark")
+    if isinstance(statement, exp.Query | exp.Values):
         return query
-    if len(statements) != 1:
-        raise ValueError(f"the query holds {len(statements)} statements: expected one SELECT")
-    if not isinstance(statements[0], exp.Query | exp.Values):
-        first = query.split(maxsplit=1)[0].upper()
-        raise ValueError(f"the query is a {first} statement: expected a SELECT, or WITH ... SELECT")
+    writes = next((pair for pair in pairs if pair in _WRITES), None)
+    if writes is not None:
+        raise _no_query(f"writes ({' '.join(writes).removeprefix(') ')})")
+    if statement is not None:
+        raise _no_query(f"is a {first} statement")
     return query
+
+
+def _words(query: str) -> list[str]:
+    """Return the words and signs of ``query`` in upper case, with '' in the place of each text in quotes."""
+    from sqlglot.tokens import TokenType  # type: ignore[attr-defined]
+
+    tokens = _tokens(query, "spark")
+    words = ["''" if each.token_type is TokenType.STRING else each.text.upper() for each in tokens]
+    # What can't be split into tokens here, Spark may be able to split.
+    return words or re.findall(r"\w+|\S", query.upper())
+
+
+def _no_query(found: str) -> ValueError:
+    return ValueError(f"the query {found}: expected one SELECT, or WITH ... SELECT")
 
 
 def keeps_state(query: str) -> bool:
@@ -210,12 +227,15 @@ def _statements(query: str, dialect: str) -> list[exp.Expr] | None:
     The parser is recursive: to it some forty calls in one another are too many, which to Spark are few.
     """
     import sqlglot
+    from sqlglot import exp
 
     try:
         with _quiet():
-            return [found for found in sqlglot.parse(query, dialect=dialect) if found is not None]
+            found = [each for each in sqlglot.parse(query, dialect=dialect) if each is not None]
     except _sqlglot_errors():
         return None
+    # To it ``TABLE a`` is a column with an alias.
+    return None if any(isinstance(each, exp.Alias | exp.Condition) for each in found) else found
 
 
 def _sqlglot_errors() -> tuple[type[Exception], ...]:
