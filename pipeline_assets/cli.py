@@ -311,8 +311,8 @@ def _lines(path: Path) -> JsonLines | None:
 
 def _passed_over(folder: Path) -> Iterator[str]:
     """Yield what looks like a pipeline in or below ``folder``, and is not read as one."""
-    misspelled = (path for path in folder.iterdir() if path.suffix != ".json" and path.suffix.lower() == ".json")
-    for path in sorted(path for path in (*misspelled, *folder.glob("[!.]*/*.json")) if path.is_file()):
+    misspelled = (path for path in folder.glob("[!.]*") if path.suffix != ".json" and path.suffix.lower() == ".json")
+    for path in sorted(path for path in (*misspelled, *folder.glob("[!.]*/[!.]*.json")) if path.is_file()):
         yield f"{path} is not read: a pipeline is a *.json (in lower case) in {folder} itself"
 
 

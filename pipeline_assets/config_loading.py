@@ -173,7 +173,9 @@ def pipeline_files(folder: Path) -> list[Path]:
         ) from None
     except OSError as error:
         raise ConfigurationError(f"the folder {str(folder)!r} can't be read: {error.strerror}") from error
-    return sorted(folder / name for name in names if name.endswith(".json") and name not in NO_PIPELINES)
+    # Hidden ones are those of others: macOS and Emacs make them beside the files that are edited.
+    shown = (name for name in names if name.endswith(".json") and not name.startswith("."))
+    return sorted(folder / name for name in shown if name not in NO_PIPELINES)
 
 
 def no_pipelines(folder: Path) -> ConfigurationError:

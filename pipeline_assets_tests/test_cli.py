@@ -435,7 +435,8 @@ def test_a_folder_without_pipelines_is_not_valid(configs: Path) -> None:
 
 
 def test_validate_tells_what_it_passes_over(configs: Path) -> None:
-    for place in ("UPPER.JSON", "team/sub.json", "team/deeper/sub.json", ".hidden/x.json", "notes.md", "team/x.txt"):
+    hidden = (".hidden/x.json", "._event-stream.json", ".#event-stream.json", ".x.JSON", "team/._sub.json")
+    for place in ("UPPER.JSON", "team/sub.json", "team/deeper/sub.json", "notes.md", "team/x.txt", *hidden):
         (configs / place).parent.mkdir(parents=True, exist_ok=True)
         (configs / place).write_text("{")
     result = run("validate")
