@@ -255,9 +255,10 @@ def _sql_errors(pipelines: list[Pipeline]) -> list[ConfigurationError]:
 
 def _file_errors(files: tuple[Path, ...], valid: list[Pipeline]) -> Iterator[ConfigurationError]:
     """Yield what is wrong with ``files``, and add the pipelines that are not to ``valid``."""
-    planned = plan_folder(load_files(file for file in files if file.name not in NO_PIPELINES))
-    valid += [plan.pipeline for plan in planned.plans]
-    yield from (broken.error for broken in planned.broken)
+    for folder in load_files(file for file in files if file.name not in NO_PIPELINES):
+        planned = plan_folder(folder)
+        valid += [plan.pipeline for plan in planned.plans]
+        yield from (broken.error for broken in planned.broken)
     for file in files:
         if file.name == CONNECTIONS_FILE:
             try:

@@ -121,10 +121,12 @@ def load_folder(folder: Path, environment: Mapping[str, str] | None = None) -> C
     return _loaded([(path, path.name) for path in files], environment, policy)
 
 
-def load_files(paths: Iterable[Path], environment: Mapping[str, str] | None = None) -> ConfigFolder:
-    """Load ``paths`` as if they were the pipelines of one folder; what is wrong is told by path, not by file name."""
-    each_once = {path.resolve(): path for path in paths}
-    return _loaded([(path, str(path)) for path in each_once.values()], environment)
+def load_files(paths: Iterable[Path], environment: Mapping[str, str] | None = None) -> list[ConfigFolder]:
+    """Load ``paths`` as if those of a folder were all of it; what is wrong is told by path, not by file name."""
+    by_folder: dict[Path, list[Path]] = {}
+    for path in {path.resolve(): path for path in paths}.values():
+        by_folder.setdefault(path.parent.resolve(), []).append(path)
+    return [_loaded([(path, str(path)) for path in files], environment) for files in by_folder.values()]
 
 
 def _loaded(

@@ -240,16 +240,31 @@ def test_validate_tells_files_of_one_name_apart(configs: Path) -> None:
     for folder in below:
         folder.mkdir()
         write_config(folder, {"kafka": {"default": {}}}, "connections.json")
-    files = [write_config(folder, batch("same", extract_file("rows", "/a.csv")), "x.json") for folder in below]
-    broken = write_config(below[0], batch("broken", extract_file("rows", "/a.csv", pth="x")))
+    files = [
+        write_config(below[0], batch("same", extract_file("rows", "/a.csv")), name) for name in ("x.json", "y.json")
+    ]
+    broken = [write_config(folder, batch("same", extract_file("rows", "/", pth="x")), "z.json") for folder in below]
     connections = below[1] / "connections.json"
-    result = run("validate", *map(str, (*files, files[0], broken, connections)))
+    result = run("validate", *map(str, (*files, files[0], *broken, connections)))
     assert result.exit_code == 1
     assert sorted(line.partition(": ")[0] for line in result.stderr.splitlines()) == sorted(
-        f"{path}:1" for path in (*files, broken, connections)
+        f"{path}:1" for path in (*files, *broken, connections)
     )
     assert f"the same name to Dagster as 'same' of {files[1]}: rename" in result.stderr
     assert run("validate", str(files[0]), str(files[0])).exit_code == 0
+
+
+def test_validate_holds_no_files_of_two_folders_against_each_other(configs: Path) -> None:
+    stream = copy.deepcopy(EVENT_STREAM)
+    for place in ("stg", "prod"):
+        (configs / place).mkdir()
+        write_config(configs / place, stream, "stream.json")
+    result = run("validate", *(str(configs / place / "stream.json") for place in ("stg", "prod")))
+    assert result.stdout == "2 configs are valid\n", result.stderr
+    # Of one folder they are one location's.
+    write_config(configs / "prod", {**stream, "name": "second"}, "second.json")
+    result = run("validate", *(str(configs / "prod" / name) for name in ("stream.json", "second.json")))
+    assert "it is the checkpoint of step 2 of" in result.stderr
 
 
 @pytest.mark.parametrize(
