@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -252,11 +252,23 @@ def load_connections(folder: Path, environment: Mapping[str, str] | None = None)
 def unknown_connections(pipeline: Pipeline, connections: Connections) -> Iterator[ConfigIssue]:
     """Yield an issue for each connection that a step of ``pipeline`` needs, and that ``connections`` does not have."""
     for index, method in enumerate(pipeline.methods):
-        for key, kind, name in _connections_of(method):
-            try:
-                connections.of(kind, name)
-            except ConfigurationError as error:
-                yield ConfigIssue(pipeline.file, pointer("steps", index, "config", to_camel(key)), error.message)
+        for key, kind, given in _connections_of(method):
+            for name in _of_each_partition(pipeline, index, to_camel(key), given):
+                try:
+                    connections.of(kind, name)
+                except ConfigurationError as error:
+                    yield ConfigIssue(pipeline.file, pointer("steps", index, "config", to_camel(key)), error.message)
+
+
+def _of_each_partition(pipeline: Pipeline, index: int, key: str, name: str) -> Sequence[str]:
+    """Return what the connection called ``name`` at ``key`` of step ``index`` is called in the runs that are known.
+
+    Of partitions by time there are more each day: it is left to their runs.
+    """
+    partitions = pipeline.config.partitions
+    if partitions is None or "${" not in name or key not in pipeline.keys_with_partition(index):
+        return [name]
+    return [pipeline.text_for_partition(index, key, value) for value in partitions.values]
 
 
 def _connections_of(method: StepMethod) -> Iterator[tuple[str, ConnectionKind, str]]:

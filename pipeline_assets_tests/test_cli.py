@@ -138,6 +138,31 @@ def test_validate_knows_the_names_of_connections(configs: Path) -> None:
     ]
 
 
+def test_validate_knows_the_connections_of_partitions(configs: Path) -> None:
+    for file in configs.iterdir():
+        file.unlink()
+    table = {"table": "${partition}", "connection": "${partition}"}
+    aside = {"columns": ["id"], "onFailure": "quarantine", "quarantinePath": "s3a://${partition}/aside"}
+    steps = (
+        {"type": "extract", "method": "fromPostgres", "config": table},
+        {"type": "validate", "method": "notNull", "name": "good", "config": aside},
+    )
+    write_config(configs, batch("by-place", *steps, partitions={"type": "static", "values": ["eu", "us"]}))
+    write_config(configs, batch("by-day", steps[0], partitions={"type": "daily", "start": "2024-01-01"}))
+    there = {"host": "h", "database": "d", "user": "u"}
+    connections = {"postgres": {"eu": there, "us": there}, "s3": {"default": {}}}
+    write_config(configs, connections, "connections.json")
+    result = run("validate")
+    assert (result.exit_code, result.stdout) == (0, "2 configs are valid\n"), result.stderr
+    write_config(configs, {"postgres": {"eu": there}}, "connections.json")
+    assert [
+        line.partition(", did you mean")[0].partition(": add")[0] for line in run("validate").stderr.splitlines()
+    ] == [
+        "by-place.json:1: /steps/0/config/connection: there is no postgres connection 'us'",
+        "by-place.json:1: /steps/1/config/quarantinePath: there is no s3 connection 'default'",
+    ]
+
+
 def test_validate_knows_what_is_on_s3(configs: Path) -> None:
     (configs / "customer-360.json").unlink()
     stream = copy.deepcopy(EVENT_STREAM)
