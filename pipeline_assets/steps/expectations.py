@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -87,9 +88,10 @@ class InRange(RowExpectation):
     def _bounded(self) -> Self:
         if self.min is None and self.max is None:
             raise ValueError("there is no range: give 'min', 'max' or both")
-        number = int | float
-        if isinstance(self.min, number) and isinstance(self.max, number) and self.min > self.max:
+        if _is_above(self.min, self.max):
             raise ValueError(f"min ({self.min}) is greater than max ({self.max})")
+        if self.exclusive and self.min == self.max:
+            raise ValueError(f"min and max are both {self.min}, and with 'exclusive' no value is between them")
         return self
 
     def says(self) -> str:
@@ -205,6 +207,16 @@ class Expression(RowExpectation):
 
 def _with_nulls(column: Column, condition: Column, allow_null: bool) -> Column:
     return column.isNull() | condition if allow_null else condition
+
+
+def _is_above(least: Scalar | None, most: Scalar | None) -> bool:
+    """Whether ``least`` is above ``most``; not where only the column's type says how they compare."""
+    if isinstance(least, int | float) and isinstance(most, int | float):
+        return least > most
+    try:
+        return datetime.fromisoformat(str(least)) > datetime.fromisoformat(str(most))
+    except (TypeError, ValueError):
+        return False
 
 
 def _or_null(allow_null: bool) -> str:

@@ -421,6 +421,16 @@ def _own(step: ValidateMethod) -> dict[str, Any]:
             "every expectation has severity 'warn'",
         ),
         ({"expectations": {"a": {"expect": "inRange", "column": "a"}}}, "there is no range"),
+        *(
+            ({"expectations": {"a": {"expect": "inRange", "column": "a", **bounds}}}, message)
+            for bounds, message in (
+                ({"min": 2, "max": 1.5}, "min .2. is greater than max .1.5."),
+                ({"min": "2024-12-31", "max": "2024-01-01"}, "min .2024-12-31. is greater than max .2024-01-01."),
+                ({"min": "2024-01-01 00:00:01", "max": "2024-01-01"}, "is greater than max"),
+                ({"min": "a", "max": "a", "exclusive": True}, "both a, and with 'exclusive' no value is between"),
+                ({"min": 1, "max": 1.0, "exclusive": True}, "both 1, and with 'exclusive' no value is between"),
+            )
+        ),
         ({"expectations": {"a": {"expect": "rowCount"}}}, "there is no bound"),
         ({"expectations": {"a": {"expect": "freshness", "column": "a", "maxAge": "soon"}}}, "pattern"),
         ({"minRows": 1, "sampleSize": 101}, "less than or equal to 100"),
@@ -429,6 +439,14 @@ def _own(step: ValidateMethod) -> dict[str, Any]:
 def test_invalid_config(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Expectations.model_validate(config)
+
+
+@pytest.mark.parametrize(
+    "bounds", [("9", "10"), ("b", "a"), ("2024-01-02T00:00+02:00", "2024-01-01T23:00"), ("2024-01-01", "2024-01-01")]
+)
+def test_a_range_of_which_the_column_tells_how_it_is_ordered(bounds: tuple[str, str]) -> None:
+    least, most = bounds
+    assert ValidateInRange(column="a", min=least, max=most).min == least
 
 
 def test_quarantine_is_for_single_rows() -> None:
