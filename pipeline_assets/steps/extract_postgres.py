@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
 from pipeline_assets.spark.broadcasts import broadcast_limit
 from pipeline_assets.steps.base import ColumnSources, Dataset, ExtractMethod, StepContext
-from pipeline_assets.steps.columns import quote
+from pipeline_assets.steps.columns import ColumnName, quote
 from pipeline_assets.steps.postgres import (
     TableName,
     columns_in,
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 
     from pipeline_assets.connections import PostgresConnection
 
+
+def _check_sql(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank: give the SQL, or leave the key out")
+    return text
+
+
+PostgresSql = Annotated[str, Field(min_length=1), AfterValidator(_check_sql)]
 Bound = int | float | date | datetime | str
 # Where Spark has the type of a column that is a text with a length.
 _SPARK_TYPE = "__CHAR_VARCHAR_TYPE_STRING"
@@ -46,11 +54,11 @@ class FromPostgres(ExtractMethod):
     """PostgreSQL connection (from connections.json)."""
     table: str | None = None
     """The table, as `table` or `schema.table`; the schema is `public` when left out."""
-    query: str | None = None
+    query: PostgresSql | None = None
     """A SELECT to read instead of a table."""
-    columns: tuple[str, ...] = ()
+    columns: tuple[ColumnName, ...] = ()
     """Columns to read; all when left out."""
-    predicate: str | None = None
+    predicate: PostgresSql | None = None
     """SQL condition (PostgreSQL's) on the rows to read."""
     partition_column: str | None = None
     """Numeric, date or timestamp column by whose ranges the rows are read in parallel. Needs `numPartitions`."""

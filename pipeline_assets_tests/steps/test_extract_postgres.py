@@ -278,6 +278,10 @@ def test_sources() -> None:
             "is above upperBound",
         ),
         ({"table": "a", "fetchSize": -1}, "greater than or equal to 0"),
+        ({"query": " \n"}, "query\n.*is blank: give the SQL"),
+        ({"table": "a", "predicate": " "}, "predicate\n.*is blank: give the SQL"),
+        ({"table": "a", "predicate": ""}, "predicate\n.*at least 1 character"),
+        ({"table": "a", "columns": ["id", ""]}, "columns.1\n.*at least 1 character"),
     ],
 )
 def test_invalid_config(config: dict[str, Any], message: str) -> None:
