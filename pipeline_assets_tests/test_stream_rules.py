@@ -250,6 +250,8 @@ def test_a_pattern_is_read_once(tmp_path: Path) -> None:
         ),
         (EVENTS, transform("withColumns", columns={"late": "at < now()"}), QUARANTINE, load()),
         (EVENTS, CHECK, transform("withColumns", columns={"loaded_at": "now()"}), load()),
+        (EVENTS, transform("withWatermark", eventTime="at", delay="1 week"), load(trigger="1 day")),
+        (EVENTS, load(trigger="2 weeks")),
         (
             extract_file("rows", "/rows.csv"),
             transform("cache"),
@@ -269,6 +271,7 @@ def test_what_a_stream_can_do(steps: tuple[dict[str, Any], ...], tmp_path: Path)
         ({"trigger": "continuous"}, "at-least-once"),
         ({"trigger": "continuous 1 second"}, "at-least-once"),
         ({"trigger": "5"}, "no trigger"),
+        ({"trigger": "1 month"}, "no trigger"),
         ({"trigger": "often"}, "no trigger"),
         ({"outputMode": "update"}, "needs 'mergeKeys'"),
         ({"mergeKeys": ["id"]}, "outputMode 'update'"),

@@ -35,7 +35,7 @@ def _check_trigger(text: str) -> str:
     return text
 
 
-_INTERVAL = re.compile(r"\d+ *(milliseconds?|seconds?|minutes?|hours?)")
+_INTERVAL = re.compile(r"\d+ *(milliseconds?|seconds?|minutes?|hours?|days?|weeks?)")
 Trigger = Annotated[str, AfterValidator(_check_trigger)]
 
 

@@ -284,7 +284,7 @@ class WithWatermark(SingleInputTransform):
 
     event_time: ColumnName
     """Timestamp column that tells when something happened."""
-    delay: Annotated[str, Field(pattern=r"^\d+ *(seconds?|minutes?|hours?|days?)$")]
+    delay: Annotated[str, Field(pattern=r"^\d+ *(seconds?|minutes?|hours?|days?|weeks?)$")]
     """How much later than the newest row a row may come, e.g. `10 minutes`. What comes later still may be left out of
     aggregates, joins and deduplication that have ended."""
 

@@ -12,6 +12,7 @@ from pyspark.errors import AnalysisException
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
 from pipeline_assets.steps.base import SingleInputTransform, StepContext
+from pipeline_assets.steps.load import ToDeltaLake
 from pipeline_assets.steps.transform import (
     AggregateData,
     Cache,
@@ -270,6 +271,15 @@ def test_watermark_leaves_a_batch_as_it_is(context: StepContext) -> None:
         WithWatermark(event_time="att", delay="1 minute").transform({"events": frame}, context)
     with pytest.raises(ConfigurationError, match="use dropDuplicates"):
         DropDuplicatesWithinWatermark(columns=("id",)).transform({"events": marked}, context)
+
+
+@pytest.mark.parametrize("unit", ["second", "minutes", "hours", "day", "days", "week", "weeks"])
+def test_the_times_of_streams_are_such_as_spark_takes(context: StepContext, unit: str) -> None:
+    stream = context.spark.readStream.format("rate").load()
+    method = WithWatermark.model_validate({"eventTime": "timestamp", "delay": f"2 {unit}"})
+    marked = method.transform({"events": stream}, context)
+    load = ToDeltaLake.model_validate({"path": "/out", "trigger": f"2 {unit}"})
+    marked.writeStream.trigger(processingTime=load.trigger)
 
 
 def test_duplicates_within_the_watermark_of_a_stream(context: StepContext, tmp_path: Path) -> None:
