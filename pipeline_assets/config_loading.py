@@ -23,7 +23,7 @@ from pipeline_assets.credentials.policy import (
     policy_from_environment,
 )
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean, error_line
-from pipeline_assets.json_documents import issues_of, parse_json, pointer, substitute, unescape
+from pipeline_assets.json_documents import as_written, issues_of, parse_json, pointer, substitute, unescape
 from pipeline_assets.parsed_files import NotedVariables, ParsedFiles
 from pipeline_assets.redaction import redact
 from pipeline_assets.spark.failures import original_error
@@ -62,9 +62,8 @@ class Pipeline:
     def for_partition(self, key: str) -> Pipeline:
         """Return the pipeline with ``key`` in place of ``${partition}``."""
         document = substitute(dict(self.document), {"partition": key}, lambda name, at: None)
-        return replace(
-            _without_issues(*_collect(self.file, document, method_registry()), document), document=self.document
-        )
+        found = _collect(self.file, document, method_registry(), document)
+        return replace(_without_issues(*found, document), document=self.document)
 
     def keys_with_partition(self, index: int) -> frozenset[str]:
         """Return the keys in the config of step ``index`` that name ``${partition}``."""
@@ -217,11 +216,12 @@ def load_file(
     content = _content(path, shown)
 
     def parse(variables: NotedVariables) -> Pipeline:
-        document, issues = _substituted(shown, content, variables, keep=_PARTITION)
+        written = parse_json(shown, content)
+        document, issues = _substituted(shown, written, variables, keep=_PARTITION)
         unknown = {at for issue in issues for at in _around(issue.pointer)}
         if rules is SecretsPolicy.VAULT_ONLY:
             issues += pipeline_issues(shown, document)
-        found, more = _collect(shown, document, methods)
+        found, more = _collect(shown, document, methods, written)
         # What would stand there is not known, and so neither is what is wrong with it, or with what it is a part of.
         issues += (issue for issue in more if issue.pointer not in unknown)
         return _without_issues(found, issues, document)
@@ -237,7 +237,8 @@ def load_connections(folder: Path, environment: Mapping[str, str] | None = None)
     secrets = Secrets(policy)
     if not is_there(path):
         return Connections(secrets=secrets, path=str(path))
-    document, issues = _read(path, environment)
+    written = _read(path)
+    document, issues = _substituted(path.name, written, _variables(environment))
     if policy is SecretsPolicy.VAULT_ONLY:
         issues += connection_issues(path.name, document)
     if issues:
@@ -246,7 +247,8 @@ def load_connections(folder: Path, environment: Mapping[str, str] | None = None)
         return Connections(parse_connections(unescape(document)), secrets, str(path))
     except ValidationError as error:
         # Not chained: pydantic's text shows the values, and a secret may have been written where a reference belongs.
-        raise ConfigurationError.from_issues(issues_of(path.name, error, ConnectionsFile, document)) from None
+        found = issues_of(path.name, error, ConnectionsFile, document, written=written)
+        raise ConfigurationError.from_issues(found) from None
 
 
 def unknown_connections(pipeline: Pipeline, connections: Connections) -> Iterator[ConfigIssue]:
@@ -299,15 +301,15 @@ def secrets_policy(folder: Path, environment: Mapping[str, str] | None = None) -
     if given is SecretsPolicy.VAULT_ONLY or not is_there(path):
         return given
     try:
-        stated = _read(path, environment)[0].get("secretsPolicy", SecretsPolicy.ANY)
+        document, _ = _substituted(path.name, _read(path), _variables(environment))
+        stated = document.get("secretsPolicy", SecretsPolicy.ANY)
     except ConfigurationError:
         return given  # Nothing runs with such a file: load_connections says why.
     return given if stated == SecretsPolicy.ANY else SecretsPolicy.VAULT_ONLY
 
 
-def _read(path: Path, environment: Mapping[str, str] | None) -> tuple[dict[str, Any], list[ConfigIssue]]:
-    """Return the parsed file with the environment substituted, and an issue for each variable that is not set."""
-    return _substituted(path.name, _content(path, path.name), _variables(environment))
+def _read(path: Path) -> dict[str, Any]:
+    return parse_json(path.name, _content(path, path.name))
 
 
 def _content(path: Path, file: str) -> bytes:
@@ -322,8 +324,9 @@ def _variables(environment: Mapping[str, str] | None, hidden: tuple[str, ...] = 
 
 
 def _substituted(
-    file: str, content: bytes, variables: Mapping[str, str], keep: tuple[str, ...] = ()
+    file: str, written: dict[str, Any], variables: Mapping[str, str], keep: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], list[ConfigIssue]]:
+    """Return what is ``written`` with the variables put in, and an issue for each that is not set."""
     issues: list[ConfigIssue] = []
 
     def missing(name: str, at: str) -> None:
@@ -334,7 +337,7 @@ def _substituted(
     def malformed(message: str, at: str) -> None:
         issues.append(ConfigIssue(file, at, message))
 
-    return substitute(parse_json(file, content), variables, missing, keep, malformed), issues
+    return substitute(written, variables, missing, keep, malformed), issues
 
 
 def _without_issues(found: Pipeline | None, issues: list[ConfigIssue], document: Mapping[str, Any]) -> Pipeline:
@@ -349,19 +352,22 @@ def _without_issues(found: Pipeline | None, issues: list[ConfigIssue], document:
 
 
 def _collect(
-    file: str, document: Mapping[str, Any], registry: MethodRegistry
+    file: str, document: Mapping[str, Any], registry: MethodRegistry, written: Mapping[str, Any]
 ) -> tuple[Pipeline | None, list[ConfigIssue]]:
-    """Return what can be read of the pipeline, and every issue that keeps it from being one."""
+    """Return what can be read of the pipeline, and every issue that keeps it from being one.
+
+    ``written`` is the document before the variables were put in.
+    """
     issues: list[ConfigIssue] = []
     config: PipelineConfig | None = None
     try:
         config = PipelineConfig.of_json(unescape(document))
     except ValidationError as error:
-        issues += issues_of(file, error, PipelineConfig, document)
+        issues += issues_of(file, error, PipelineConfig, document, written=written)
     methods: list[StepMethod] = []
     unreadable: set[int] = set()
     for index, step in _steps(document):
-        method, found = _method(file, index, step, registry)
+        method, found = _method(file, index, step, registry, written["steps"][index])
         if method is not None:
             methods.append(method)
         if found:
@@ -399,7 +405,7 @@ def _steps(document: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _method(
-    file: str, index: int, step: dict[str, Any], registry: MethodRegistry
+    file: str, index: int, step: dict[str, Any], registry: MethodRegistry, written: dict[str, Any]
 ) -> tuple[StepMethod | None, list[ConfigIssue]]:
     """Return the step's method with its config, or with issues a stand-in; None for a method that there is not.
 
@@ -410,11 +416,15 @@ def _method(
         return None, []
     cls = registry.get((step_type, name))
     if cls is None:
-        return None, _unknown_method(file, index, step_type, name, registry)
+        found = _unknown_method(step_type, name, registry)
+        if found is None:
+            return None, []
+        return None, [ConfigIssue(file, pointer("steps", index, "method"), as_written(found, name, written["method"]))]
     try:
         return cls.of_json(unescape(config)), []
     except ValidationError as error:
-        return _stand_in(cls, config), list(issues_of(file, error, cls, config, ("steps", index, "config")))
+        place = ("steps", index, "config")
+        return _stand_in(cls, config), list(issues_of(file, error, cls, config, place, written.get("config")))
 
 
 def _stand_in(cls: type[StepMethod], config: Mapping[str, Any]) -> StepMethod:
@@ -435,17 +445,16 @@ def _stand_in_config(document: Mapping[str, Any]) -> PipelineConfig:
     return cast(PipelineConfig, config(mode="batch", steps=envelopes))
 
 
-def _unknown_method(file: str, index: int, step_type: str, name: str, registry: MethodRegistry) -> list[ConfigIssue]:
+def _unknown_method(step_type: str, name: str, registry: MethodRegistry) -> str | None:
+    """Return what is wrong with the ``name`` of a method; None where it is the type alone."""
     of_type = sorted(method for kind, method in registry if kind == step_type)
     if not of_type:
-        return []
+        return None
     elsewhere = [kind for kind, method in registry if method == name]
     if elsewhere:
-        message = f"{name!r} is a method of type {elsewhere[0]!r}, not of {step_type!r}"
-    else:
-        near = did_you_mean(name, of_type)
-        message = f"there is no {step_type} method {name!r}{near} (expected one of: {', '.join(of_type)})"
-    return [ConfigIssue(file, pointer("steps", index, "method"), message)]
+        return f"{name!r} is a method of type {elsewhere[0]!r}, not of {step_type!r}"
+    near = did_you_mean(name, of_type)
+    return f"there is no {step_type} method {name!r}{near} (expected one of: {', '.join(of_type)})"
 
 
 def _pipeline_issues(file: str, config: PipelineConfig, document: Mapping[str, Any]) -> Iterator[ConfigIssue]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, NoReturn, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -22,6 +22,7 @@ _VARIABLE = re.compile(
     r"\$(?P<escape>\$)?\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|(?=(?P<wrong>[^}]{0,40}\}?)))"
 )
 _SHOWN = 60
+_MIN_LENGTH_BARE = 4  # of a text that is looked for without quotes: a shorter one may stand for something else
 _MAX_DIGITS = 1000
 
 
@@ -250,11 +251,17 @@ def of_its_type(model: type[BaseModel], value: Any, info: ValidationInfo) -> Any
 
 
 def issues_of(
-    file: str, error: ValidationError, model: type[BaseModel], document: Any, prefix: tuple[str | int, ...] = ()
+    file: str,
+    error: ValidationError,
+    model: type[BaseModel],
+    document: Any,
+    prefix: tuple[str | int, ...] = (),
+    written: Any = None,
 ) -> Iterator[ConfigIssue]:
     """Turn pydantic's errors about ``document`` into issues, one for each place.
 
-    ``document`` was validated as ``model`` and stands at ``prefix`` in ``file``.
+    ``document`` was validated as ``model`` and stands at ``prefix`` in ``file``; ``written`` is the same before
+    variables were put in, and is what the issues show.
     """
     details: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
@@ -272,7 +279,46 @@ def issues_of(
         else:
             expected = " or ".join(dict.fromkeys(_TYPES[detail["type"]] for detail in found))
             message = f"expected {expected} (got {_json_type(found[0]['input'])})"
+        message = as_written(message, value_at(document, location), value_at(written, location))
         yield ConfigIssue(file, pointer(*prefix, *location), message)
+
+
+def value_at(document: Any, location: Iterable[str | int]) -> Any:
+    """Return what stands at ``location`` in ``document``, or None."""
+    for part in location:
+        if isinstance(document, dict):
+            document = document.get(part)
+        elif isinstance(document, list) and isinstance(part, int) and part < len(document):
+            document = document[part]
+        else:
+            return None
+    return document
+
+
+def as_written(message: str, value: Any, written: Any) -> str:
+    """Return ``message`` about ``value`` with what is ``written`` where it shows texts that variables were put into.
+
+    A variable may hold a secret, and be named where none belongs.
+    """
+    for found, text in _with_variables(value, written):
+        message = message.replace(_shown(found), _shown(text)).replace(repr(found), repr(text))
+        if len(found) >= _MIN_LENGTH_BARE:
+            bare = rf"(?<!\w){re.escape(found)}(?!\w)"
+            message = re.sub(bare, text.replace("\\", r"\\"), message, flags=re.IGNORECASE)
+    return message
+
+
+def _with_variables(value: Any, written: Any) -> Iterator[tuple[str, str]]:
+    """Yield each text in ``value`` that is another one in ``written``, and that one."""
+    if isinstance(value, str) and isinstance(written, str):
+        if value != written and value:
+            yield value, written
+    elif isinstance(value, dict) and isinstance(written, dict):
+        for key, item in value.items():
+            yield from _with_variables(item, written.get(key))
+    elif isinstance(value, list) and isinstance(written, list):
+        for item, text in zip(value, written, strict=False):
+            yield from _with_variables(item, text)
 
 
 def _within(document: Any, detail: ErrorDetails) -> tuple[str | int, ...]:

@@ -296,6 +296,52 @@ def test_nothing_follows_from_a_variable_that_is_not_set(tmp_path: Path, text: s
     }
 
 
+@pytest.mark.parametrize(
+    ("document", "pointer", "told"),
+    [
+        (changed("version", value="${HELD}"), "/version", "'${HELD}' is not allowed (expected 1)"),
+        (changed("mode", value="${HELD}"), "/mode", "'${HELD}' is not allowed (expected one of: batch, streaming)"),
+        ({**CUSTOMER_360, "schedule": "${HELD}"}, "/schedule", "'${HELD}' is not a cron expression"),
+        (changed("steps", 0, "method", value="${HELD}"), "/steps/0/method", "no extract method '${HELD}' (expected"),
+        (
+            changed("steps", 0, "config", "table", value="a.${HELD}.c"),
+            "/steps/0/config",
+            "'a.${HELD}.c' is not a table",
+        ),
+        (
+            changed("steps", 0, "config", "numPartitions", value="${HELD}"),
+            "/steps/0/config/numPartitions",
+            "expected an integer (got '${HELD}')",
+        ),
+    ],
+)
+@pytest.mark.parametrize("value", ["hunter2", "hunter2 " * 40, "hunter2" * 100, "\\hunter2'\n"])
+def test_what_a_variable_holds_is_not_shown(
+    tmp_path: Path, document: dict[str, Any], pointer: str, told: str, value: str
+) -> None:
+    message = issues_of(tmp_path, document, {"HELD": value})[pointer]
+    assert told in message
+    assert "hunter2" not in message
+
+
+def test_what_variables_hold_is_not_shown_where_it_is_compared(tmp_path: Path) -> None:
+    config = {"table": "t", "partitionColumn": "n", "numPartitions": 2, "lowerBound": "${LOW}", "upperBound": "${HIGH}"}
+    message = issues_of(tmp_path, changed("steps", 0, "config", value=config), {"LOW": "20240131", "HIGH": "20240101"})
+    assert message == {"/steps/0/config": "lowerBound (${LOW}) is above upperBound (${HIGH})"}
+
+
+def test_a_variable_in_a_connection_is_not_shown(tmp_path: Path) -> None:
+    connection = {"host": "h", "database": "d", "user": "u", "port": "${PGPASSWORD}"}
+    write_config(tmp_path, {"postgres": {"default": connection}}, "connections.json")
+    with pytest.raises(ConfigurationError) as caught:
+        load_connections(tmp_path, {"PGPASSWORD": "hunter2"})
+    (issue,) = caught.value.issues
+    assert (issue.pointer, issue.message) == (
+        "/postgres/default/port",
+        "expected an integer (got '${PGPASSWORD}')",
+    )
+
+
 def test_what_a_variable_holds_is_no_variable(tmp_path: Path) -> None:
     document = batch("p", extract_file("rows", "/in.csv", options={"comment": "${HELD}"}))
     loaded = load_file(write_config(tmp_path, document, "case.json"), {"HELD": "${lower-case}"})
