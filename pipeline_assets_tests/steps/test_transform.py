@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +185,29 @@ def test_sql_sees_dataframes_by_name(sales: DataFrame, context: StepContext) -> 
     assert method.table_names() == ("sales", "regions")
     assert method.input_names() == ("sales", "regions")
     assert rows_of(method.transform({"sales": sales, "regions": regions}, context)) == [("IT", 20), ("NO", 10)]
+
+
+@pytest.mark.parametrize(
+    ("query", "rows"),
+    [
+        ("TABLE regions", [("north", "NO")]),
+        ("FROM sales |> JOIN regions USING (region) |> AGGREGATE count(*) AS n GROUP BY country", [("NO", 1)]),
+        (
+            "SELECT /*+ BROADCAST(r) */ window.start AS day, trim(BOTH 'N' FROM r.country) AS country, count(*) AS n "
+            "FROM sales s, regions r WHERE s.region = r.region AND extract(year FROM s.at) = 2024 "
+            "GROUP BY window(s.at, '1 day'), r.country",
+            [(datetime(2024, 1, 1), "O", 1)],
+        ),
+    ],
+)
+def test_sql_that_spark_alone_understands(context: StepContext, query: str, rows: list[tuple[object, ...]]) -> None:
+    frames = {
+        "sales": context.spark.sql("SELECT 'north' AS region, TIMESTAMP '2024-01-01 05:00:00' AS at"),
+        "regions": frame_of(context.spark, "region STRING, country STRING", [("north", "NO")]),
+    }
+    method = Sql(query=query)
+    inputs = {name: frames[name] for name in method.table_names()}
+    assert rows_of(method.transform(inputs, context)) == rows
 
 
 def test_union_matches_by_name(context: StepContext) -> None:
