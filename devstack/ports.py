@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import threading
+from contextlib import ExitStack, suppress
 
 LOOPBACK = "127.0.0.1"
 
@@ -12,12 +13,14 @@ LOOPBACK = "127.0.0.1"
 # the server binds it.
 _LOWEST, _HIGHEST = 15_000, 22_000
 
-_handed_out: set[int] = set()
+# UDP sockets of the ports that were handed out, open until this process ends. No server here minds them, and who looks
+# for a port in another process, or again in this one, finds that it is taken before the server binds it.
+_claims: list[ExitStack] = []
 _lock = threading.Lock()
 
 
 def free_port(*, and_at: int = 0) -> int:
-    """A port that nobody listens on and that this process has not handed out before.
+    """A port that nobody listens on and that no process that still runs has handed out before.
 
     With ``and_at`` the port that many numbers higher is free too: some servers derive one port from another.
     """
@@ -25,10 +28,12 @@ def free_port(*, and_at: int = 0) -> int:
         for _ in range(1000):
             port = random.randint(_LOWEST, _HIGHEST)
             wanted = {port, port + and_at}
-            if wanted & _handed_out or not all(is_free(each) for each in wanted):
-                continue
-            _handed_out.update(wanted)
-            return port
+            with ExitStack() as claims, suppress(OSError):
+                for each in wanted:
+                    claims.enter_context(socket.socket(type=socket.SOCK_DGRAM)).bind((LOOPBACK, each))
+                if all(is_free(each) for each in wanted):
+                    _claims.append(claims.pop_all())
+                    return port
     raise OSError("no free port found on loopback")
 
 

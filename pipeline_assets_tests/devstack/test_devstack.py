@@ -140,7 +140,7 @@ def _produce(kafka: KafkaServer, topic: str, numbers: Iterable[int]) -> None:
     producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
     for number in numbers:
         producer.produce(topic, key=str(number), value=json.dumps({"number": number}))
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def _consume(kafka: KafkaServer, topic: str, count: int) -> list[int]:
@@ -150,7 +150,7 @@ def _consume(kafka: KafkaServer, topic: str, count: int) -> list[int]:
         {"bootstrap.servers": kafka.bootstrap_servers, "group.id": "test", "auto.offset.reset": "earliest"}
     )
     consumer.subscribe([topic])
-    messages = consumer.consume(count, timeout=30)
+    messages = consumer.consume(count, timeout=120)
     consumer.close()
     return [json.loads(message.value())["number"] for message in messages]
 
@@ -213,8 +213,11 @@ def test_every_port_is_on_loopback(
     assert len(sessions) == 8
     listening = {}
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.pid and psutil.pid_exists(connection.pid):
-            session = os.getsid(connection.pid)
+        if connection.status == psutil.CONN_LISTEN and connection.pid:
+            try:
+                session = os.getsid(connection.pid)
+            except ProcessLookupError:
+                continue
             if session in sessions:
                 listening.setdefault(session, set()).add(connection.laddr.ip)
     assert listening.keys() == sessions
@@ -260,9 +263,9 @@ class CommandLine:
     def _belongs_here(self, process: psutil.Process) -> str | None:
         try:
             words = [*process.cmdline(), process.cwd(), *process.environ().values()]
+            return f"{process.pid} {process.name()}" if any(str(self.base) in word for word in words) else None
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return None
-        return f"{process.pid} {process.name()}" if any(str(self.base) in word for word in words) else None
 
     def data(self) -> list[Path]:
         return [*self.base.glob("home/data/*"), *self.base.glob("pipeline-assets-*")]
@@ -362,7 +365,7 @@ def test_up_replaces_a_server_that_does_not_answer_for_long(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("moment", ["postgres: making", "kafka: starting", "s3: ready"])
+@pytest.mark.parametrize("moment", ["postgres: making", "kafka: starting", "s3: starting"])
 def test_interrupted_up_leaves_nothing_behind(command_line: CommandLine, number: signal.Signals, moment: str) -> None:
     up = command_line.popen("up")
     assert up.stdout is not None
@@ -373,8 +376,10 @@ def test_interrupted_up_leaves_nothing_behind(command_line: CommandLine, number:
             break
     else:
         pytest.fail("".join(seen))
+    up.send_signal(signal.SIGSTOP)  # or it might be done before it has been looked at
     assert command_line.processes() != []
     up.send_signal(number)
+    up.send_signal(signal.SIGCONT)
     rest, _ = up.communicate(timeout=300)
     assert up.returncode == 128 + number, rest
     assert command_line.processes() == []

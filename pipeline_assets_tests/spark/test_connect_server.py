@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from devstack.ports import free_port
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.connect_server import ConnectServer, ServerRecord, _end
@@ -69,21 +70,17 @@ def start(port: int, host: str = "127.0.0.1") -> None:
     ConnectServer(host, port).start(Settings(spark_master="local[1]"), {"spark.jars": ""})
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_a_port_of_another_program_is_refused(host: str, spark_submit: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(
             ConfigurationError,
             match=f"^port {port} of {host} is taken by another program: give another one with --port$",
-        ):
-            start(port, host)
+        ),
+    ):
+        start(port, host)
     start(port, host)
 
 
