@@ -30,6 +30,7 @@ from pipeline_assets.steps.base import (
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
+from pipeline_assets_tests.spark_jobs import jobs
 from pipeline_assets_tests.test_plan import planned
 
 if TYPE_CHECKING:
@@ -235,11 +236,10 @@ class Frames:
 
 @pytest.fixture
 def frames(spark: SparkSession, tmp_path: Path) -> Iterator[Frames]:
-    tracker = spark.sparkContext.statusTracker()
-    before = tracker.getJobIdsForGroup(None)
+    before = jobs(spark)
     (tmp_path / "empty").mkdir()
     yield Frames(spark, tmp_path / "empty")
-    assert tracker.getJobIdsForGroup(None) == before
+    assert jobs(spark) <= before
 
 
 def test_every_method_has_a_case() -> None:

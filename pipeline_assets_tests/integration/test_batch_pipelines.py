@@ -22,6 +22,7 @@ from pipeline_assets_tests.config_documents import (
 )
 from pipeline_assets_tests.integration.delta_tables import delta_files, rows_of, same_rows
 from pipeline_assets_tests.integration.location import Location, failure_text
+from pipeline_assets_tests.spark_jobs import jobs
 
 DAYS = ["2024-01-30", "2024-01-31", "2024-02-01"]
 
@@ -84,13 +85,9 @@ class TestReferenceConfigs:
 
     def test_views_move_no_data(self, location: Location, spark: Any) -> None:
         location.write(CUSTOMER_360)
-
-        def jobs() -> set[int]:
-            return set(spark.sparkContext.statusTracker().getJobIdsForGroup())
-
-        before = jobs()
+        before = jobs(spark)
         location.run("customer_360", only=["customers", "orders"])
-        assert len(jobs() - before) == 1, "Spark looks into one Parquet file for the schema, and that is all"
+        assert len(jobs(spark) - before) == 1, "Spark looks into one Parquet file for the schema, and that is all"
         assert not location.warehouse.exists()
         metadata = location.metadata("customer_360", "customers")
         assert metadata["storage_level"] == "MEMORY_AND_DISK"

@@ -85,8 +85,8 @@ def test_a_stop_cancels_the_jobs_and_leaves_the_table(location: Location, spark:
     run = run_cancelled(location, "long")
     killer.join()
     assert run.status == dg.DagsterRunStatus.CANCELED
-    wait_until(lambda: not tracker.getActiveJobsIds(), 10)
-    wait_until(lambda: not cached_by_the_run(spark), 10)
+    wait_until(lambda: not tracker.getActiveJobsIds())
+    wait_until(lambda: not cached_by_the_run(spark))
     assert delta_files(out) == files
     assert rows_of(out).equals(rows)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers

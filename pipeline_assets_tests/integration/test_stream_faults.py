@@ -79,6 +79,9 @@ def test_twenty_cancels(location: Location, topic: Topic) -> None:
     """Each stops all queries, frees the checkpoint for the next run, and loses and doubles nothing."""
     from pyspark.sql import SparkSession
 
+    def no_job_runs() -> bool:
+        return not SparkSession.builder.getOrCreate().sparkContext.statusTracker().getActiveJobsIds()
+
     document = continuous(topic)
     location.write(document)
     sent: list[dict[str, Any]] = []
@@ -93,9 +96,8 @@ def test_twenty_cancels(location: Location, topic: Topic) -> None:
         killer.join()
         (run,) = location.instance.get_runs(limit=1)
         assert run.status == dg.DagsterRunStatus.CANCELED
-        session = SparkSession.builder.getOrCreate()
-        assert session.streams.active == []
-        assert session.sparkContext.statusTracker().getActiveJobsIds() == []
+        assert SparkSession.builder.getOrCreate().streams.active == []
+        wait_until(no_job_runs)
         assert not (root(location, "checkpoints/out") / "pipeline_assets" / "lease.json").exists()
     finish(location, document)
     assert ids(location) == Counter(event["id"] for event in sent)

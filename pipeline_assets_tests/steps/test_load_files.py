@@ -22,6 +22,7 @@ from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps.base import LoadResult, StepContext
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.load_files import ToS3
+from pipeline_assets_tests.spark_jobs import jobs
 from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
 
 OLD: Rows = [(1, "a"), (2, "b")]
@@ -250,18 +251,17 @@ def test_rows_of_another_partition_are_refused(
 
 def test_rows_are_held_to_the_partition_by_the_write_itself(context: StepContext, tmp_path: Path) -> None:
     """Also those of a join, which leaves out what is outside: what it takes is not asked."""
-    tracker = context.spark.sparkContext.statusTracker()
     left = [(number, date(2024, 1, 1 + number % 3)) for number in range(9)]
     frame = frame_of(context.spark, DAYS, left).join(frame_of(context.spark, "id INT", [(0,), (3,)]), "id")
-    jobs: list[int] = []
+    counts: list[int] = []
     for inside in (context, on_day(context, "2024-01-01")):
-        before = set(tracker.getJobIdsForGroup(None))
+        before = jobs(context.spark)
         ToS3(path=str(tmp_path / "out")).load(frame, inside)
-        jobs.append(len(set(tracker.getJobIdsForGroup(None)) - before))
+        counts.append(len(jobs(context.spark) - before))
     expected = pd.DataFrame(left, columns=["id", "day"]).merge(pd.DataFrame({"id": [0, 3]}))
     found = pd.read_parquet(tmp_path / "out" / "partition_key=2024-01-01").sort_values("id", ignore_index=True)
     assert [*found.itertuples(index=False)] == [*expected.itertuples(index=False)]
-    assert jobs[0] == jobs[1]
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("column", [None, "Partition_Key"])

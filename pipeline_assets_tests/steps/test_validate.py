@@ -32,6 +32,7 @@ from pipeline_assets.steps.validate import (
 )
 from pipeline_assets.validation import raise_for_failures
 from pipeline_assets_tests.config_documents import batch, extract_file
+from pipeline_assets_tests.spark_jobs import wait_for_events
 from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order, rows_of
 from pipeline_assets_tests.test_plan import planned
 
@@ -663,6 +664,7 @@ class TestPasses:
         return {"expectations": {**ALL_KINDS, **more}, "minRows": 1}
 
     def executions(self, context: StepContext) -> int:
+        wait_for_events(context.spark)
         # Not how many there are: Spark forgets all but the last thousand.
         listed = context.spark._jsparkSession.sharedState().statusStore().executionsList()  # type: ignore[attr-defined]
         return 1 + max(int(listed.apply(at).executionId()) for at in range(max(0, listed.size() - 20), listed.size()))
