@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
 
 from pipeline_assets.code_location import build_definitions
 from pipeline_assets.config_loading import load_file
@@ -131,7 +132,9 @@ CHANGES = st.lists(
 )
 
 
-LIMIT = 0.050
+# The dearest cases, with a thousand errors, take a third of it at most; a pattern that is tried anew at each of the
+# 100,000 characters of a text takes seconds.
+LIMIT = 0.5
 TRIES = 5
 
 
@@ -188,7 +191,7 @@ class Judge:
             definitions.resolve_job_def(plan.name)
 
     def check_times(self) -> None:
-        """Hold that each case takes under 50 ms of the processor, which is noisy, too: the slow ones get more tries."""
+        """Hold that each case takes less than LIMIT of the processor, which is noisy: the slow ones get more tries."""
         assert statistics.median(self.seconds) < LIMIT / 2
         assert len(self.slow) < len(self.seconds) / 100
         for number, content in enumerate(self.slow):
@@ -211,7 +214,15 @@ def run(judge: Judge, cases: Any, max_examples: int) -> None:
     def each(content: bytes) -> None:
         judge.judge(content)
 
-    each()
+    # Hypothesis draws from the constants of all our modules that are loaded, too: by a new one, or by the tests that
+    # ran before, the cases would be others.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(providers, "_get_local_constants", lambda: providers.Constants())
+        providers.CONSTANTS_CACHE.cache.clear()
+        try:
+            each()
+        finally:
+            providers.CONSTANTS_CACHE.cache.clear()
 
 
 @st.composite

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_assets.redacted_output import LineRedactor, redacted_logs
@@ -232,6 +232,7 @@ def test_a_closed_descriptor_is_left_closed(tmp_path: Path) -> None:
     assert run(script, tmp_path)[1] == f"errors {MASK}\nclosed\n"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=30))
 def test_pieces_of_any_length_come_out_as_the_whole_would(cuts: list[int]) -> None:
     text = (

@@ -6,7 +6,7 @@ import pickle
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_assets.config import Retry
@@ -91,6 +91,7 @@ def test_what_an_error_says_survives_the_way_to_another_process() -> None:
     )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     retries=st.integers(0, 120),
     elapsed=st.floats(0, 1e6),

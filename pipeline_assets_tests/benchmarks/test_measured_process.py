@@ -12,6 +12,7 @@ import pytest
 from benchmarks.measured_process import run_measured
 
 _WORK = "import time\nwhile time.process_time() < 0.5: pass"
+_LATE_WORK = f"import os, sys, time\nwhile os.getppid() == int(sys.argv[1]): time.sleep(0.05)\n{_WORK}"
 _START = f"import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', {_WORK!r}]); "
 
 
@@ -20,9 +21,10 @@ _START = f"import subprocess, sys, time; child = subprocess.Popen([sys.executabl
     [
         pytest.param(_WORK, id="its own"),
         pytest.param(_START + "child.wait()", id="of a process that it waited for"),
-        # Long enough to be seen, and gone before the other is done.
+        # There for long enough to be seen, and gone before the other has begun.
         pytest.param(
-            _START + "time.sleep(0.4)",
+            "import os, subprocess, sys, time; "
+            f"subprocess.Popen([sys.executable, '-c', {_LATE_WORK!r}, str(os.getpid())]); time.sleep(3)",
             id="of a process that outlives it, as a JVM does",
             marks=pytest.mark.skipif(not psutil.LINUX, reason="others do not hand orphans on"),
         ),

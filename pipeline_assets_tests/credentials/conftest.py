@@ -51,7 +51,10 @@ def stored(vault: VaultServer, monkeypatch: pytest.MonkeyPatch) -> hvac.Client:
 
 @pytest.fixture
 def database(stored: hvac.Client, postgres: PostgresServer) -> Iterator[hvac.Client]:
-    """Vault's database engine on the real PostgreSQL. Role ``etl`` lives for an hour, ``brief`` for 4 seconds."""
+    """Vault's database engine on the real PostgreSQL. Role ``etl`` lives for an hour, ``brief`` for 4 seconds.
+
+    ``ending`` is over after 10: what a test asks at once is answered while it lives, on a busy machine, too.
+    """
     engine = stored.secrets.database
     engine.configure(
         name="pipeline",
@@ -66,7 +69,7 @@ def database(stored: hvac.Client, postgres: PostgresServer) -> Iterator[hvac.Cli
         """CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE pg_read_all_data"""
     )
     drop = 'DROP ROLE IF EXISTS "{{name}}"'
-    for role, ttl, most in (("etl", "1h", "24h"), ("brief", "4s", "1h"), ("ending", "2s", "2s")):
+    for role, ttl, most in (("etl", "1h", "24h"), ("brief", "4s", "1h"), ("ending", "10s", "10s")):
         engine.create_role(
             role, "pipeline", creation_statements=create, revocation_statements=drop, default_ttl=ttl, max_ttl=most
         )

@@ -137,7 +137,7 @@ def test_a_token_that_is_not_renewed_is_followed_by_the_one_that_replaces_it(
 def test_what_is_leased_hangs_on_the_token_that_the_file_has_now(
     stored: hvac.Client, token_file: Path, postgres: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    token_file.write_text(new_token(stored, renewable=False, ttl="3s"))
+    token_file.write_text(new_token(stored, renewable=False, ttl="10s"))
     with Secrets() as secrets:
         first = secrets.fetch(LEASED)
         token_file.write_text(new_token(stored, renewable=False))
@@ -151,7 +151,7 @@ def test_what_is_leased_hangs_on_the_token_that_the_file_has_now(
 
 @pytest.mark.usefixtures("database")
 def test_what_is_leased_is_not_given_out_after_the_end_of_its_token(stored: hvac.Client, token_file: Path) -> None:
-    token_file.write_text(new_token(stored, renewable=False, ttl="2s"))
+    token_file.write_text(new_token(stored, renewable=False, ttl="10s"))
     vault = Vault(VaultSettings.from_environment(), upkeep=False)
     vault.read("database/creds/etl", ["username"])
     (lease,) = vault._leases
@@ -180,7 +180,7 @@ def test_a_request_that_another_thread_s_login_overtakes_is_repeated(approle: hv
 
 
 def test_a_token_is_renewed_and_at_its_end_the_login_made_again(approle: hvac.Client) -> None:
-    approle.auth.approle.create_or_update_approle("etl", token_policies=["reads"], token_ttl="3s", token_max_ttl="6s")
+    approle.auth.approle.create_or_update_approle("etl", token_policies=["reads"], token_ttl="10s", token_max_ttl="15s")
     with Secrets() as secrets:
         assert secrets.fetch(REFERENCE) == CANARY
         (first,) = accessors(approle, "auth/approle/login")
@@ -203,7 +203,7 @@ def test_a_lease_of_an_earlier_login_is_not_used(approle: hvac.Client, database:
 def test_a_login_that_ends_before_its_lease_is_told_of(
     approle: hvac.Client, database: hvac.Client, postgres: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    approle.auth.approle.create_or_update_approle("etl", token_policies=["reads"], token_ttl="2s", token_max_ttl="3s")
+    approle.auth.approle.create_or_update_approle("etl", token_policies=["reads"], token_ttl="8s", token_max_ttl="10s")
     with Secrets() as secrets:
         first = secrets.fetch(LEASED)
         # Without anything being fetched: Spark may be reading with it for hours.

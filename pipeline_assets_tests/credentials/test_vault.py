@@ -115,7 +115,7 @@ def test_a_wrong_token(monkeypatch: pytest.MonkeyPatch, vault: VaultServer) -> N
 
 
 def test_a_token_that_expires_in_mid_run(stored: hvac.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    auth = stored.auth.token.create(policies=["reads"], ttl="2s", renewable=False)["auth"]
+    auth = stored.auth.token.create(policies=["reads"], ttl="10s", renewable=False)["auth"]
     monkeypatch.setenv("VAULT_TOKEN", auth["client_token"])
     with Secrets() as secrets:
         assert secrets.fetch(PASSWORD) == CANARY
@@ -154,12 +154,13 @@ def test_a_setting_that_is_none(monkeypatch: pytest.MonkeyPatch, name: str, valu
 
 def test_vault_is_sealed_slow_and_down(own_vault: OwnVault, monkeypatch: pytest.MonkeyPatch) -> None:
     server = own_vault.server
-    reach(monkeypatch, {**server.environment, "VAULT_RETRY_SECONDS": "0.5", "VAULT_CLIENT_TIMEOUT": "0.5"})
+    reach(monkeypatch, {**server.environment, "VAULT_RETRY_SECONDS": "5"})
     client = hvac.Client(url=server.url, token=server.token)
     client.secrets.kv.v2.create_or_update_secret("postgres", secret={"password": CANARY})
     client.sys.seal()
     assert f"Vault at {server.url} is sealed: unseal it" in unavailable()
     client.sys.submit_unseal_key(server.unseal_key)
+    monkeypatch.setenv("VAULT_RETRY_SECONDS", "0.5")
     own_vault.pause()
     assert f"Vault at {server.url} did not answer in time" in unavailable()
     own_vault.go_on()

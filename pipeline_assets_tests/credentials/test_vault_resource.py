@@ -138,7 +138,7 @@ def test_a_run_with_credentials_of_its_own(
     job = build_definitions(settings).resolve_job_def("leased")
     result = job.execute_in_process(instance=instance, raise_on_error=False)
     assert result.success is not fails
-    assert leases(database) == []
+    wait_until(lambda: not leases(database))
     told = events(instance, result.run_id)
     assert told
     assert {event["result"] for event in told} == {"ok"}

@@ -41,7 +41,10 @@ def found_in(folder: Path, canaries: Mapping[str, str]) -> dict[tuple[str, str],
 
 def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the file's bytes and, of a database, each value in it, unpacked where it is packed."""
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return  # a journal of SQLite's goes when its transaction has ended
     yield "", data
     if not data.startswith(b"SQLite format 3\0"):
         return

@@ -11,7 +11,7 @@ import pytest
 from devstack.kafka import USER, KafkaServer
 from pipeline_assets.config_loading import load_connections, load_file
 from pipeline_assets.credentials import Secrets
-from pipeline_assets.errors import ConfigurationError, CredentialError
+from pipeline_assets.errors import CredentialError, PipelineError
 from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.kafka_offsets import Offsets, read_offsets
@@ -83,16 +83,16 @@ def allow(location: Location, kafka: KafkaServer, topic: Topic) -> Allow:
     return allowed
 
 
-def look(location: Location, topic: Topic) -> Offsets:
+def look(location: Location, topic: Topic, timeout: float = 60) -> Offsets:
     """Ask for the topic's ends, as a sensor would."""
     connection = load_connections(location.configs).kafka("default")
-    return read_offsets(connection, Secrets(), topics=[topic.name], which="latest", timeout=5)
+    return read_offsets(connection, Secrets(), topics=[topic.name], which="latest", timeout=timeout)
 
 
 def seen(location: Location, topic: Topic) -> bool:
     try:
         return bool(look(location, topic))
-    except ConfigurationError:
+    except PipelineError:
         return False
 
 
@@ -169,5 +169,5 @@ def test_a_topic_that_the_user_may_not_write(
 def test_a_password_that_is_wrong(location: Location, topic: Topic, log_in: Callable[..., None]) -> None:
     log_in(password="wr0ng-canary")
     with pytest.raises(CredentialError, match="refused the login: .*[Aa]uthentication failed") as caught:
-        look(location, topic)
+        look(location, topic, timeout=10)
     assert "wr0ng-canary" not in str(caught.value)

@@ -177,8 +177,9 @@ def test_a_step_goes_on_in_another_jvm(location: Location, tmp_path: Path) -> No
     run = JobProcess("reborn", environment, tmp_path / "run.log")
     try:
         run.wait_until(lambda: "reborn__to_delta_lake - STEP_START" in run.output, 300)
-        write_numbers(folder, 3)
+        # What is computed must not meet a file that changes below it.
         run.kill_jvm()
+        write_numbers(folder, 3)
         assert run.end(300) == 0, run.output
     finally:
         run.kill_all()
@@ -205,9 +206,9 @@ def test_a_step_goes_on_on_a_connect_server_that_was_started_anew(
         run = JobProcess("reborn", environment, tmp_path / "run.log")
         try:
             run.wait_until(lambda: "reborn__to_delta_lake - STEP_START" in run.output, 300)
-            write_numbers(folder, 3)
             (java,) = (process for process in psutil.process_iter() if _listens(process, port))
             java.kill()
+            write_numbers(folder, 3)
             stack.up([part])
             assert run.end(400) == 0, run.output
         finally:

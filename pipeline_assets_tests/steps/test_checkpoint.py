@@ -42,7 +42,7 @@ def run_batches(spark: SparkSession, tmp_path: Path, checkpoint: Checkpoint, cou
         .trigger(availableNow=True)
         .start()
     )
-    assert query.awaitTermination(60)
+    assert query.awaitTermination(300)
     return str(query.id)
 
 

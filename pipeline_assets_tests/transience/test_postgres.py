@@ -15,6 +15,7 @@ from devstack.postgres import PostgresServer
 from pipeline_assets.connections import PostgresConnection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.steps.postgres import connect, database_errors, jdbc_options
+from pipeline_assets_tests.integration.run_processes import wait_until
 from pipeline_assets_tests.transience.cases import Case, answering_server, failure, silent_server, table
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def deadlock(place: Database) -> None:
         second.execute("UPDATE faults.numbers SET n = n WHERE id = 2")
         waiting = threading.Thread(target=second.execute, args=("UPDATE faults.numbers SET n = n WHERE id = 1",))
         waiting.start()
+        waits = "SELECT true FROM pg_locks WHERE pid = %s AND NOT granted"
         try:
+            # One that comes after the first's would be the one to find the deadlock.
+            wait_until(lambda: first.execute(waits, (second.info.backend_pid,)).fetchone())
             first.execute("UPDATE faults.numbers SET n = n WHERE id = 2")
         finally:
             first.rollback()

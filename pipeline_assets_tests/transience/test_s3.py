@@ -38,8 +38,8 @@ _ONCE = {
     "fs.s3a.retry.limit": "0",
     "fs.s3a.retry.throttle.limit": "0",
     "fs.s3a.retry.http.5xx.errors": "false",
-    "fs.s3a.connection.timeout": "1s",
-    "fs.s3a.connection.establish.timeout": "1s",
+    "fs.s3a.connection.timeout": "30s",
+    "fs.s3a.connection.establish.timeout": "30s",
 }
 
 
@@ -129,7 +129,7 @@ class Arrow:
 
     stores: Stores
 
-    def read(self, bucket: str, endpoint: str, secret: str | None = None) -> None:
+    def read(self, bucket: str, endpoint: str, secret: str | None = None, timeout: float = 30) -> None:
         from pyarrow import fs
 
         scheme, _, address = endpoint.partition("://")
@@ -139,8 +139,8 @@ class Arrow:
             region=self.stores.real.region,
             access_key=self.stores.real.access_key_id,
             secret_key=secret or self.stores.real.secret_access_key,
-            connect_timeout=1,
-            request_timeout=1,
+            connect_timeout=timeout,
+            request_timeout=timeout,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
         )
         S3Folder(bucket, files).read("x")
@@ -150,7 +150,7 @@ class Arrow:
 
     def silent(self) -> None:
         with silent_server() as port:
-            self.read("silent", f"http://127.0.0.1:{port}")
+            self.read("silent", f"http://127.0.0.1:{port}", timeout=1)
 
     def disk(self, path: Path) -> None:
         LocalFolder(str(path.parent)).read(path.name)

@@ -139,11 +139,9 @@ def test_by_kafka(case: Case[Kafka], session: SparkSession, kafka: KafkaServer) 
     assert failure(lambda: case.provoke(Kafka(session, kafka))).transient_kind == case.kind
 
 
-def offsets_at(servers: str, **options: str) -> Any:
-    return read_offsets(
-        KafkaConnection(bootstrap_servers=servers, options=options), Secrets(), topics=["none"], which="latest",
-        timeout=1.0,
-    )  # fmt: skip
+def offsets_at(servers: str, timeout: float = 1.0) -> Any:
+    connection = KafkaConnection(bootstrap_servers=servers)
+    return read_offsets(connection, Secrets(), topics=["none"], which="latest", timeout=timeout)
 
 
 def test_by_the_kafka_client(kafka: KafkaServer) -> None:
@@ -153,7 +151,7 @@ def test_by_the_kafka_client(kafka: KafkaServer) -> None:
 
     assert failure(lambda: offsets_at(f"127.0.0.1:{free_port()}")).transient
     assert failure(silent).transient
-    assert not failure(lambda: offsets_at(kafka.bootstrap_servers)).transient
+    assert not failure(lambda: offsets_at(kafka.bootstrap_servers, timeout=30)).transient
     assert not failure(lambda: offsets_at("no-such-host.invalid:9092")).transient
 
 
@@ -263,11 +261,11 @@ def test_kafkas_retriable_exceptions_are_those_of_its_client(spark: SparkSession
     assert found == KAFKA_RETRIABLE - {"RetriableCommitFailedException"}
 
 
-def grpc_error(port: int) -> BaseException:
+def grpc_error(port: int, timeout: float = 30) -> BaseException:
     import grpc
 
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as raised:
-        channel.unary_unary("/spark.connect.SparkConnectService/Config")(b"", timeout=0.5)
+        channel.unary_unary("/spark.connect.SparkConnectService/Config")(b"", timeout=timeout)
     return raised.value
 
 
@@ -276,7 +274,7 @@ def test_a_connect_server_that_is_gone(spark: SparkSession) -> None:
     from pyspark.errors.exceptions.connect import SparkConnectGrpcException
 
     with silent_server() as port:
-        assert spark_failure(grpc_error(port)).transient_kind == "timeout"
+        assert spark_failure(grpc_error(port, timeout=0.5)).transient_kind == "timeout"
     assert spark_failure(grpc_error(free_port())).transient_kind == "unavailable"
     told = SparkConnectGrpcException("x", grpc_status_code=grpc.StatusCode.UNAVAILABLE)
     assert spark_failure(told).transient_kind == "unavailable"

@@ -20,10 +20,10 @@ class Reader:
 
     server: VaultServer
 
-    def read(self, url: str | None = None, token: str | None = None) -> None:
+    def read(self, url: str | None = None, token: str | None = None, timeout: float = 30) -> None:
         import hvac
 
-        client = hvac.Client(url or self.server.url, token=token or self.server.token, timeout=0.5)
+        client = hvac.Client(url or self.server.url, token=token or self.server.token, timeout=timeout)
         client.secrets.kv.v2.read_secret_version("faults", raise_on_deleted_version=False)
 
     def sealed(self) -> None:
@@ -38,7 +38,7 @@ class Reader:
 
     def silent(self) -> None:
         with silent_server() as port:
-            self.read(f"http://127.0.0.1:{port}")
+            self.read(f"http://127.0.0.1:{port}", timeout=0.5)
 
 
 def answering(status: int) -> Callable[[Reader], None]:
