@@ -78,7 +78,8 @@ class ToPostgres(LoadMethod):
     """The table, as `table` or `schema.table`; the schema is `public` when left out."""
     mode: Literal["append", "overwrite", "upsert"] = "append"
     """append adds rows; overwrite replaces all rows and keeps the table's definition, indexes and grants; upsert
-    updates the rows whose `keys` are in the table already and adds the others."""
+    updates the rows whose `keys` are in the table already and adds the others. overwrite deletes the old rows, whose
+    room is used again after a vacuum; others who write the table wait for it, and who reads does not."""
     keys: tuple[ColumnName, ...] = ()
     """Columns by which upsert finds rows. The table needs a unique index on them; one that is created gets it. A
     row with a null in one of them is always added."""
@@ -424,12 +425,21 @@ class _Move:
         import psycopg
 
         try:
-            with database.transaction():  # a savepoint
-                database.execute(f"TRUNCATE {self.target.sql}")
-        except (
-            psycopg.errors.InsufficientPrivilege,
-            psycopg.errors.FeatureNotSupported,
-            psycopg.errors.WrongObjectType,
-        ):
-            # No right to truncate, rows that others refer to, or a view.
+            if self._is_table(database):
+                # Rows that others are adding would stay beside the new ones: they were not there yet when the old ones
+                # are deleted. The lock of TRUNCATE would have readers wait, too.
+                database.execute(f"LOCK TABLE {self.target.sql} IN SHARE ROW EXCLUSIVE MODE")
+            # Not TRUNCATE: a transaction whose snapshot is older, such as a backup's, would find no rows from then on.
             database.execute(f"DELETE FROM {self.target.sql}")  # noqa: S608
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise ConfigurationError(
+                f"mode 'overwrite' deletes the rows of {self.target}, and may not ({error.diag.message_primary}): "
+                f"GRANT DELETE ON {self.target.sql} to the connection's user; nothing was written"
+            ) from None
+
+    def _is_table(self, database: psycopg.Connection[Any]) -> bool:
+        """Whether the target is no view, whose lock would be one of all tables that it reads, nor a foreign table."""
+        row = database.execute(
+            "SELECT relkind IN ('r', 'p') FROM pg_catalog.pg_class WHERE oid = %s::regclass", (self.target.sql,)
+        ).fetchone()
+        return bool(row and row[0])

@@ -113,8 +113,8 @@ def test_a_statement_of_postgres_is_cancelled(
         folder.mkdir()
         pd.DataFrame({"x": [1, 2]}).to_parquet(folder / "numbers.parquet")
         with postgres.connect() as other:
-            other.execute("LOCK TABLE cancelled IN ACCESS SHARE MODE")  # TRUNCATE waits for it
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'TRUNCATE%'"
+            other.execute("LOCK TABLE cancelled IN ROW EXCLUSIVE MODE")  # as who writes it has
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'LOCK%'"
             killer = kill_when(lambda: database.execute(waiting).fetchone() == (1,), signal.SIGTERM)
             run = run_cancelled(location, "into_postgres")
             killer.join()

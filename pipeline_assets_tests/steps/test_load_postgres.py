@@ -15,6 +15,7 @@ from pyspark.errors import PySparkException
 
 from devstack.postgres import PostgresServer
 from devstack.spark_servers import SparkConnectServer
+from pipeline_assets.connections import Connections, ConnectionsFile
 from pipeline_assets.errors import (
     ConfigurationError,
     DataFrameResolutionError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 SCHEMA = "id INT, name STRING, amount DECIMAL(10,2)"
 OLD: Rows = [(1, "a", None), (2, "b", None)]
 NEW: Rows = [(2, "B", None), (3, "c", None)]
+WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +102,70 @@ def test_overwrite_keeps_the_definition(postgres_context: StepContext, database:
     assert database.execute("SELECT name FROM shop.names ORDER BY 1").fetchall() == [("B",), ("c",)]
     with pytest.raises(Exception, match="unique constraint"):
         database.execute("INSERT INTO shop.items VALUES (3, 'x')")
+
+
+def test_who_began_to_read_before_an_overwrite_sees_the_old_rows(
+    postgres: PostgresServer, postgres_context: StepContext, database: Database
+) -> None:
+    """As a backup does: what it has not read yet is still to be as it was when it began."""
+    with postgres.connect() as reader:
+        reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        assert stored(reader, "log") == OLD
+        load(NEW, postgres_context, "items", mode="overwrite")
+        assert stored(database, "items") == NEW
+        assert stored(reader, "items") == OLD
+
+
+def test_rows_that_others_are_adding_are_replaced(
+    postgres: PostgresServer, postgres_context: StepContext, database: Database
+) -> None:
+    with ThreadPoolExecutor(1) as pool, postgres.connect() as writer:
+        writer.execute("INSERT INTO shop.log VALUES (9, 'z')")
+        run = pool.submit(load, NEW, postgres_context, "log", mode="overwrite")
+        wait_until(lambda: database.execute(WAITING).fetchone() is not None, 20)
+        assert stored(database, "log") == OLD
+        writer.commit()
+        assert run.result().rows == 2
+    assert stored(database, "log") == NEW
+
+
+@pytest.fixture
+def impatient(postgres: PostgresServer, database: Database) -> Iterator[None]:
+    """Who waits for a lock gives up soon."""
+    database.execute(f"ALTER DATABASE {postgres.database} SET lock_timeout = '3s'".encode())
+    yield
+    database.execute(f"ALTER DATABASE {postgres.database} RESET lock_timeout".encode())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_overwrite_through_a_view(postgres: PostgresServer, postgres_context: StepContext, database: Database) -> None:
+    """Of what the view only looks up, nothing is locked."""
+    database.execute("CREATE VIEW shop.shown AS SELECT * FROM shop.items WHERE id NOT IN (SELECT id + 7 FROM shop.log)")
+    with postgres.connect() as writer:
+        writer.execute("INSERT INTO shop.log VALUES (9, 'z')")
+        load(NEW, postgres_context, "shown", mode="overwrite")
+    assert stored(database, "items") == NEW
+
+
+def test_overwrite_without_the_right_to_delete(
+    postgres_context: StepContext, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_LOADER", "loader")
+    login = {"user": "loader", "password": "env:TEST_LOADER"}
+    connection = postgres_context.connections.postgres("default").model_copy(update=login)
+    context = dataclasses.replace(
+        postgres_context, connections=Connections(ConnectionsFile(postgres={"default": connection}))
+    )
+    database.execute(
+        "CREATE ROLE loader LOGIN PASSWORD 'loader'; GRANT USAGE, CREATE ON SCHEMA shop TO loader; "
+        "GRANT SELECT, INSERT, TRUNCATE ON shop.items TO loader"
+    )
+    try:
+        with pytest.raises(ConfigurationError, match=r'permission denied .*: GRANT DELETE ON "shop"\."items"'):
+            load(NEW, context, "items", mode="overwrite")
+    finally:
+        database.execute("DROP OWNED BY loader; DROP ROLE loader")
+    assert stored(database, "items") == OLD
 
 
 def test_overwrite_of_a_table_that_others_refer_to(postgres_context: StepContext, database: Database) -> None:
@@ -455,13 +521,12 @@ def test_two_runs_of_a_partition_at_once(
     elif there == "rows":
         load([(1,)], context, "sliced", "id INT")
     first, checked = threading.Event(), _Move._checked
-    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
     def slow(move: _Move, on: Database, statement: str) -> psycopg.Cursor[Any]:
         done = checked(move, on, statement)
         if statement.startswith("INSERT") and not first.is_set():
             first.set()
-            wait_until(lambda: database.execute(waiting).fetchone() is not None)
+            wait_until(lambda: database.execute(WAITING).fetchone() is not None)
         return done
 
     monkeypatch.setattr(_Move, "_checked", slow)
