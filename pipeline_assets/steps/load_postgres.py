@@ -56,6 +56,21 @@ SELECT DISTINCT conrelid::regclass::text FROM pg_catalog.pg_constraint JOIN empt
 WHERE contype = 'f' AND confdeltype IN ('c', 'n', 'd') AND (%(itself)s OR conrelid NOT IN (SELECT id FROM emptied))
 ORDER BY 1 LIMIT 10
 """
+# The columns of %(table)s and their types. Of a domain, and of an array of one, it is the type beneath: a cast to the
+# domain itself would cut a text that is too long for it. -1 and not NULL: to a cast, `character` is `character(1)`,
+# which cuts, too; `bpchar` has no length.
+_COLUMNS = """
+WITH RECURSIVE types AS (
+    SELECT attnum, attname, atttypid AS id, '' AS brackets, 0 AS depth FROM pg_catalog.pg_attribute
+    WHERE attrelid = %(table)s::regclass AND attnum > 0 AND NOT attisdropped
+    UNION ALL
+    SELECT attnum, attname, CASE typtype WHEN 'd' THEN typbasetype ELSE typelem END,
+        CASE typtype WHEN 'd' THEN brackets ELSE brackets || '[]' END, depth + 1
+    FROM types JOIN pg_catalog.pg_type ON oid = id
+    WHERE typtype = 'd' OR typcategory = 'A' AND typelem IN (SELECT oid FROM pg_catalog.pg_type WHERE typtype = 'd')
+)
+SELECT DISTINCT ON (attnum) attname, format_type(id, -1) || brackets FROM types ORDER BY attnum, depth DESC
+"""
 
 
 class ToPostgres(LoadMethod):
@@ -306,13 +321,7 @@ class _Move:
         """Return the types of the target's columns, without lengths and precisions; None when it is missing."""
         if not self.target.exists(database):
             return None
-        rows = database.execute(
-            # -1 and not NULL: to a cast, `character` is `character(1)`, which cuts; `bpchar` has no length.
-            "SELECT attname, format_type(atttypid, -1) FROM pg_catalog.pg_attribute "
-            "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
-            (self.target.sql,),
-        ).fetchall()
-        return dict(rows)
+        return dict(database.execute(_COLUMNS, {"table": self.target.sql}).fetchall())
 
     def _check_columns(self, there: Mapping[str, str]) -> None:
         missing = [name for name in self.types if name not in there]

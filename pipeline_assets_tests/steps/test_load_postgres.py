@@ -96,6 +96,40 @@ def test_texts_of_a_fixed_length_are_not_cut(postgres_context: StepContext, data
     assert stored(database, "codes", "code") == [("abc",)]
 
 
+@pytest.mark.parametrize(
+    ("column_type", "spark_type", "fits", "longer"),
+    [
+        ("shop.code", "STRING", "abc", "abcd"),
+        ("shop.own_code", "STRING", "abc", "abcd"),
+        ("shop.code_list", "ARRAY<STRING>", ["abc"], ["abcd"]),
+        ("shop.own_code[]", "ARRAY<STRING>", ["abc"], ["abcd"]),
+        ("shop.day_text", "STRING", "2024-05-01", "2024-05-01 12:00"),
+    ],
+)
+def test_texts_of_a_domain_are_not_cut(
+    column_type: str, spark_type: str, fits: Any, longer: Any, postgres_context: StepContext, database: Database
+) -> None:
+    database.execute(
+        "CREATE DOMAIN shop.code AS varchar(3); CREATE DOMAIN shop.own_code AS shop.code CHECK (VALUE <> 'none'); "
+        "CREATE DOMAIN shop.code_list AS varchar(3)[]; CREATE DOMAIN shop.day_text AS char(10); "
+        f"CREATE TABLE shop.codes (code {column_type})".encode()
+    )
+    load([(fits,)], postgres_context, "codes", f"code {spark_type}")
+    with pytest.raises(PipelineExecutionError, match="too long"):
+        load([(longer,)], postgres_context, "codes", f"code {spark_type}")
+    assert stored(database, "codes", "to_jsonb(code)") == [(fits,)]
+
+
+def test_a_domain_of_moments_tells_a_day_as_they_do(postgres_context: StepContext, database: Database) -> None:
+    database.execute("CREATE DOMAIN shop.moment AS timestamptz; CREATE TABLE shop.days (id int, at shop.moment)")
+    daily = Partitions(type="daily", start=date(2024, 10, 1), timezone="Europe/Berlin", column="at")
+    context = dataclasses.replace(postgres_context, partition=daily.slice("2024-10-27"))
+    last = datetime(2024, 10, 27, 23, 59, tzinfo=ZoneInfo("Europe/Berlin"))
+    for row in ((1, last), (2, last)):
+        load([row], context, "days", "id INT, at TIMESTAMP")
+    assert stored(database, "days", "id") == [(2,)]
+
+
 def test_overwrite_keeps_the_definition(postgres_context: StepContext, database: Database) -> None:
     database.execute("CREATE VIEW shop.names AS SELECT name FROM shop.items")
     load(NEW, postgres_context, "items", mode="overwrite")
