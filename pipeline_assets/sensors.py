@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.storage.tags import REPOSITORY_LABEL_TAG, RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from pipeline_assets.config import Sensor
@@ -28,6 +29,8 @@ from pipeline_assets.vault_resource import VaultResource, audit_file
 RESTART_TAG = "pipeline_assets/restart"
 _VAULT_SECONDS = 0.5  # for each request
 _ENDED_RUNS = 20
+# A backfill may have thousands in the queue; a stream's run is among the oldest.
+_RUNS_OF_ASSETS = 200
 _IN_PROGRESS: dict[dg.DagsterRunStatus, RunStatus] = {
     dg.DagsterRunStatus.NOT_STARTED: "pending",
     dg.DagsterRunStatus.QUEUED: "pending",
@@ -41,6 +44,12 @@ _ENDED: dict[dg.DagsterRunStatus, RunStatus] = {
     dg.DagsterRunStatus.CANCELED: "canceled",
 }
 _STATUS = _IN_PROGRESS | _ENDED
+_STEP_EVENTS = {
+    dg.DagsterEventType.STEP_START,
+    dg.DagsterEventType.STEP_SUCCESS,
+    dg.DagsterEventType.STEP_FAILURE,
+    dg.DagsterEventType.STEP_SKIPPED,
+}
 # Of a run that writes several checkpoints: what the first of these is that any of its leases tells.
 _LIVES_BY_LEASE: tuple[Life, ...] = ("gone", "alive", "expired")
 
@@ -130,7 +139,8 @@ class _StreamSensor:
         if unsubmitted is not None:
             # The daemon ended between making the run and launching it: asked for again, Dagster launches that one.
             return _result(state, dg.RunRequest(run_key=unsubmitted))
-        views, known = [self._view(instance, record, state) for record in records], {*state.counted}
+        found = (self._view(instance, record, state) for record in records)
+        views, known = [view for view in found if view is not None], {*state.counted}
         decision, state = decide(state, views, now, self.random, self.policy)
         for run_id, message in decision.dead.items():
             _report_dead(instance, run_id, message)
@@ -175,6 +185,10 @@ class _StreamSensor:
         """Return the runs in progress and the last that have ended, each once."""
         job, ended = self.plan.name, list(_ENDED)
         found = [*instance.get_run_records(dg.RunsFilter(job_name=job, statuses=list(_IN_PROGRESS)))]
+        # As "Materialize all" starts them, and `dagster asset materialize`.
+        of_assets = dg.RunsFilter(job_name=IMPLICIT_ASSET_JOB_NAME, statuses=list(_IN_PROGRESS))
+        oldest = instance.get_run_records(of_assets, limit=_RUNS_OF_ASSETS, ascending=True)
+        found += [record for record in oldest if self._is_selected(record.dagster_run)]
         if location is not None:
             # Those of another location may be so many that none of this one is among the last of all.
             own = dg.RunsFilter(job_name=job, statuses=ended, tags={REPOSITORY_LABEL_TAG: location})
@@ -184,6 +198,10 @@ class _StreamSensor:
         unique = {record.dagster_run.run_id: record for record in found}
         return [record for record in unique.values() if _may_be_of(location, record.dagster_run)]
 
+    def _is_selected(self, run: dg.DagsterRun) -> bool:
+        """Whether the stream is among the assets of ``run``."""
+        return run.asset_selection is None or any(key.path[0] == self.plan.name for key in run.asset_selection)
+
     def _unsubmitted(self, records: Sequence[dg.RunRecord]) -> str | None:
         for record in records:
             run = record.dagster_run
@@ -191,7 +209,8 @@ class _StreamSensor:
                 return run.tags.get(RUN_KEY_TAG)
         return None
 
-    def _view(self, instance: dg.DagsterInstance, record: dg.RunRecord, state: State) -> RunView:
+    def _view(self, instance: dg.DagsterInstance, record: dg.RunRecord, state: State) -> RunView | None:
+        """Return what is to be known of a run; None when only others of its assets are in progress."""
         run = record.dagster_run
         view = RunView(
             run_id=run.run_id,
@@ -205,11 +224,29 @@ class _StreamSensor:
             now = instance.get_run_record_by_id(run.run_id) if view.life == "gone" else None
             if now is not None and now.dagster_run.status is not run.status:
                 return self._view(instance, now, state)  # it has ended in order since
+            if run.job_name != self.plan.name and view.life != "alive":
+                return self._beside_others(instance, view)
         elif (
             view.status == "failed" and run.run_id not in state.counted and (view.ended or 0.0) >= state.concerned_from
         ):
             view = replace(view, error=_error_of(instance, run.run_id))
         return view
+
+    def _beside_others(self, instance: dg.DagsterInstance, view: RunView) -> RunView | None:
+        """Return ``view`` of a started run of several assets by how far it is with the stream; None when that is over.
+
+        Of the stream's step alone is there a sign of life.
+        """
+        started: float | None = None
+        for record in instance.all_logs(view.run_id, of_type=_STEP_EVENTS):
+            event = record.dagster_event
+            if event is not None and event.step_key == self.plan.stream_op_name:
+                if not event.is_step_start:
+                    return None
+                started = record.timestamp
+        if started is None and view.life == "unknown":
+            return replace(view, status="pending")
+        return replace(view, started=started or view.started)
 
     def _with_life(self, view: RunView, run: dg.DagsterRun) -> RunView:
         """Return ``view`` of a started run with whether its worker lives, and by what that is known."""

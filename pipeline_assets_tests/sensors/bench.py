@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.execution.plan.objects import StepSuccessData
 from dagster._core.remote_origin import (
     CodeLocationOrigin,
     GrpcServerCodeLocationOrigin,
@@ -102,6 +105,22 @@ class Bench:
         for kind in events:
             self.instance.report_dagster_event(DagsterEvent(kind.value, self.name), run.run_id)
         return run
+
+    def run_of_assets(self, *assets: Sequence[str], process: Process | None = None) -> dg.DagsterRun:
+        """Make a started run of ``assets``, as Dagster's UI starts one; of all that there are when none is named."""
+        selection = frozenset(dg.AssetKey(asset) for asset in assets) or None
+        run = create_run_for_test(self.instance, job_name=IMPLICIT_ASSET_JOB_NAME, asset_selection=selection)
+        if process is not None:
+            self.instance.add_run_tags(run.run_id, process_tags(process, run.run_id))
+        started = DagsterEvent(DagsterEventType.PIPELINE_START.value, IMPLICIT_ASSET_JOB_NAME)
+        self.instance.report_dagster_event(started, run.run_id)
+        return run
+
+    def step_event(self, run: dg.DagsterRun, kind: DagsterEventType, step: str) -> None:
+        """Have ``run`` say of one of its steps that it has begun or ended."""
+        data = StepSuccessData(duration_ms=0.0) if kind is DagsterEventType.STEP_SUCCESS else None
+        event = DagsterEvent(kind.value, run.job_name, event_specific_data=data, step_key=step)
+        self.instance.report_dagster_event(event, run.run_id)
 
     def _job_origin(self) -> RemoteJobOrigin:
         return RemoteRepositoryOrigin(origin_of(self.location or ""), "__repository__").get_job_origin(self.name)

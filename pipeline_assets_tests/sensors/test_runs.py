@@ -316,6 +316,43 @@ def test_a_run_that_no_code_location_has_launched_is_looked_after(bench: Bench, 
     assert f"run {run.run_id} is in progress" in bench.tick()
 
 
+@pytest.mark.parametrize("assets", [[("stream", "events"), ("other", "table")], []], ids=["some", "all"])
+def test_a_stream_that_runs_with_other_assets_is_not_started_again(bench: Bench, assets: list[tuple[str, str]]) -> None:
+    """As by "Materialize all": the stream's step may begin late, and tells nothing before."""
+    run = bench.run_of_assets(*assets)
+    for bench.ahead in (0, GRACE_SECONDS + 10):
+        assert f"run {run.run_id} is in progress" in bench.tick()
+
+
+def test_a_run_of_several_assets_whose_worker_was_killed_is_replaced(bench: Bench) -> None:
+    bench.tick()
+    run = bench.run_of_assets(("stream", "events"), process=replace(THIS, pid=ended_process()))
+    assert "restart 1 of 2 waits until" in bench.tick()
+    assert bench.status(run) is dg.DagsterRunStatus.FAILURE
+    bench.ahead = 11
+    assert bench.tick().startswith("stream/")
+
+
+def test_a_run_of_other_assets_is_left_alone(bench: Bench) -> None:
+    run = bench.run_of_assets(("streams", "events"), process=replace(THIS, pid=ended_process()))
+    assert bench.tick().startswith("stream/")
+    assert bench.status(run) is dg.DagsterRunStatus.STARTED
+
+
+def test_in_a_run_of_several_assets_the_streams_step_counts(bench: Bench) -> None:
+    """Where each has a process of its own, others go on when that of the stream is gone."""
+    run = bench.run_of_assets(("stream", "events"), ("other", "table"))
+    checkpoint = Checkpoint.at(bench.settings.resolve("/checkpoints/stream"), "default", Connections())
+    now = datetime.now(UTC)
+    bench.step_event(run, DagsterEventType.STEP_SUCCESS, "other__table")
+    bench.step_event(run, DagsterEventType.STEP_START, "stream__stream")
+    assert f"run {run.run_id} is in progress" in bench.tick()
+    Holder(run.run_id, replace(THIS, pid=ended_process()), "token", now, now, 60).write(checkpoint)
+    bench.step_event(run, DagsterEventType.STEP_SKIPPED, "stream__stream")
+    assert bench.tick().startswith("stream/")
+    assert bench.status(run) is dg.DagsterRunStatus.STARTED
+
+
 def test_without_tags_and_lease_a_run_has_five_minutes(bench: Bench) -> None:
     bench.tick()
     run = bench.run()
