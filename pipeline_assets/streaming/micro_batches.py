@@ -47,8 +47,8 @@ class BatchChecks:
 class MicroBatches:
     """For ``foreachBatch`` of the query of ``load``.
 
-    ``told``: the validate steps that this query tells about. Where several loads come after one of them, the first
-    load's query does, and writes the rows for quarantine; the others leave these rows out.
+    ``told``: the validate steps that this query tells about. Where several loads come after one of them, the query of
+    one does, and writes the rows for quarantine; the others leave these rows out.
     """
 
     def __init__(self, run: PipelineRun, load: PlannedStep, guarded: Guarded, told: frozenset[int]) -> None:

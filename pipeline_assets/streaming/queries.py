@@ -37,6 +37,7 @@ from pipeline_assets.streaming.commits import Commits
 from pipeline_assets.streaming.connect_batches import connect_batches
 from pipeline_assets.streaming.dead_letters import DeadLetters, dead_letters_of
 from pipeline_assets.streaming.micro_batches import BatchChecks, MicroBatches
+from pipeline_assets.streaming.quarantine_writer import quarantine_writer
 from pipeline_assets.streaming.topic_watch import TopicWatch
 from pipeline_assets.transience import marked, transience_of
 
@@ -157,6 +158,7 @@ class StreamingPipeline:
         for step in plan.steps:
             if isinstance(step.method, ValidateMethod):
                 self.run.checked_rows.check_fit(step, self.run.inputs(step))
+        self._tellers = self._telling()
         self._dead_letters: dict[int, list[DeadLetters]] = {}
         for load, dead_letters in dead_letters_of(self.run):
             found = dead_letters.make_up()
@@ -165,9 +167,24 @@ class StreamingPipeline:
                 _log.warning("%s: %d broken records of before the start", plan.location(load), found)
             self._dead_letters.setdefault(load.index, []).append(dead_letters)
 
+    def _telling(self) -> dict[int, int]:
+        """Return which load's query tells about each validate step, and writes its rows for quarantine."""
+        plan = self.run.plan
+        loads: dict[int, list[PlannedStep]] = {}
+        for load in plan.stream_loads():
+            found = self._by_batches(load)
+            for guard in found.guards if found is not None else ():
+                loads.setdefault(guard, []).append(load)
+        tellers: dict[int, int] = {}
+        for guard, after in loads.items():
+            step = plan.steps[guard]
+            with self.run.scope.errors_of(step):
+                quarantines = step.validate_method.quarantines
+                tellers[guard] = (quarantine_writer(self.run, step, after) if quarantines else after[0]).index
+        return tellers
+
     def _start(self, held: ExitStack) -> None:
         plan = self.run.plan
-        told: set[int] = set()
         for load in plan.stream_loads():
             name, letters = f"{plan.name}/{load.name}", self._dead_letters.get(load.index, [])
             found = self._by_batches(load)
@@ -177,8 +194,8 @@ class StreamingPipeline:
             if found is None:
                 query = self.run.start_stream(load, name)
             else:
-                batches = MicroBatches(self.run, load, found, frozenset(set(found.guards) - told))
-                told |= set(found.guards)
+                told = frozenset(guard for guard in found.guards if self._tellers[guard] == load.index)
+                batches = MicroBatches(self.run, load, found, told)
                 each = self._for_each(batches, load, held)
                 query = self.run.start_batches(load, plan.steps[found.source], name, each)
             try:

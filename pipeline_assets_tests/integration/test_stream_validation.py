@@ -124,6 +124,20 @@ def test_each_record_is_loaded_or_put_aside_once(location: Location, topic: Topi
     assert ids(root(location, "second")) == Counter(event["id"] for event in sent if event["amount"] < 10)
 
 
+def test_rows_are_put_aside_once_when_the_loads_have_changed(location: Location, topic: Topic) -> None:
+    """A load that is new begins where the stream did, and one that comes first may be behind."""
+    aside, sent = location.table("stream", "good_quarantine"), []
+    for number, loads in enumerate((["one", "two"], ["zero", "one", "two"], ["two", "zero", "one"])):
+        more = events(number * 100, 100)
+        topic.send(more)
+        sent += more
+        location.write(stream(from_kafka(topic, schema=SCHEMA), GOOD, *(to_delta(name) for name in loads)))
+        location.run("stream")
+        assert ids(aside) == of(sent, good=False)
+        for name in loads:
+            assert ids(root(location, name)) == of(sent, good=True)
+
+
 @pytest.mark.parametrize(
     ("load", "where"),
     [("toDeltaLake", "classic"), ("toKafka", "classic"), ("toDeltaLake", "connect")],
