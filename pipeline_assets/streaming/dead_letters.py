@@ -19,7 +19,7 @@ from pipeline_assets.steps.delta_table import table_columns
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.kafka_offsets import offsets_json, parse_offsets
-from pipeline_assets.steps.kafka_ranges import or_earliest
+from pipeline_assets.steps.kafka_ranges import not_before, or_earliest
 from pipeline_assets.steps.kafka_stream_start import kept_source
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
@@ -59,7 +59,10 @@ class DeadLetters:
         self._reached: Offsets | None = None  # up to where all of them are in the table; None: to the stream's start
 
     def make_up(self) -> int:
-        """Write those of batches that were committed before anyone looked; returns how many. To be called first."""
+        """Write those of batches that were committed before anyone looked; returns how many. To be called first.
+
+        What of them has gone since is no loss of the stream's, which has read it: it is left out, with a warning.
+        """
         committed = self._checkpoint.committed_offsets()
         if committed is None:
             return 0
@@ -67,12 +70,15 @@ class DeadLetters:
         document = self._checkpoint.read_document(self._document) or {"batch": -1, "offsets": None}
         noted, self._reached = document["batch"], self._own([document["offsets"]])
         written = 0
+        left: Offsets | None = None
         for batch in self._checkpoint.planned_batches():
             if not noted < batch <= last:
                 continue
             end = self._own(self._checkpoint.offsets_of(batch))
             if end is not None and end != self._reached:
-                written += self._write(self._checkpoint.query_id() or "", batch, self._reached, end)
+                left = self._left() if left is None else left
+                start = not_before(self._reached or {}, left)
+                written += self._write(self._checkpoint.query_id() or "", batch, start, end)
                 self._done(batch, end)
                 noted = batch
         if noted < last:
@@ -99,7 +105,9 @@ class DeadLetters:
 
     def _write(self, query_id: str, batch: int, start: Offsets | None, end: Offsets) -> int:
         with self._run.scope.errors_of(self.extract):
-            frame = self._method.dead_letters(self._context, self._from(start, end), end)
+            # No load has a note of what was looked at: that may be long ago, and gone without any loss.
+            start = or_earliest(self._left() if start is None else start, end)
+            frame = self._method.dead_letters(self._context, start, end)
             if frame is None:
                 return 0
             app_id = f"{query_id}:{self.extract.name}"
@@ -123,15 +131,15 @@ class DeadLetters:
         known = self._context.spark.read.format("delta").load(self.table)
         return frame.join(known.select(*_RECORD), list(_RECORD), "left_anti")
 
-    def _from(self, start: Offsets | None, end: Offsets) -> Offsets:
-        """Return where the batch begins, for each partition of ``end``."""
-        if start is None:
-            source = self._context.source
-            document = (kept_source(source.step, source.checkpoints) if source is not None else None) or {}
-            first = parse_offsets(json.dumps(document.get("startingOffsets", {})))
-            # No load has a note of what was looked at: that may be long ago, and gone without any loss.
-            start = self._method.left_from(self._context, first)
-        return or_earliest(start, end)
+    def _left(self) -> Offsets:
+        """Return from where on records that nobody has looked at are left in Kafka."""
+        with self._run.scope.errors_of(self.extract):
+            start = self._reached
+            if start is None:
+                source = self._context.source
+                document = (kept_source(source.step, source.checkpoints) if source is not None else None) or {}
+                start = parse_offsets(json.dumps(document.get("startingOffsets", {})))
+            return self._method.left_from(self._context, start)
 
     def _own(self, offsets: Sequence[str | None] | None) -> Offsets | None:
         """Return the offsets of this extract's source among those of a query."""

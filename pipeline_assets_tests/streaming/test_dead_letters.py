@@ -151,3 +151,25 @@ def test_without_a_note_what_has_gone_is_not_looked_for(
     letters().make_up()
     assert looked_at == [({"events": {0: 40}}, {"events": {0: 100}})]
     assert "no longer in Kafka" in caplog.text
+
+
+def test_what_has_gone_since_it_was_read_stops_no_start(
+    checkpoint: Checkpoint,
+    letters: Callable[[], DeadLetters],
+    looked_at: list[Range],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As after a kill, and more time than the topic keeps its records."""
+    monkeypatch.setattr(kafka_topics, "read_offsets", lambda *_, **__: {"events": {0: 110}})
+    checkpoint.write_document("dead_letters_from_kafka", {"batch": 3, "offsets": '{"events":{"0":50}}'})
+    for batch, end in ((900, 100), (901, 130), (902, 150)):
+        commit(checkpoint, batch, end)
+    letters().make_up()
+    assert looked_at == [
+        ({"events": {0: 110}}, {"events": {0: 100}}),
+        ({"events": {0: 110}}, {"events": {0: 130}}),
+        ({"events": {0: 130}}, {"events": {0: 150}}),
+    ]
+    (said,) = caplog.messages
+    assert 'the records from {"events":{"0":50}} on are no longer in Kafka' in said
