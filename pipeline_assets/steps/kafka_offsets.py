@@ -76,9 +76,14 @@ def read_offsets(
 
 
 def read_topic_ids(
-    connection: KafkaConnection, secrets: Secrets, topics: Sequence[str], *, timeout: float = 10.0
+    connection: KafkaConnection,
+    secrets: Secrets,
+    topics: Sequence[str],
+    *,
+    pattern: str | None = None,
+    timeout: float = 10.0,
 ) -> dict[str, str]:
-    """Return the ids of ``topics``: one that is deleted and made again has another.
+    """Return the ids of ``topics``, and of those that ``pattern`` matches: one that is made again has another.
 
     Brokers before Kafka 2.8 know none: their topics are left out. Raises what ``read_offsets`` does, and
     PipelineExecutionError for a topic that is not there.
@@ -86,8 +91,12 @@ def read_topic_ids(
     from confluent_kafka import TopicCollection
 
     with _asking(connection, secrets, timeout) as asking:
+        wanted = set(topics)
+        if pattern is not None:
+            there = asking.client.list_topics(timeout=asking.left()).topics
+            wanted.update(_chosen((), pattern, there, logs_in=asking.logs_in))
         futures = asking.client.describe_topics(
-            TopicCollection(list(topics)), request_timeout=max(0.001, asking.left())
+            TopicCollection(sorted(wanted)), request_timeout=max(0.001, asking.left())
         )
         found = {topic: future.result(timeout=asking.left()).topic_id for topic, future in futures.items()}
     return {

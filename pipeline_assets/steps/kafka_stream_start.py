@@ -226,6 +226,14 @@ def kept_source(step: str, checkpoints: Sequence[Checkpoint]) -> dict[str, Any] 
     return next((document for document in documents if document is not None), None)
 
 
+def keep_topic_ids(step: str, checkpoints: Sequence[Checkpoint], ids: Mapping[str, str]) -> None:
+    """Have what ``extract_stream`` has kept of the stream of ``step`` tell of ``ids``, which may be of newer topics."""
+    for checkpoint in checkpoints:
+        document = checkpoint.read_document(_named(step))
+        if document is not None:
+            checkpoint.write_document(_named(step), {**document, "topicIds": dict(ids)})
+
+
 def require_same_topics(known: Mapping[str, str], ids: Mapping[str, str]) -> None:
     """Raise PipelineExecutionError when ``ids`` has another id for a topic than is ``known``."""
     again = _made_again(known, ids)

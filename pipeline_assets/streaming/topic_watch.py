@@ -13,10 +13,12 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.kafka_offsets import read_topic_ids
-from pipeline_assets.steps.kafka_stream_start import kept_source, require_same_topics
+from pipeline_assets.steps.kafka_stream_start import keep_topic_ids, kept_source, require_same_topics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pipeline_assets.steps.checkpoint import Checkpoint
 
 _log = logging.getLogger(__name__)
 _EVERY_SECONDS = 60.0
@@ -26,7 +28,7 @@ _TIMEOUT_SECONDS = 2.0
 
 @dataclass
 class _Source:
-    """A Kafka source, and the ids of its topics when the stream began.
+    """A Kafka source, and the ids that its topics had when each was first seen, also kept in ``checkpoints``.
 
     ``connection`` has the secrets in it, as each look would be one more access to them, in the audit and in the run's
     events; None: it is to be made. ``is_failing``: the last look was in vain.
@@ -34,6 +36,7 @@ class _Source:
 
     step: PlannedStep
     topic_ids: Mapping[str, str]
+    checkpoints: Sequence[Checkpoint]
     connection: KafkaConnection | None = field(default=None, repr=False)
     is_failing: bool = False
 
@@ -53,18 +56,31 @@ class TopicWatch:
                 continue
             loads = plan.stream_loads_of(step)
             with self._run.scope.errors_of(step):
-                kept = kept_source(step.name, [self._run.checkpoint(load) for load in loads]) or {}
+                checkpoints = [self._run.checkpoint(load) for load in loads]
+                kept = kept_source(step.name, checkpoints) or {}
                 if kept.get("topicIds"):
-                    yield _Source(step, kept["topicIds"])
+                    yield _Source(step, kept["topicIds"], checkpoints)
 
     def _ids_now(self, source: _Source) -> Mapping[str, str]:
-        connections = self._run.context.connections
+        connections, method = self._run.context.connections, cast(FromKafka, source.step.method)
         if source.connection is None:
-            connection = cast(FromKafka, source.step.method).kafka(connections)
+            connection = method.kafka(connections)
             options = connections.secrets.resolve(connection.options)
             source.connection = connection.model_copy(update={"options": options})
-        topics = list(source.topic_ids)
-        return read_topic_ids(source.connection, connections.secrets, topics, timeout=_TIMEOUT_SECONDS)
+        return read_topic_ids(
+            source.connection,
+            connections.secrets,
+            list(source.topic_ids),
+            pattern=method.topic_pattern,
+            timeout=_TIMEOUT_SECONDS,
+        )
+
+    def _keep_new(self, source: _Source, ids: Mapping[str, str]) -> None:
+        """Keep the ids of topics that have been made since the start, and that Spark reads by their pattern as well."""
+        known = {**ids, **source.topic_ids}
+        if known != source.topic_ids:
+            keep_topic_ids(source.step.name, source.checkpoints, known)
+            source.topic_ids = known
 
     def look(self) -> None:
         """Raise PipelineExecutionError for a topic that was made again. Asks the brokers once in a while only."""
@@ -73,6 +89,7 @@ class TopicWatch:
         for source in self._sources:
             try:
                 ids = self._ids_now(source)
+                self._keep_new(source, ids)
             except PipelineError as error:
                 # Where it can't go on, Spark tells. The secrets may have been replaced.
                 source.connection = None

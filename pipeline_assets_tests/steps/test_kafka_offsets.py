@@ -97,6 +97,7 @@ def test_a_topic_that_is_made_again_has_another_id(kafka: KafkaServer, topic: st
     connection, other = connection_to(kafka.bootstrap_servers), f"{topic}-other"
     new_topic(kafka, other, 1)
     before = read_topic_ids(connection, SECRETS, [topic, other])
+    assert before == read_topic_ids(connection, SECRETS, [topic], pattern=f"{topic}.*")
     assert before == read_topic_ids(connection, SECRETS, [topic, other])
     new_topic(kafka, topic, 3)
     after = read_topic_ids(connection, SECRETS, [topic, other])

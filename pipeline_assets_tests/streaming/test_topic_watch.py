@@ -15,6 +15,7 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
 from pipeline_assets.steps.base import StepContext
+from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.streaming import topic_watch
 from pipeline_assets.streaming.topic_watch import TopicWatch
 from pipeline_assets_tests.config_documents import EVENT_STREAM
@@ -27,12 +28,20 @@ class Brokers:
     def __init__(self) -> None:
         self.ids: dict[str, str] | None = {"events": "first"}
         self.asked: list[tuple[str, ...]] = []
+        self.pattern: str | None = None
         self.now = 100.0
 
     def read_topic_ids(
-        self, connection: KafkaConnection, secrets: Any, topics: Sequence[str], *, timeout: float
+        self,
+        connection: KafkaConnection,
+        secrets: Any,
+        topics: Sequence[str],
+        *,
+        pattern: str | None = None,
+        timeout: float,
     ) -> dict[str, str]:
         assert timeout < 5
+        self.pattern = pattern
         self.asked.append((connection.options.get("ssl.key.password", ""), *topics))
         if self.ids is None:
             raise PipelineExecutionError("no Kafka broker answered")
@@ -97,6 +106,25 @@ def test_a_topic_that_is_made_again_while_the_stream_runs(
         watch.look()
     assert caught.value.location is not None
     assert caught.value.location.method == "fromKafka"
+
+
+def test_a_topic_that_comes_after_the_start_is_watched_too(
+    watch_of: Callable[..., TopicWatch], brokers: Brokers, tmp_path: Path
+) -> None:
+    document = {"topicIds": {"events": "first"}, "schema": "id INT"}
+    watch = watch_of(document, topic=None, topicPattern="events.*")
+    checkpoint = Checkpoint.at(str(tmp_path / "checkpoint"), "default", Connections())
+    brokers.ids = {"events": "first", "events-new": "other"}
+    brokers.now += 61
+    watch.look()
+    assert brokers.pattern == "events.*"
+    assert checkpoint.read_document("source_from_kafka") == {**document, "topicIds": brokers.ids}
+    brokers.ids = {"events": "first", "events-new": "made again"}
+    brokers.now += 61
+    with pytest.raises(PipelineExecutionError, match="topic 'events-new' is not that of the stream's last start"):
+        watch.look()
+    kept = checkpoint.read_document("source_from_kafka") or {}
+    assert kept["topicIds"]["events-new"] == "other", "the next start says it as well"
 
 
 @pytest.mark.parametrize("ids", [None, {}], ids=["no answer", "no ids"])
