@@ -34,6 +34,7 @@ from pipeline_assets.steps.partition_rows import with_partition
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.streaming_load import StreamingLoad
+from pipeline_assets.steps.transform import WithWatermark
 from pipeline_assets.validation import raise_for_failures
 
 if TYPE_CHECKING:
@@ -387,8 +388,18 @@ class PipelineRun:
         loads = self.plan.stream_loads_of(step)
         ends = cast(StreamingLoad, loads[0].method).takes_what_there_is
         checkpoints = tuple(map(self.checkpoint, loads))
-        source = StreamSource(step.name, checkpoints, self.context.cancellation.stop, may_wait=not ends)
+        source = StreamSource(
+            step.name,
+            checkpoints,
+            self.context.cancellation.stop,
+            may_wait=not ends,
+            watermarked=self._is_watermarked(step),
+        )
         return dataclasses.replace(self.context, source=source)
+
+    def _is_watermarked(self, step: PlannedStep) -> bool:
+        watermarks = (other for other in self.plan.steps if isinstance(other.method, WithWatermark))
+        return any(step in self.plan.upstream_of(other) for other in watermarks)
 
     def checkpoint(self, load: PlannedStep) -> Checkpoint:
         """Return the checkpoint of the streaming query of ``load``."""

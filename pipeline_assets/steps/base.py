@@ -68,13 +68,14 @@ class StreamSource:
     ``checkpoints`` are those of the streaming queries that it feeds, in the order of the steps: what has to be the same
     at every start of the stream is kept in each. ``stop`` is set when the run is to end: whoever waits for something
     waits for that too. ``may_wait``: whether the stream is one that stays, so that records it needs at its start may
-    come later.
+    come later. ``watermarked``: whether a step after it may leave out rows that come late.
     """
 
     step: str
     checkpoints: tuple[Checkpoint, ...]
     stop: threading.Event
     may_wait: bool = True
+    watermarked: bool = False
 
     @property
     def is_read(self) -> bool:

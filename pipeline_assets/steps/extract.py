@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, PipelineError
-from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext
+from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext, StreamSource
 from pipeline_assets.steps.columns import quote
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.file_systems import folder_seen_from_here
@@ -19,9 +19,15 @@ from pipeline_assets.steps.s3_paths import is_s3
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+_ALL_FILES = 2**31 - 1  # Spark takes no larger number
+
 
 class FromDeltaLake(ExtractMethod):
     """Reads a Delta table, as it is now or as it was at a version or a time.
+
+    A stream reads the rows of now by 1,000 files in a micro-batch, the oldest files first. Where a `withWatermark`
+    comes after it, all of them are one micro-batch, with the time and the memory that takes: files that were compacted,
+    or written late, are not in the order of their rows, and what is older than the newest row would be left out.
 
     In a batch pipeline that writes the table, too, the DataFrame stays at the version that was the newest when the step
     ran: later steps do not see in it what was written since. With the executor `multiprocess`, where each step has a
@@ -117,7 +123,10 @@ class FromDeltaLake(ExtractMethod):
         path = self._open(context)
         try:
             reader = context.spark.readStream.format("delta")
-            frame = reader.option("skipChangeCommits", str(self.skip_change_commits).lower()).load(path)
+            reader = reader.option("skipChangeCommits", str(self.skip_change_commits).lower())
+            if _begins_at_once(context.source):
+                reader = reader.option("maxFilesPerTrigger", _ALL_FILES)
+            frame = reader.load(path)
             _ = frame.schema
         except AnalysisException as error:
             raise self._explain(error, path) from None
@@ -154,3 +163,8 @@ class FromDeltaLake(ExtractMethod):
                 )
             case _:
                 raise error
+
+
+def _begins_at_once(source: StreamSource | None) -> bool:
+    """Whether a query is to take the table as it is now in one micro-batch, where a watermark would part its rows."""
+    return source is not None and source.watermarked and not all(each.is_read for each in source.checkpoints)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from devstack.kafka import KafkaServer
@@ -244,6 +248,51 @@ def test_several_sinks_and_a_table_that_is_followed(location: Location, topic: T
     same_rows(rows_of(root(location, "all"))[COLUMNS], frame(sent))
     same_rows(rows_of(root(location, "big_ones"))[COLUMNS], frame([event for event in sent if event["amount"] >= 5]))
     same_rows(rows_of(root(location, "copied"))[COLUMNS], frame(sent))
+
+
+def test_no_row_of_a_table_is_late_at_the_start(location: Location) -> None:
+    """Its newest row is in the oldest of more files than Delta puts into a micro-batch, as after a compaction."""
+    table_of_files(
+        root(location, "many"), [datetime(2026, 1, 2, tzinfo=UTC), *[datetime(2026, 1, 1, tzinfo=UTC)] * 1000]
+    )
+    location.write(
+        stream(
+            {"type": "extract", "method": "fromDeltaLake", "config": {"path": "/many"}},
+            transform("withWatermark", eventTime="at", delay="1 hour"),
+            transform("dropDuplicatesWithinWatermark", columns=["id"]),
+            to_delta(),
+        )
+    )
+    location.run("stream")
+    assert sorted(rows_of(root(location, "out"))["id"]) == list(range(1001))
+
+
+def table_of_files(table: Path, times: Sequence[datetime]) -> None:
+    """Make a Delta table with a file for each of ``times``, the first one the oldest, that has one row."""
+    (table / "_delta_log").mkdir(parents=True)
+    fields = [
+        {"name": name, "type": kind, "nullable": True, "metadata": {}}
+        for name, kind in (("id", "long"), ("at", "timestamp"))
+    ]
+    actions: list[dict[str, Any]] = [
+        {"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}},
+        {
+            "metaData": {
+                "id": str(uuid.uuid4()),
+                "format": {"provider": "parquet", "options": {}},
+                "schemaString": json.dumps({"type": "struct", "fields": fields}),
+                "partitionColumns": [],
+                "configuration": {},
+            }
+        },
+    ]
+    for number, at in enumerate(times):
+        file = table / f"{number}.parquet"
+        pq.write_table(pa.table({"id": [number], "at": pa.array([at], pa.timestamp("us", "UTC"))}), file)
+        added = {"path": file.name, "partitionValues": {}, "size": file.stat().st_size, "dataChange": True}
+        actions.append({"add": {**added, "modificationTime": number}})
+    commit = "".join(f"{json.dumps(action)}\n" for action in actions)
+    (table / "_delta_log" / f"{0:020}.json").write_text(commit)
 
 
 def test_loads_that_change_places(location: Location, topic: Topic) -> None:
