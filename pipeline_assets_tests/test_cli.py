@@ -365,14 +365,14 @@ def test_paths_and_names_of_files_are_shown_as_they_are(configs: Path, monkeypat
         "marked",
         extract_file("rows", "/in/[/raw]/:key:/rows.csv", format="csv"),
         {"type": "validate", "method": "notNull", "name": "good", "config": config},
-        {"type": "load", "method": "toDeltaLake", "config": {"path": "/data/[raw]/t\\"}},
+        {"type": "load", "method": "toDeltaLake", "config": {"path": "/data/:raw:]/t\\"}},
         extract_file("kept", "/a.csv"),
     )
     write_config(configs, document, "marked[b].json")
     write_config(configs, "{", "bad[b]:key:.json")
     shown = run("plan", "marked")
     assert shown.exit_code == 0, shown.output
-    for part in ("marked[b].json", "/aside/:key:", "sink    /data/[raw]/t\\", "/kept/[b]/:key:/marked/kept"):
+    for part in ("marked[b].json", "/aside/:key:", "sink    /data/:raw:]/t\\", "/kept/[b]/:key:/marked/kept"):
         assert part in shown.stdout
     listed = run("list")
     assert listed.exit_code == 0, listed.output
