@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
 from pipeline_assets.steps.base import StepContext, TransformMethod
+from pipeline_assets.steps.column_types import are_comparable
 from pipeline_assets.steps.columns import ColumnName, quote, require_columns
 from pipeline_assets.steps.sql_texts import SqlExpression
 from pipeline_assets.steps.transform import refuse_duplicates
@@ -259,13 +260,8 @@ def check_comparable(left: tuple[str, str, DataType], right: tuple[str, str, Dat
 
     Each is a column, the DataFrame that it is in, and its type. Raises ConfigurationError.
     """
-    from pyspark.sql.types import CharType, NullType, NumericType, StringType, VarcharType
-
     (left_name, left_frame, left_type), (right_name, right_frame, right_type) = left, right
-    for family in (NumericType, StringType | CharType | VarcharType):
-        if isinstance(left_type, family) and isinstance(right_type, family):
-            return
-    if NullType() in (left_type, right_type) or left_type.simpleString() == right_type.simpleString():
+    if are_comparable(left_type, right_type):
         return
     wanted = left_type.simpleString()
     raise ConfigurationError(

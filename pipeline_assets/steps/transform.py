@@ -17,12 +17,14 @@ from pipeline_assets.steps.base import (
     StreamTraits,
     TransformMethod,
 )
+from pipeline_assets.steps.column_types import is_text
 from pipeline_assets.steps.columns import ColumnName, quote, require_columns
 from pipeline_assets.steps.sql_names import keeps_state, spark_table_names
 from pipeline_assets.steps.sql_texts import ColumnOrExpression, SqlExpression, SqlQuery
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import DataType
 
 
 def only(inputs: Mapping[str, DataFrame]) -> tuple[str, DataFrame]:
@@ -154,7 +156,11 @@ class Sql(TransformMethod):
 
 
 class Union(TransformMethod):
-    """Puts the rows of several DataFrames below one another, matching columns by name. Duplicates stay."""
+    """Puts the rows of several DataFrames below one another, matching columns by name. Duplicates stay.
+
+    Numbers of different types become one type that has them all, and so do dates and timestamps. A column that is text
+    in one DataFrame and something else in another is refused: cast it in a withColumns step before.
+    """
 
     method = "union"
 
@@ -179,6 +185,7 @@ class Union(TransformMethod):
     def transform(self, inputs: Mapping[str, DataFrame], context: StepContext) -> DataFrame:
         if not self.allow_missing_columns:
             _same_columns(inputs)
+        _check_texts(inputs)
         first, *others = inputs.values()
         for other in others:
             first = first.unionByName(other, allowMissingColumns=self.allow_missing_columns)
@@ -201,6 +208,26 @@ def _same_columns(inputs: Mapping[str, DataFrame]) -> None:
                 f"DataFrames {first!r} and {name!r} have different columns: {', '.join(differing)}; "
                 "select the same ones before, or set allowMissingColumns"
             )
+
+
+def _check_texts(inputs: Mapping[str, DataFrame]) -> None:
+    """Refuse to make one column of texts and other values: Spark reads the texts as those, '01234' as 1234."""
+    from pyspark.sql.types import NullType
+
+    seen: dict[str, tuple[str, DataType]] = {}
+    for name, frame in inputs.items():
+        for field in frame.schema.fields:
+            if isinstance(field.dataType, NullType):
+                continue
+            first, kind = seen.setdefault(field.name.casefold(), (name, field.dataType))
+            if is_text(kind) != is_text(field.dataType):
+                other = name if is_text(kind) else first
+                raise ConfigurationError(
+                    f"column {field.name!r} is {kind.simpleString()} in {first!r} and {field.dataType.simpleString()} "
+                    f"in {name!r}, and Spark would read the texts as the other type: cast one of them in a step "
+                    f'before, e.g. withColumns {{"columns": {{"{field.name}": "CAST({field.name} AS STRING)"}}}} '
+                    f"on {other!r}"
+                )
 
 
 class DropDuplicates(SingleInputTransform):

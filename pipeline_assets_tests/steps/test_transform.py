@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,6 +230,30 @@ def test_union_of_different_columns(context: StepContext) -> None:
     filled = Union(input_data_frames=names, allow_missing_columns=True).transform(inputs, context)
     assert filled.columns == ["id", "name", "age"]
     assert rows_of(filled) == [(1, "a", None), (2, None, 30)]
+
+
+@pytest.mark.parametrize("others", [("INT",), ("STRING", "DATE"), ("ARRAY<STRING>",)])
+def test_union_of_texts_and_other_types(others: tuple[str, ...], context: StepContext) -> None:
+    zips = frame_of(context.spark, "id INT, Zip STRING", [(1, "01234")])
+    inputs = {"zips": zips} | {kind: frame_of(context.spark, f"zip {kind}, id INT", []) for kind in others}
+    wrong = others[-1]
+    wanted = re.escape(f"'zip' is string in 'zips' and {wrong.lower()} in '{wrong}'")
+    for missing in (False, True):
+        method = Union(input_data_frames=tuple(inputs), allow_missing_columns=missing)
+        with pytest.raises(ConfigurationError, match=f"{wanted}.* withColumns .*AS STRING.* on '{re.escape(wrong)}'"):
+            method.transform(inputs, context)
+    turned = dict(reversed(inputs.items()))
+    with pytest.raises(ConfigurationError, match=f"AS STRING.* on '{re.escape(wrong)}'"):
+        Union(input_data_frames=tuple(turned)).transform(turned, context)
+
+
+def test_union_of_types_that_lose_nothing(context: StepContext) -> None:
+    first = context.spark.sql("SELECT 1 AS id, NULL AS name, DATE '2024-05-01' AS at")
+    second = context.spark.sql("SELECT 2L AS id, 'b' AS name, TIMESTAMP_NTZ '2024-05-01 10:00:00' AS at")
+    united = Union(input_data_frames=("first", "second")).transform({"first": first, "second": second}, context)
+    assert dict(united.dtypes)["id"] == "bigint"
+    expected = [(1, None, datetime(2024, 5, 1)), (2, "b", datetime(2024, 5, 1, 10))]
+    assert rows_of(united) == expected
 
 
 def test_cache_and_uncache(sales: DataFrame, context: StepContext) -> None:
