@@ -304,6 +304,9 @@ def _counted(version: int, texts: Mapping[str, str], commit: Commit | None) -> D
     }
     counts = ("numTargetRowsInserted", "numTargetRowsUpdated") if "numSourceRows" in metrics else ("numOutputRows",)
     rows = sum(int(metrics.get(name, 0)) for name in counts)
+    if "numSourceRows" not in metrics:
+        # replaceWhere leaves rows in place that are in one file with others: Delta writes those again, and counts them.
+        rows -= int(metrics.get("numCopiedRows", 0))
     files = metrics.get("numTargetFilesAdded", metrics.get("numFiles", 0))
     return DeltaWrite(rows, version, int(files), metrics, commit)
 

@@ -376,6 +376,22 @@ def test_counts_are_those_of_our_own_commit(table: Path, context: StepContext) -
     assert result.metrics["numOutputRows"] == 2
 
 
+@pytest.mark.parametrize("deletion_vectors", ["false", "true"])
+@pytest.mark.parametrize("is_sliced", [False, True])
+def test_rows_that_delta_only_copies_are_not_counted(
+    is_sliced: bool, deletion_vectors: str, context: StepContext, tmp_path: Path
+) -> None:
+    path = tmp_path / "table"
+    writer = frame_of(context.spark, SCHEMA, OLD).coalesce(1).write.format("delta")
+    writer.option("delta.enableDeletionVectors", deletion_vectors).save(str(path))
+    if is_sliced:
+        result = load(NEW[:1], in_partition(context, "tue", column="day"), path)
+    else:
+        result = load(NEW[:1], context, path, mode="overwrite", replaceWhere="id > 2")
+    assert (result.rows, result.metrics["numCopiedRows"]) == (1, 2)
+    assert rows_of(context.spark.read.format("delta").load(str(path))) == [*OLD[:2], NEW[0]]
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
