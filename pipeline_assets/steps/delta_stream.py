@@ -75,8 +75,7 @@ class MergeBatch:
                 writer = writer.partitionBy(*self.partition_by)
             writer.option("txnAppId", self.app_id).option("txnVersion", batch_id).save(self.path)
             return
-        if not self.merge_schema:
-            check_merged_columns(frame.columns, there, self.path)
+        check_merged_columns(frame, there, self.path, self.keys, merge_schema=self.merge_schema)
         transaction = {_APP_ID: self.app_id, _VERSION: str(batch_id)}
         changed = merge_into(
             # A group of nulls is a group like any other.

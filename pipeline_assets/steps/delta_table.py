@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, ParamSpec
 from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, PartitionSlice
 from pipeline_assets.spark.failures import Cause, causes_of, explained_by, is_spark_error, spark_failure
+from pipeline_assets.steps.column_types import are_comparable, holds
 from pipeline_assets.steps.columns import quote
 from pipeline_assets.steps.delta_log import Commit, find_commit, newest_version
 from pipeline_assets.steps.file_systems import Folder
@@ -20,6 +21,7 @@ from pipeline_assets.steps.partition_rows import holding, row_outside, with_part
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import DataType, StructType
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -98,7 +100,7 @@ def write_delta(
         if partition.column is None:
             partition_by = tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
         if there is not None:
-            _check_slice_column(there, partition, path, merge_schema=merge_schema or overwrite_schema)
+            _check_slice_column(there.names, partition, path, merge_schema=merge_schema or overwrite_schema)
     if mark is not None and transaction is None:
         # Without one, Delta makes no commit where no row is there and none comes.
         transaction = f"{mark}:{uuid.uuid4()}"
@@ -110,9 +112,8 @@ def write_delta(
             if isinstance(committed, DeltaWrite):
                 return committed
         if mode == "merge" and there is not None:
-            _check_merge_keys(merge_keys, there, path)
-            if not merge_schema:
-                check_merged_columns(frame.columns, there, path)
+            _check_merge_keys(merge_keys, there.names, path)
+            check_merged_columns(frame, there, path, merge_keys, merge_schema=merge_schema)
             merge_into(path, frame, merge_keys, operator="=", merge_schema=merge_schema, conf={_USER_METADATA: mark})
             return _written(spark, path, mark, folder)
         options: dict[str, str] = {"userMetadata": mark}
@@ -159,10 +160,10 @@ def _is_of_another_writer(error: Exception, mode: DeltaMode, partition: Partitio
     return spark_failure(error).transient_kind == "conflict"
 
 
-def table_columns(spark: SparkSession, path: str) -> list[str] | None:
+def table_columns(spark: SparkSession, path: str) -> StructType | None:
     """Return the columns of the Delta table at ``path``, or None when there is no table."""
     try:
-        return spark.read.format("delta").load(path).columns
+        return spark.read.format("delta").load(path).schema
     except Exception as error:
         if is_missing_table(error):
             return None
@@ -203,18 +204,67 @@ def _check_merge_keys(keys: Sequence[str], there: Sequence[str], path: str) -> N
         )
 
 
-def check_merged_columns(columns: Sequence[str], there: Sequence[str], path: str) -> None:
-    """Raise ConfigurationError when the table at ``path`` lacks one of ``columns``: a MERGE would leave it out."""
-    known = {column.casefold() for column in there}
-    new = [column for column in columns if column.casefold() not in known]
-    if new:
-        raise _not_fitting(path, f"new: {', '.join(new)}")
+def check_merged_columns(
+    frame: DataFrame, there: StructType, path: str, keys: Sequence[str], *, merge_schema: bool
+) -> None:
+    """Raise ConfigurationError when a MERGE of ``frame`` into the table at ``path`` would leave out or alter values.
+
+    ``there``: the table's columns. Where an append refuses another type, MERGE casts to the table's; and it compares
+    ``keys`` before it has done so.
+    """
+    known = {column.name.casefold(): column.dataType for column in there.fields}
+    given = {column.name: column.dataType for column in frame.schema.fields}
+    new = [name for name in given if name.casefold() not in known]
+    keyed = {key.casefold() for key in keys}
+    others = {
+        name: (kind, known[name.casefold()])
+        for name, kind in given.items()
+        if name not in new and not _fits(kind, known[name.casefold()], is_key=name.casefold() in keyed)
+    }
+    if others and merge_schema and _widens_types(frame.sparkSession, path):
+        others = {name: kinds for name, kinds in others.items() if not _is_widened(*kinds)}
+    details = [
+        f"{name}: {kind.simpleString()}, {wanted.simpleString()} in the table"
+        for name, (kind, wanted) in others.items()
+    ]
+    if new and not merge_schema:
+        details.append(f"new: {', '.join(new)}")
+    if details:
+        raise _not_fitting(path, "; ".join(details))
+
+
+def _fits(given: DataType, wanted: DataType, *, is_key: bool) -> bool:
+    """Whether values of type ``given`` stay what they are in the table; of what is nested Delta tells itself."""
+    if is_key and not are_comparable(given, wanted):
+        return False
+    is_nested = wanted.typeName() in ("struct", "array", "map")
+    return given.typeName() == wanted.typeName() if is_nested else holds(wanted, given)
+
+
+def _widens_types(spark: SparkSession, path: str) -> bool:
+    """Whether schema evolution gives columns of the table at ``path`` wider types, where it casts in other tables."""
+    (detail,) = spark.sql(f"DESCRIBE DETAIL delta.{quote(path)}").select("properties").collect()
+    return str(detail[0].get("delta.enableTypeWidening")) == "true"
+
+
+def _is_widened(given: DataType, wanted: DataType) -> bool:
+    """Whether schema evolution makes a column of type ``wanted`` one of type ``given``.
+
+    Source: https://docs.delta.io/latest/delta-type-widening.html
+    """
+    from pyspark.sql.types import DateType, DecimalType, DoubleType, FloatType, IntegralType, TimestampNTZType
+
+    if isinstance(wanted, DateType):
+        return isinstance(given, TimestampNTZType)
+    families = (IntegralType, FloatType | DoubleType, DecimalType)
+    is_one = any(isinstance(given, family) and isinstance(wanted, family) for family in families)
+    return is_one and holds(given, wanted)
 
 
 def _not_fitting(path: str, details: str) -> ConfigurationError:
     return ConfigurationError(
-        f"the DataFrame's columns do not fit the table at {path}: add new ones with mergeSchema, or replace the "
-        "table's with mode 'overwrite' and overwriteSchema",
+        f"the DataFrame's columns do not fit the table at {path}: cast those of other types in a withColumns step "
+        "before, add new ones with mergeSchema, or replace the table's with mode 'overwrite' and overwriteSchema",
         details=details,
     )
 

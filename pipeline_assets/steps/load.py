@@ -44,7 +44,8 @@ class ToDeltaLake(StreamingLoad):
     """Where the table is: a local path, or `s3a://bucket/key`. It is created when it is missing."""
     mode: DeltaMode = "append"
     """append adds rows; overwrite replaces the table; errorIfExists fails when there is one; merge updates the rows
-    whose `mergeKeys` are in the table already and adds the others."""
+    whose `mergeKeys` are in the table already and adds the others. merge takes columns of the table's types, and
+    numbers that those hold as they are: cast others by withColumns before."""
     merge_keys: tuple[ColumnName, ...] = ()
     """Columns by which merge finds rows. A null never equals anything, so a row with a null in one is always added.
     Give each key once, by dropDuplicates before: MERGE fails when several rows have a key that the table has, and adds

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -29,6 +31,7 @@ from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order, rows_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+    from pyspark.sql.types import StructType
 
 SCHEMA = "id INT, day STRING, amount INT"
 OLD: Rows = [(1, "mon", 10), (2, "mon", 20), (3, "tue", 30)]
@@ -146,6 +149,73 @@ def test_merge_schema(table: Path, context: StepContext) -> None:
     load([(1, "mon", 2, "y")], context, table, schema, mode="merge", mergeKeys=["id"], mergeSchema=True)
     old = [(*row, None) for row in OLD[1:]]
     assert table_rows(table, columns) == in_order([*old, (4, "wed", 1, "x"), (1, "mon", 2, "y")])
+
+
+MISFITS: dict[str, tuple[str, str, Rows, str, str]] = {
+    "a value": (
+        "day STRING, amount INT", "SELECT 'mon' AS day, 1 AS amount",
+        [("mon", Decimal("12.75"))], "day STRING, amount DECIMAL(10, 2)", "amount: decimal(10,2), int in the table",
+    ),
+    "a key": (
+        "day DATE, amount INT", "SELECT DATE '2024-05-01' AS day, 1 AS amount",
+        [(datetime(2024, 5, 1, 10, tzinfo=UTC), 2)], "Day TIMESTAMP, amount INT", "Day: timestamp, date in the table",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("merge_schema", [False, True])
+@pytest.mark.parametrize(("there", "query", "rows", "schema", "message"), MISFITS.values(), ids=MISFITS.keys())
+def test_merge_converts_nothing(
+    there: str, query: str, rows: Rows, schema: str, message: str, merge_schema: bool, context: StepContext,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    path = tmp_path / "table"
+    context.spark.sql(query).write.format("delta").save(str(path))
+    columns = ("day", "amount")
+    old = table_rows(path, columns)
+    with pytest.raises(ConfigurationError, match=f"(?s)do not fit the table at .*{re.escape(message)}"):
+        load(rows, context, path, schema, mode="merge", mergeKeys=["day"], mergeSchema=merge_schema)
+    batch = MergeBatch(str(path), ("day",), (), merge_schema, app_id="x")
+    with pytest.raises(ConfigurationError, match=f"(?s)do not fit the table at .*{re.escape(message)}"):
+        batch(frame_of(context.spark, schema, rows), 0)
+    assert (table_rows(path, columns), versions(path)) == (old, 1)
+
+
+@pytest.mark.parametrize("merge_schema", [False, True])
+def test_merge_takes_types_that_the_table_holds(merge_schema: bool, context: StepContext, tmp_path: Path) -> None:
+    path = str(tmp_path / "table")
+    old = "0 AS id, 1L AS count, CAST(1 AS DECIMAL(12, 4)) AS amount, 'a' AS name, named_struct('x', 1L) AS nested"
+    new = "0 AS id, 2 AS count, 2.25 AS amount, NULL AS name, named_struct('x', 2) AS nested"
+    context.spark.sql(f"SELECT {old}").write.format("delta").save(path)
+    frame = context.spark.sql(f"SELECT {new}")
+    write_delta(frame, path, mode="merge", merge_keys=["id"], merge_schema=merge_schema)
+    read = context.spark.read.format("delta").load(path)
+    assert dict(read.dtypes)["count"] == "bigint"
+    assert rows_of(read.select("id", "count", "amount", "name", "nested.x")) == [(0, 2, Decimal("2.2500"), None, 2)]
+
+
+def test_merge_schema_of_a_table_that_widens_types(context: StepContext, tmp_path: Path) -> None:
+    path = str(tmp_path / "table")
+    old = "0 AS id, 1 AS count, CAST(1 AS FLOAT) AS part, CAST(1 AS DECIMAL(10, 2)) AS amount, DATE '2024-05-01' AS at"
+    new = (
+        "0L AS id, 3000000000L AS count, 0.1D AS part, CAST(1.2345 AS DECIMAL(12, 4)) AS amount, "
+        "TIMESTAMP_NTZ '2024-05-01 10:00:00' AS at"
+    )
+    writer = context.spark.sql(f"SELECT {old}").write.format("delta")
+    features = {"delta.enableTypeWidening": "true", "delta.feature.timestampNtz": "supported"}
+    writer.options(**features).save(path)
+
+    def merge(query: str, *, merge_schema: bool) -> None:
+        frame = context.spark.sql(f"SELECT {query}")
+        write_delta(frame, path, mode="merge", merge_keys=["id"], merge_schema=merge_schema)
+
+    with pytest.raises(ConfigurationError, match="(?s)do not fit .*count: bigint, int in the table"):
+        merge(new, merge_schema=False)
+    with pytest.raises(ConfigurationError, match="(?s)do not fit .*count: decimal.2,1., int in the table"):
+        merge("0 AS id, 1.5 AS count", merge_schema=True)
+    merge(new, merge_schema=True)
+    found = rows_of(context.spark.read.format("delta").load(path))
+    assert found == [(0, 3_000_000_000, 0.1, Decimal("1.2345"), datetime(2024, 5, 1, 10))]
 
 
 FAILING = "assert_true(id < 4) IS NULL"
@@ -301,7 +371,7 @@ def test_first_writes_at_the_same_time(context: StepContext, tmp_path: Path, mon
     looked: set[int] = set()
     look = delta_table.table_columns
 
-    def look_together(spark: SparkSession, path: str) -> list[str] | None:
+    def look_together(spark: SparkSession, path: str) -> StructType | None:
         found = look(spark, path)
         if threading.get_ident() not in looked:
             looked.add(threading.get_ident())
