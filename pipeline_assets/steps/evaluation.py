@@ -20,6 +20,7 @@ from pipeline_assets.steps.base import ExpectationResult, Samples, Severity
 from pipeline_assets.steps.columns import quote, require_paths
 from pipeline_assets.steps.expectations import Expectation, RowExpectation
 from pipeline_assets.steps.table_expectations import AggregateExpectation, Judgement, Referential, Schema
+from pipeline_assets.steps.text_formats import as_json
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -250,7 +251,7 @@ def _as_text(column: Column, data_type: DataType) -> Column:
         return F.concat(F.lit("0x"), F.hex(F.substring(column, 1, _TEXT_LIMIT)))
     if isinstance(data_type, T.StructType | T.ArrayType | T.MapType):
         # With the names in it, by which secrets are told.
-        return F.to_json(column, {"ignoreNullFields": "false"})
+        return as_json(column)
     return column.cast("string")
 
 

@@ -17,7 +17,7 @@ from pipeline_assets.steps.paths import (
     files_dataset,
     format_of,
     open_for_spark,
-    option_texts,
+    option_texts_with,
     unknown_format,
 )
 from pipeline_assets.steps.s3_paths import is_s3
@@ -102,8 +102,6 @@ class FilesExtract(ExtractMethod):
 
     def _reader_options(self, format_: FileFormat, *, inferred: bool = False) -> dict[str, str]:
         """Return the options of Spark's reader; ``inferred``: it is given the schema that it has found before."""
-        # Spark knows options in any case.
-        given = {name.casefold() for name in self.options}
         defaults: dict[str, OptionValue] = {}
         if format_ == "csv":
             defaults["header"] = True
@@ -112,14 +110,14 @@ class FilesExtract(ExtractMethod):
             else:
                 # Otherwise columns are taken by their position, whatever the header calls them.
                 defaults["enforceSchema"] = False
-        if format_ in ("csv", "json") and self.schema_ is not None and not self._keeps_broken_records(given):
+        if format_ in ("csv", "json") and self.schema_ is not None and not self._keeps_broken_records():
             # Otherwise there are nulls for what can't be read.
             defaults["mode"] = "FAILFAST"
-        kept = {name: value for name, value in defaults.items() if name.casefold() not in given}
-        return option_texts({**kept, **self.options})
+        return option_texts_with(defaults, self.options)
 
-    def _keeps_broken_records(self, options: set[str]) -> bool:
+    def _keeps_broken_records(self) -> bool:
         """Whether Spark is to put records that it can't read into a column of their own."""
+        options = {name.casefold() for name in self.options}
         return "columnnameofcorruptrecord" in options or "_corrupt_record" in (self.schema_ or "").casefold()
 
     def _explain(self, error: Any, paths: tuple[str, ...], format_: FileFormat) -> ConfigurationError:

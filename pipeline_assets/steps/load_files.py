@@ -23,8 +23,9 @@ from pipeline_assets.steps.paths import (
     check_options,
     files_dataset,
     open_for_spark,
-    option_texts,
+    option_texts_with,
 )
+from pipeline_assets.steps.text_formats import TIME_FORMATS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # What Spark escapes in the values of partition folders.
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{\[\]^]")
+# Files of finished tasks need not be moved once more by the job: nobody reads here before it is done.
+_COMMITTER: dict[str, OptionValue] = {"mapreduce.fileoutputcommitter.algorithm.version": "2"}
+# Spark cuts off white space by itself, where it writes.
+_DEFAULTS: dict[str, dict[str, OptionValue]] = {
+    "csv": {"header": True, "ignoreLeadingWhiteSpace": False, "ignoreTrailingWhiteSpace": False, **TIME_FORMATS},
+    "json": {**TIME_FORMATS},
+}
 
 
 class ToS3(LoadMethod):
@@ -50,11 +58,13 @@ class ToS3(LoadMethod):
 
     method = "toS3"
     kinds = frozenset({"spark", "s3"})
+    behavior_version = "2"
 
     path: Annotated[str, AfterValidator(check_s3_or_local)]
     """The folder to write to, e.g. `s3a://data/report`, or a local path."""
     format: Literal["parquet", "json", "csv"] = "parquet"
-    """Format of the files. CSV files get a header unless `options` say otherwise."""
+    """Format of the files. CSV files get a header, and keep the spaces around values; times are written to the
+    microsecond there and in JSON; unless `options` say otherwise."""
     mode: Literal["append", "overwrite", "errorIfExists"] = "append"
     """append adds files; overwrite replaces the folder's files; errorIfExists fails when there are any."""
     partition_by: tuple[ColumnName, ...] = ()
@@ -140,11 +150,7 @@ class ToS3(LoadMethod):
             frame = clustered(frame, self.partition_by)
         count = CountedRows()
         writer = count.on(frame).write.format(self.format).mode("error")
-        # Files of finished tasks need not be moved once more by the job: nobody reads here before it is done.
-        options = {"mapreduce.fileoutputcommitter.algorithm.version": "2"} | option_texts(self.options)
-        if self.format == "csv":
-            options = {"header": "true"} | options
-        writer = writer.options(**options)
+        writer = writer.options(**option_texts_with(_COMMITTER | _DEFAULTS.get(self.format, {}), self.options))
         if self.partition_by:
             writer = writer.partitionBy(*self.partition_by)
         writer.save(path)

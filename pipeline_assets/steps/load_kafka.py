@@ -16,9 +16,10 @@ from pipeline_assets.steps.kafka_offsets import read_offsets
 from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
 from pipeline_assets.steps.paths import OptionValue, check_options, option_texts
 from pipeline_assets.steps.streaming_load import StreamingLoad
+from pipeline_assets.steps.text_formats import as_json
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
 
     from pipeline_assets.connections import KafkaConnection
@@ -37,6 +38,7 @@ class ToKafka(StreamingLoad):
 
     method = "toKafka"
     kinds = frozenset({"spark", "kafka"})
+    behavior_version = "2"
     connection_kind = "kafka"
 
     topic: str = Field(min_length=1)
@@ -44,8 +46,8 @@ class ToKafka(StreamingLoad):
     connection: str = "default"
     """Kafka connection (from connections.json)."""
     format: Literal["json", "text", "raw"] = "json"
-    """What the records' values are: `json`, an object of all columns (nulls too); `text`, the STRING column `value`, or
-    the only column that there is beside `keyColumn`; `raw`, the BINARY column `value`."""
+    """What the records' values are: `json`, an object of all columns (nulls too, and times to the microsecond); `text`,
+    the STRING column `value`, or the only column that there is beside `keyColumn`; `raw`, the BINARY column `value`."""
     key_column: ColumnName | None = None
     """The column whose text is the records' key: Kafka keeps the order of records of the same key. Without it records
     have no key. With format json it is in the value too."""
@@ -103,11 +105,8 @@ class ToKafka(StreamingLoad):
         """Return the columns that Spark's sink takes: ``value``, and ``key`` where there is a ``keyColumn``."""
         from pyspark.sql import functions as F  # noqa: N812
 
-        value: Column
-        if self.format == "json":
-            value = F.to_json(F.struct(F.col("*")), {"ignoreNullFields": "false"})
-        else:
-            value = F.col(quote(self._value_column(frame)))
+        is_json = self.format == "json"
+        value = as_json(F.struct(F.col("*"))) if is_json else F.col(quote(self._value_column(frame)))
         columns = [value.alias("value")]
         if self.key_column is not None:
             columns.insert(0, F.col(quote(self.key_column)).cast("string").alias("key"))

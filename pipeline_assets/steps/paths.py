@@ -125,6 +125,14 @@ def option_texts(options: dict[str, OptionValue]) -> dict[str, str]:
     return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
 
 
+def option_texts_with(defaults: dict[str, OptionValue], options: dict[str, OptionValue]) -> dict[str, str]:
+    """Return ``options`` as Spark takes them, and those of ``defaults`` that they leave open."""
+    # Spark knows options in any case.
+    given = {name.casefold() for name in options}
+    left = {name: value for name, value in defaults.items() if name.casefold() not in given}
+    return option_texts({**left, **options})
+
+
 def unknown_format(path: str) -> str:
     """Return the message for a path whose format can't be told."""
     extension = path.rstrip("/").rpartition("/")[2].rpartition(".")[2] if "." in path.rpartition("/")[2] else ""

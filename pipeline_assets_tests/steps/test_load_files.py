@@ -7,7 +7,7 @@ import dataclasses
 import gzip
 import io
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from devstack.s3 import S3Server
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, PipelineExecutionError
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps.base import LoadResult, StepContext
+from pipeline_assets.steps.extract_files import FromFile
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.load_files import ToS3
 from pipeline_assets_tests.spark_jobs import jobs
-from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
+from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order, rows_of
 
 OLD: Rows = [(1, "a"), (2, "b")]
 NEW: Rows = [(3, "c"), (4, "a")]
@@ -112,6 +113,57 @@ def test_json_and_csv(context: StepContext, tmp_path: Path) -> None:
     (packed,) = on_disk(tmp_path / "csv").values()
     header, *rows = csv.reader(io.StringIO(gzip.decompress(packed).decode()), delimiter=";")
     assert (header, sorted(rows)) == (["id", "name"], [["1", "a"], ["2", "b"]])
+
+
+TIMES = "id INT, name STRING, at TIMESTAMP, noted TIMESTAMP_NTZ"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TIMED: Rows = [
+    (1, " a ", datetime(2024, 5, 1, 10, 0, 0, 123456, tzinfo=UTC), datetime(2024, 5, 1, 10, 0, 0, 1)),
+    (2, "", datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), datetime(2024, 5, 1)),
+    (3, None, None, None),
+    (4, "\ttab", datetime(2024, 5, 1, tzinfo=UTC), None),
+]
+
+
+def read_plainly(format_: str, text: str) -> Rows:
+    """Return the rows of TIMES in a file, by Python's own readers, to which no value is an empty text."""
+    records = csv.DictReader(io.StringIO(text)) if format_ == "csv" else map(json.loads, text.splitlines())
+    rows: Rows = []
+    for record in records:
+        times = (datetime.fromisoformat(record[name]) if record.get(name) else None for name in ("at", "noted"))
+        rows.append((int(record["id"]), record.get("name") or None, *times))
+    return in_order(rows)
+
+
+@pytest.mark.parametrize("schema", [TIMES, None])
+@pytest.mark.parametrize("format_", ["csv", "json"])
+def test_texts_and_times_are_written_as_they_are(
+    format_: str, schema: str | None, context: StepContext, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "out")
+    method = ToS3.model_validate({"path": path, "format": format_, "numFiles": 1})
+    method.load(frame_of(context.spark, TIMES, TIMED), context)
+    (text,) = on_disk(tmp_path / "out").values()
+    plain = in_order((id_, name or None, *times) for id_, name, *times in TIMED)
+    assert read_plainly(format_, text.decode()) == plain
+    options = {} if schema or format_ == "csv" else {"inferTimestamp": True}
+    config = {"path": path, "format": format_, "options": options} | ({"schema": schema} if schema else {})
+    found = FromFile.model_validate(config).extract(context)
+    found = found.selectExpr("id", "name", "unix_micros(at)", "CAST(noted AS TIMESTAMP_NTZ)")
+    # To Spark's reader of CSV an empty text is null.
+    assert rows_of(found) == in_order(
+        (id_, name if format_ == "json" else name or None, at and (at - EPOCH) // timedelta(microseconds=1), noted)
+        for id_, name, at, noted in TIMED
+    )
+
+
+@pytest.mark.parametrize("format_", ["csv", "json"])
+def test_options_go_before_the_formats_own(format_: str, context: StepContext, tmp_path: Path) -> None:
+    options = {"TimestampFormat": "yyyy", "IGNORELEADINGWHITESPACE": True, "Header": False}
+    method = ToS3.model_validate({"path": str(tmp_path / "out"), "format": format_, "options": options})
+    method.load(frame_of(context.spark, "name STRING, at TIMESTAMP", [(" a ", TIMED[0][2])]), context)
+    (text,) = on_disk(tmp_path / "out").values()
+    assert text.decode() == ("a ,2024\n" if format_ == "csv" else '{"name":" a ","at":"2024"}\n')
 
 
 def test_partition_by_replaces_old_folders(context: StepContext, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline_assets.connections import Connections, parse_connections
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import StepContext
+from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.load_kafka import ToKafka
 from pipeline_assets_tests.steps.frames import frame_of
 
@@ -97,6 +99,21 @@ def test_json(topic: str, consumed: Callable[[], Records], kafka_context: StepCo
     assert (result.uri, result.rows) == (f"kafka://default/{topic}", len(ROWS))
     assert by_id(consumed()) == as_json(ROWS)
     assert [sink.parts for sink in method.sinks()] == [("default", topic)]
+
+
+def test_json_of_texts_and_times(topic: str, consumed: Callable[[], Records], kafka_context: StepContext) -> None:
+    """As they are, for plain Python and for fromKafka."""
+    at, noted = datetime(2024, 5, 1, 10, 0, 0, 123456, tzinfo=UTC), datetime(2024, 5, 1, 10, 0, 0, 1)
+    columns = "name STRING, at TIMESTAMP, noted TIMESTAMP_NTZ, times ARRAY<TIMESTAMP>"
+    frame = frame_of(kafka_context.spark, columns, [(" a ", at, noted, [at])])
+    ToKafka.model_validate({"topic": topic}).load(frame, kafka_context)
+    ((_, value),) = consumed()
+    found = json.loads(value or b"")
+    assert found["name"] == " a "
+    times = [datetime.fromisoformat(text) for text in (found["at"], found["noted"], *found["times"])]
+    assert times == [at, noted, at]
+    read = FromKafka.model_validate({"topics": [topic], "schema": columns}).extract(kafka_context)
+    assert read.selectExpr("name", "unix_micros(at) % 1000000", "noted").collect() == [(" a ", 123456, noted)]
 
 
 @pytest.mark.parametrize(
