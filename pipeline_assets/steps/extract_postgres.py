@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
@@ -26,7 +27,8 @@ from pipeline_assets.steps.postgres import (
 
 if TYPE_CHECKING:
     import psycopg
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
+    from pyspark.sql.types import DataType
 
     from pipeline_assets.connections import PostgresConnection
 
@@ -41,12 +43,19 @@ PostgresSql = Annotated[str, Field(min_length=1), AfterValidator(_check_sql)]
 Bound = int | float | date | datetime | str
 # Where Spark has the type of a column that is a text with a length.
 _SPARK_TYPE = "__CHAR_VARCHAR_TYPE_STRING"
+_CHAR = re.compile(r"\bchar\(")
+# Those of %(types)s whose columns are read as text: char(n), as Spark would leave the spaces at the end in.
+_TEXTS = "SELECT oid FROM pg_catalog.pg_type WHERE oid = ANY(%(types)s::oid[]) AND oid = 'bpchar'::regtype"
 
 
 class FromPostgres(ExtractMethod):
-    """Reads a table or a query from PostgreSQL. Filters and column choices of later steps are pushed down to it."""
+    """Reads a table or a query from PostgreSQL. Filters and column choices of later steps are pushed down to it.
+
+    Values of char(n) are read without the spaces at the end, as PostgreSQL compares them.
+    """
 
     method = "fromPostgres"
+    behavior_version = "2"
     kinds = frozenset({"spark", "postgres"})
     connection_kind = "postgres"
 
@@ -110,10 +119,10 @@ class FromPostgres(ExtractMethod):
             connect(connection, secrets) as database,
             context.cancellation.interrupting(database.cancel_safe),
         ):
-            bounds = self._probe(database, connection)
+            relation, bounds = self._probe(database, connection)
             size = self._table_bytes(database) if context.optimize else None
         options = jdbc_options(connection, secrets) | {
-            "dbtable": _for_jdbc(self._relation()),
+            "dbtable": _for_jdbc(relation),
             "fetchsize": str(self.fetch_size),
             **bounds,
         }
@@ -140,7 +149,7 @@ class FromPostgres(ExtractMethod):
         return int(found[0]) if found else None
 
     def _relation(self) -> str:
-        """Return what stands in Spark's FROM."""
+        """Return the rows that the config asks for, as what stands in a FROM."""
         if self.query is not None:
             inner = self.query.strip().rstrip(";")
             base = f"(\n{inner}\n) AS query"  # a line of its own: the query may end in a comment
@@ -150,8 +159,11 @@ class FromPostgres(ExtractMethod):
             return base
         return f"(SELECT * FROM {base} WHERE (\n{self.predicate}\n)) AS filtered"  # noqa: S608  (SQL is what the config gives)
 
-    def _probe(self, database: psycopg.Connection[Any], connection: PostgresConnection) -> dict[str, str]:
-        """Check table, columns and SQL on the catalog alone, and find the bounds of a parallel read."""
+    def _probe(self, database: psycopg.Connection[Any], connection: PostgresConnection) -> tuple[str, dict[str, str]]:
+        """Check table, columns and SQL on the catalog alone.
+
+        Returns what stands in Spark's FROM, and its options for a parallel read.
+        """
         if self.table is not None:
             TableName.parse(self.table).require(database, connection)
         relation = self._relation()
@@ -161,12 +173,16 @@ class FromPostgres(ExtractMethod):
         missing = [name for name in dict.fromkeys((*self.columns, *partition)) if name not in there]
         if missing:
             raise DataFrameResolutionError.unknown_columns(missing, self.table or "query", there)
+        return _with_texts(relation, described, database), self._bounds(database)
+
+    def _bounds(self, database: psycopg.Connection[Any]) -> dict[str, str]:
+        """Return Spark's options for a parallel read; none where there is nothing to divide."""
         if self.partition_column is None:
             return {}
         lower, upper = _whole(self.lower_bound, ROUND_FLOOR), _whole(self.upper_bound, ROUND_CEILING)
         if lower is None or upper is None:
             column = quoted(self.partition_column)
-            bounds = f"SELECT min({column}), max({column}) FROM {relation}"  # noqa: S608
+            bounds = f"SELECT min({column}), max({column}) FROM {self._relation()}"  # noqa: S608
             found = database.execute(bounds.encode()).fetchone()
             least, greatest = found or (None, None)
             if least is None or greatest is None:
@@ -191,6 +207,23 @@ class FromPostgres(ExtractMethod):
             f"partitionColumn {self.partition_column!r} holds {type(value).__name__} values: "
             "expected a numeric, date or timestamp column"
         )
+
+
+def _with_texts(relation: str, described: Sequence[psycopg.Column], database: psycopg.Connection[Any]) -> str:
+    """Return ``relation`` with the columns that PostgreSQL compares otherwise than Spark does as its texts of them.
+
+    Their collation is the one by which Spark compares: PostgreSQL is given the filters of later steps.
+    """
+    types = [column.type_code for column in described]
+    texts = {type_ for (type_,) in database.execute(_TEXTS, {"types": types}).fetchall()}
+    if not texts:
+        return relation
+    columns = ", ".join(
+        f'{name}::text COLLATE "C" AS {name}' if column.type_code in texts else name
+        for column in described
+        for name in (quoted(column.name),)
+    )
+    return f"(SELECT {columns} FROM {relation}) AS texts"  # noqa: S608
 
 
 def _for_jdbc(sql: str) -> str:
@@ -253,21 +286,29 @@ def _moment(bound: Bound) -> datetime | None:
 
 
 def _without_lengths(frame: DataFrame) -> DataFrame:
-    """Return ``frame`` with columns of varchar(n) as plain text.
+    """Return ``frame`` with columns of varchar(n), and arrays of it and of char(n), as plain text.
 
-    Their length would go on to the Delta tables that are written from them, as a limit for rows of any source. Not that
-    of char(n): by it Spark compares as PostgreSQL does, without the spaces at the end.
+    Their length would go on to the Delta tables that are written from them, as a limit for rows of any source.
     """
     from pyspark.sql import functions as F  # noqa: N812
 
-    metadata = {field.name: field.metadata for field in frame.schema.fields}
-    if not any("varchar(" in found.get(_SPARK_TYPE, "") for found in metadata.values()):
+    if not any(_SPARK_TYPE in field.metadata for field in frame.schema.fields):
         return frame
-    return frame.select(
-        *(
-            F.col(quote(name)).alias(name, metadata={key: value for key, value in found.items() if key != _SPARK_TYPE})
-            if "varchar(" in found.get(_SPARK_TYPE, "")
-            else quote(name)
-            for name, found in metadata.items()
-        )
-    )
+    columns = []
+    for field in frame.schema.fields:
+        column, spark_type = F.col(quote(field.name)), field.metadata.get(_SPARK_TYPE, "")
+        if _CHAR.search(spark_type):
+            column = _trimmed(column, field.dataType)
+        metadata = {key: value for key, value in field.metadata.items() if key != _SPARK_TYPE}
+        columns.append(column.alias(field.name, metadata=metadata) if spark_type else column)
+    return frame.select(*columns)
+
+
+def _trimmed(column: Column, data_type: DataType) -> Column:
+    """Return texts, or arrays of them, without spaces at the end."""
+    from pyspark.sql import functions as F  # noqa: N812
+    from pyspark.sql.types import ArrayType
+
+    if not isinstance(data_type, ArrayType):
+        return F.rtrim(column)
+    return F.transform(column, lambda element: _trimmed(element, data_type.elementType))

@@ -193,17 +193,34 @@ def test_lengths_are_no_limits_elsewhere(
     any_spark: SparkSession, postgres_context: StepContext, database: Database, tmp_path: Path
 ) -> None:
     database.execute(
-        'CREATE TABLE shop.named ("first.name" varchar(3), tags varchar(2)[], code char(3));'
-        "INSERT INTO shop.named VALUES ('abc', '{x}', 'a')"
+        'CREATE TABLE shop.named ("first.name" varchar(3), tags varchar(2)[], code char(3), codes char(3)[]);'
+        "INSERT INTO shop.named VALUES ('abc', '{x}', 'a', '{b}')"
     )
     frame = FromPostgres(table="shop.named").extract(dataclasses.replace(postgres_context, spark=any_spark))
-    longer = frame_of(any_spark, "name STRING, tags ARRAY<STRING>", [("abcd", ["xyz"])])
+    schema = "name STRING, tags ARRAY<STRING>, code STRING, codes ARRAY<STRING>"
+    longer = frame_of(any_spark, schema, [("abcd", ["xyz"], "abcd", ["abcd"])])
     path = str(tmp_path / "table")
-    frame.drop("code").union(longer).write.format("delta").save(path)
+    frame.union(longer).write.format("delta").save(path)
     found = any_spark.read.format("delta").load(path)
-    assert rows_of(found) == [("abc", ["x"]), ("abcd", ["xyz"])]
-    # PostgreSQL fills up a char(n), and compares without what it has filled it up with.
-    assert rows_of(frame.where("code = 'a'")) == [("abc", ["x"], "a  ")]
+    assert rows_of(found) == [("abc", ["x"], "a", ["b"]), ("abcd", ["xyz"], "abcd", ["abcd"])]
+
+
+@pytest.mark.parametrize(
+    "config", [{"table": "shop.coded"}, {"query": "SELECT * FROM shop.coded;", "predicate": "code = 'a   '"}]
+)
+def test_a_fixed_length_is_filled_up_with_nothing(
+    any_spark: SparkSession, config: dict[str, Any], postgres_context: StepContext, database: Database
+) -> None:
+    """PostgreSQL compares without what it has filled them up with, Spark only where it knows the lengths."""
+    database.execute(
+        "CREATE TABLE shop.coded (id int, code char(3), codes char(3)[], grid char(2)[][], loose bpchar);"
+        "INSERT INTO shop.coded VALUES (1, 'a', '{a,NULL}', '{{a,b}}', 'a ')"
+    )
+    frame = FromPostgres(**config).extract(dataclasses.replace(postgres_context, spark=any_spark))
+    assert rows_of(frame) == [(1, "a", ["a", None], [["a", "b"]], "a")]
+    named = frame_of(any_spark, "code STRING, name STRING", [("a", "first")])
+    assert rows_of(frame.join(named, "code").select("id", "name")) == [(1, "first")]
+    assert "*EqualTo(code,a), *GreaterThan(id,0)" in explain_text(frame.where("code = 'a' AND id > 0"), "formatted")
 
 
 def test_the_password_is_in_no_plan(
