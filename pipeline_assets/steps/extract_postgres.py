@@ -44,14 +44,25 @@ Bound = int | float | date | datetime | str
 # Where Spark has the type of a column that is a text with a length.
 _SPARK_TYPE = "__CHAR_VARCHAR_TYPE_STRING"
 _CHAR = re.compile(r"\bchar\(")
-# Those of %(types)s whose columns are read as text: char(n), as Spark would leave the spaces at the end in.
-_TEXTS = "SELECT oid FROM pg_catalog.pg_type WHERE oid = ANY(%(types)s::oid[]) AND oid = 'bpchar'::regtype"
+# Those of %(types)s whose columns are read as text: char(n), as Spark would leave the spaces at the end in, and those
+# that Spark takes for texts and PostgreSQL compares otherwise. Of xml it compares nothing, and makes a text of it that
+# has a declaration more. Filters on arrays are not pushed down.
+_TEXTS = """
+SELECT oid FROM pg_catalog.pg_type WHERE oid = ANY(%(types)s::oid[]) AND typcategory <> 'A'
+AND NOT (typnamespace = 'pg_catalog'::regnamespace AND typname IN (
+    'bool', 'bytea', 'bit', 'int2', 'int4', 'int8', 'float4', 'float8', 'numeric', 'oid', 'void',
+    'date', 'time', 'timetz', 'timestamp', 'timestamptz', 'text', 'varchar', 'name', 'xml'
+))
+"""
 
 
 class FromPostgres(ExtractMethod):
     """Reads a table or a query from PostgreSQL. Filters and column choices of later steps are pushed down to it.
 
-    Values of char(n) are read without the spaces at the end, as PostgreSQL compares them.
+    Columns of types that Spark has none for (uuid, enums, inet, jsonb ...) are read as texts, and compared as such in
+    later steps: a condition by their own order, or one that is to use their index, is a `predicate`. Values of char(n)
+    have no spaces at the end. Texts are ordered by their collation where a filter is pushed down, and by their bytes
+    where the rows are kept before it: a `query` with `COLLATE "C"` has both the same.
     """
 
     method = "fromPostgres"

@@ -140,6 +140,57 @@ def test_filters_and_columns_are_pushed_down(postgres_context: StepContext, caps
     assert "ReadSchema: struct<day:date>" in plan
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"table": "shop.shirts"},
+        {"table": "shop.shirts", "predicate": "size < 'large' AND details ? 'b'"},
+        {"table": "shop.shirts", "columns": ['Own "size', "details", "host", "key", "size", "id"]},
+        {"table": "shop.shirts", "partitionColumn": "id", "numPartitions": 2},
+        {"query": "SELECT * FROM shop.shirts; "},
+    ],
+)
+def test_filters_find_the_same_rows_wherever_they_run(
+    config: dict[str, Any], postgres_context: StepContext, database: Database
+) -> None:
+    database.execute(
+        "CREATE TYPE shop.size AS ENUM ('small', 'medium', 'large'); CREATE DOMAIN shop.own_size AS shop.size;"
+        'CREATE TABLE shop.shirts (id int, size shop.size, "Own ""size" shop.own_size, key uuid, host inet, '
+        "details jsonb); INSERT INTO shop.shirts SELECT n, size, size, "
+        "('7f0e4d3c-0000-4000-8000-00000000000' || n)::uuid, '10.0.0.1', '{\"b\": 1}' "
+        "FROM unnest('{small,medium,large}'::shop.size[]) WITH ORDINALITY AS _ (size, n)"
+    )
+    frame = FromPostgres.model_validate(config).extract(postgres_context)
+    found = {
+        condition: rows_of(frame.where(condition).select("id"))
+        for condition in (
+            "size > 'medium'",
+            "size IN ('small', 'huge')",
+            "`Own \"size` < 'medium'",
+            "key = '7F0E4D3C-0000-4000-8000-000000000001'",
+            "key LIKE '%1'",
+            "host = '10.0.0.1/32'",
+            "details = '{\"b\":1}'",
+        )
+    }
+    assert (1,) in found["size > 'medium'"], "as texts are ordered"
+    kept = frame.cache()
+    assert found == {condition: rows_of(kept.where(condition).select("id")) for condition in found}
+    kept.unpersist()
+
+
+def test_only_what_spark_has_no_type_for_is_made_a_text(postgres_context: StepContext, database: Database) -> None:
+    def scan(table: str, condition: str) -> str:
+        return explain_text(FromPostgres(table=table).extract(postgres_context).where(condition), "simple")
+
+    assert 'JDBCRelation("shop"."orders")' in scan("shop.orders", "id > 10")
+    database.execute("CREATE TABLE shop.keyed (id int, key uuid, name text)")
+    plan = scan("shop.keyed", "id > 10 AND key > 'a' AND name = 'b'")
+    assert 'SELECT "id", "key"::text COLLATE "C" AS "key", "name" FROM "shop"."keyed"' in plan
+    for filter_ in ("GreaterThan(id,10)", "GreaterThan(key,a)", "EqualTo(name,b)"):
+        assert f"*{filter_}" in plan
+
+
 def test_conditions_mean_the_same_moments_wherever_the_server_is(
     postgres_context: StepContext, database: Database, postgres: PostgresServer
 ) -> None:
