@@ -44,7 +44,8 @@ class FilesExtract(ExtractMethod):
     """Options of Spark's reader for the format, e.g. `multiLine` or `pathGlobFilter`. CSV files are read with
     `header` and, when there is no schema, `inferSchema`, unless these say otherwise. `enforceSchema` (true) takes the
     columns of CSV by their position, whatever the header says, and, with a schema, `mode` (`PERMISSIVE`) gives nulls
-    for what does not fit."""
+    for what does not fit. Of Parquet and ORC files whose columns differ, Spark takes those of one file and leaves the
+    others' out, unless `{"options": {"mergeSchema": true}}` has it look into all of them, or a schema names them."""
 
     def all_paths(self) -> tuple[str, ...]:
         """Return every path that is read."""

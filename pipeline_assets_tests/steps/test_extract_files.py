@@ -72,6 +72,24 @@ def test_every_format(config: dict[str, Any], context: StepContext, tmp_path: Pa
     assert len(rows_of(frame)) == len(ROWS) * max(1, len(where["paths"] or ()))
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, [(1,), (2,)]),
+        ({"options": {"mergeSchema": True}}, [(1, None), (2, "b")]),
+        ({"schema": "id BIGINT, name STRING"}, [(1, None), (2, "b")]),
+    ],
+    ids=str,
+)
+def test_parquet_files_whose_columns_differ(
+    config: dict[str, Any], expected: list[Any], context: StepContext, tmp_path: Path
+) -> None:
+    pyarrow.parquet.write_table(pa.table({"id": [1]}), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(pa.table({"id": [2], "name": ["b"]}), tmp_path / "b.parquet")
+    method = FromFile.model_validate({"path": f"{tmp_path}/*.parquet", **config})
+    assert rows_of(method.extract(context)) == expected
+
+
 def test_text(context: StepContext, tmp_path: Path) -> None:
     write_files(tmp_path)
     assert rows_of(FromFile(path=f"{tmp_path}/words.txt").extract(context)) == [("a",), ("b",)]
