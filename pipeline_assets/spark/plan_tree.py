@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -86,10 +86,19 @@ def _versions_indented(lines: Iterable[str]) -> list[str]:
         if found is None:
             continue
         margin = len(found[1]) + 3
+        shift = "   " if _is_beside_its_plan(drawn, index, found[1]) else ""
+        drawn[index] = shift + line
         arrow = "+- "
         for below in range(index + 1, len(drawn)):
             if drawn[below][:margin].strip(" :"):
                 break
-            drawn[below] = drawn[below][:margin] + arrow + drawn[below][margin:]
+            drawn[below] = drawn[below][:margin] + shift + arrow + drawn[below][margin:]
             arrow = "   "
     return drawn
+
+
+def _is_beside_its_plan(drawn: Sequence[str], index: int, indent: str) -> bool:
+    """Whether the versions of a plan, one of which is at ``index``, are drawn beside it: those of a cached one are."""
+    margin = len(indent) + 3
+    above = (line for line in reversed(drawn[:index]) if line[:margin].strip(" :"))
+    return next(above, "")[len(indent) :].startswith(("+- AdaptiveSparkPlan", ":- AdaptiveSparkPlan"))

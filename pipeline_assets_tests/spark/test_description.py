@@ -85,7 +85,10 @@ def test_where_only_execution_tells_nothing_is_said(any_spark: SparkSession, fra
 def test_a_plan_that_has_run_tells_what_adaptive_execution_did(spark: SparkSession) -> None:
     frame = spark.range(100).selectExpr("id % 7 AS id").groupBy("id").count().persist(storage_level("MEMORY_ONLY"))
     assert frame.count() == 7
-    assert describe(frame.where("count = 1")).partitions == frame.rdd.getNumPartitions()
+    once = frame.where("count = 1")
+    assert describe(once).partitions == frame.rdd.getNumPartitions()
+    once.collect()
+    assert describe(once).partitions == frame.rdd.getNumPartitions()
     frame.unpersist()
 
 
