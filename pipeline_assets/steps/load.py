@@ -47,7 +47,8 @@ class ToDeltaLake(StreamingLoad):
     whose `mergeKeys` are in the table already and adds the others. merge takes columns of the table's types, and
     numbers that those hold as they are: cast others by withColumns before."""
     merge_keys: tuple[ColumnName, ...] = ()
-    """Columns by which merge finds rows. A null never equals anything, so a row with a null in one is always added.
+    """Columns by which merge finds rows. A null never equals anything, so a row with a null in one is always added; so
+    is one with an empty text in a column of `partitionBy`, which Delta stores as null.
     Give each key once, by dropDuplicates before: MERGE fails when several rows have a key that the table has, and adds
     all of them when it has not."""
     replace_where: SqlExpression | None = None
