@@ -424,7 +424,8 @@ def test_one_query_fails_and_the_others_stop(location: Location, topic: Topic) -
 
     topic.send(events(0, 20))
     broken = transform("withColumns", columns={"id": "CAST(raise_error(concat('bad row ', id)) AS BIGINT)"})
-    location.write(stream(from_kafka(topic, schema=SCHEMA), to_delta("fine", trigger="1 second"), broken, to_delta()))
+    loads = to_delta("fine", trigger="1 second"), to_delta(trigger="1 second")
+    location.write(stream(from_kafka(topic, schema=SCHEMA), loads[0], broken, loads[1]))
     result = location.run("stream", fail=True)
     text = failure_text(result)
     assert re.search(r"stream: step 3 \(load toDeltaLake\): the streaming query ended: .*bad row \d", text)
