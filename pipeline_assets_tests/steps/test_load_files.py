@@ -369,7 +369,7 @@ def test_sinks(path: str, kind: str, parts: tuple[str, ...]) -> None:
     [
         ({"path": "hdfs://a/b"}, "neither on S3 nor local"),
         ({"path": "dbfs:/a/b"}, "neither on S3 nor local"),
-        ({"path": "s3a:/a/b"}, "neither on S3 nor local"),
+        ({"path": "s3a:/a/b"}, "expected two slashes after the colon"),
         ({"path": "s3a://data/*.json"}, "contains a glob"),
         ({"path": "s3a://"}, "names no bucket"),
         ({"path": "/a", "partitionBy": ["x", "X"]}, "names a column twice"),
