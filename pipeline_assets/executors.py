@@ -145,18 +145,16 @@ class _TellingExecutor(Executor):
             return
         kept = KeptSessions(settings.spark_remote, run.run_id)
         own = {plan.name: plan for plan in self._plans.values()}
-        opened: set[str] = set()
 
         def keep(event: dg.DagsterEvent) -> None:
             if event.asset_key is not None and event.asset_key.path[0] in own:
-                opened.add(event.asset_key.path[0])
                 kept.keep(event.asset_key.path[0])
 
         try:
             yield keep
         finally:
             kept.end()
-            self._release_shared(settings, run, [own[pipeline] for pipeline in sorted(opened)])
+            self._release_shared(settings, run, [own[pipeline] for pipeline in kept.pipelines])
 
     def _release_shared(self, settings: Settings, run: dg.DagsterRun, plans: Sequence[PipelinePlan]) -> None:
         """Let go of what the steps' processes have left in Spark's cache for each other, and of those sessions."""

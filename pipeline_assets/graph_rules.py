@@ -15,7 +15,7 @@ from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.steps.base import CacheControlMethod, DataFrameMethod, LoadMethod, StepMethod, ValidateMethod
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.load_files import ToS3
-from pipeline_assets.steps.paths import place_of
+from pipeline_assets.steps.paths import lies_in, paths_aside, place_of
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3
 from pipeline_assets.steps.transform import Sql, Uncache
 
@@ -164,10 +164,7 @@ def _opened_buckets(method: StepMethod) -> Iterator[tuple[str, str, str]]:
     checkpoint = getattr(method, "checkpoint_location", None) or ""
     if is_s3(checkpoint):
         yield "checkpointConnection", getattr(method, "checkpoint_connection", "default"), bucket_of(checkpoint)
-    for key, path in (
-        ("quarantinePath", getattr(method, "quarantine_path", None) or ""),
-        ("deadLetterPath", getattr(method, "dead_letter_path", None) or ""),
-    ):
+    for key, path in paths_aside(method):
         if is_s3(path):
             yield key, "default", bucket_of(path)
 
@@ -237,7 +234,7 @@ def _others_below_an_overwrite(plan: PipelinePlan) -> Iterator[ConfigIssue]:
         folder = place_of(step.method.path)
         for other in plan.steps:
             for asset, dataset in plan.written_by(other) if other is not step else ():
-                if f"{place_of(dataset.uri)}/".startswith(f"{folder}/") and dataset.kind != "postgres":
+                if lies_in(place_of(dataset.uri), folder) and dataset.kind != "postgres":
                     yield _issue(
                         plan.pipeline,
                         ("steps", step.index, "config", "path"),

@@ -22,7 +22,7 @@ from pipeline_assets.steps.base import (
     ValidateMethod,
 )
 from pipeline_assets.steps.extract_kafka import FromKafka
-from pipeline_assets.steps.paths import delta_dataset, place_of
+from pipeline_assets.steps.paths import delta_dataset, lies_in, paths_aside, place_of
 from pipeline_assets.steps.sql_names import changing_part
 from pipeline_assets.steps.sql_texts import sql_texts
 from pipeline_assets.steps.streaming_load import StreamingLoad
@@ -115,11 +115,7 @@ def _places_in_others(pipeline: Pipeline) -> Iterator[ConfigIssue]:
     aside = [
         (index, key, delta_dataset(path))
         for index, method in enumerate(pipeline.methods)
-        for key, path in (
-            ("quarantinePath", getattr(method, "quarantine_path", None)),
-            ("deadLetterPath", getattr(method, "dead_letter_path", None)),
-        )
-        if path
+        for key, path in paths_aside(method)
     ]
     for index, key, table in aside:
         for load, sink in loads:
@@ -148,7 +144,7 @@ def _places_in_others(pipeline: Pipeline) -> Iterator[ConfigIssue]:
                     "beside the table, or into a folder there whose name begins with '_'",
                 )
         for other, outer in checkpoints.items():
-            if checkpoint.startswith(f"{outer}/"):
+            if checkpoint != outer and lies_in(checkpoint, outer):
                 yield ConfigIssue(
                     pipeline.file,
                     pointer("steps", index, "config", "checkpointLocation"),
@@ -161,9 +157,7 @@ def _is_swept(folder: str, table: str) -> bool:
 
     Source: https://docs.delta.io/latest/delta-utility.html (directories that begin with an underscore)
     """
-    if folder == table:
-        return True
-    return folder.startswith(f"{table}/") and not folder.removeprefix(f"{table}/").startswith(("_", "."))
+    return lies_in(folder, table) and not folder.removeprefix(f"{table}/").startswith(("_", "."))
 
 
 def _guard_issues(pipeline: Pipeline, inputs: Inputs, flags: Sequence[bool], load: int) -> Iterator[ConfigIssue]:

@@ -342,6 +342,11 @@ class KeptSessions:
         self._signs: dict[str, _SignsOfLife] = {}
         self._clients: dict[str, Any] = {}
 
+    @property
+    def pipelines(self) -> list[str]:
+        """Those whose sessions are, or were, kept."""
+        return sorted(self._signs)
+
     def keep(self, pipeline: str) -> None:
         """Keep the session of ``pipeline``, which a process of the run has opened."""
         if pipeline not in self._signs:

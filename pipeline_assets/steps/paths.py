@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pipeline_assets.errors import did_you_mean
 from pipeline_assets.redaction import is_secret_name, secret_shapes
-from pipeline_assets.steps.base import Dataset, StepContext
+from pipeline_assets.steps.base import Dataset, StepContext, StepMethod
 from pipeline_assets.steps.path_checks import GLOB
 from pipeline_assets.steps.s3_paths import bucket_of, is_s3, key_of, normalize
 from pipeline_assets.uris import is_local, normalize_uri, path_in, root_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 FileFormat = Literal["parquet", "json", "csv", "orc", "text", "avro"]
 OptionValue = str | int | float | bool
@@ -38,6 +38,21 @@ def place_of(path: str) -> str:
     if not is_local(path):
         return "/".join((*_root(path), *_components(path)))
     return posixpath.normpath(re.sub("/+", "/", path_in(path)))
+
+
+def lies_in(place: str, folder: str) -> bool:
+    """Whether ``place`` is ``folder`` or below it, both as ``place_of`` writes them."""
+    return f"{place}/".startswith(f"{folder}/")
+
+
+def paths_aside(method: StepMethod) -> Iterator[tuple[str, str]]:
+    """Yield where ``method`` says that its rows are put aside: the key of its config, and the path."""
+    for key, path in (
+        ("quarantinePath", getattr(method, "quarantine_path", None)),
+        ("deadLetterPath", getattr(method, "dead_letter_path", None)),
+    ):
+        if path:
+            yield key, path
 
 
 def format_of(path: str) -> FileFormat | None:
