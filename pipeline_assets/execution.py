@@ -23,6 +23,7 @@ from pipeline_assets.steps.base import (
     LoadResult,
     StepContext,
     StreamSource,
+    Transaction,
     TransformMethod,
     ValidateMethod,
 )
@@ -52,7 +53,8 @@ class PipelineRun:
     there (Spark Connect), from the warehouse when it is a table, and is planned anew from its config otherwise. All
     three give the same rows. ``selected``: the steps that the run is for; all of them when left out. ``waiting``: those
     that read what the run is yet to write for other pipelines. ``in_one_process``: whether this process runs all of
-    these.
+    these. ``first_try``: gives, by the name of an op, the id of the run in which it was first tried, where this one
+    resumes that.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class PipelineRun:
         waiting: Collection[int] = (),
         *,
         in_one_process: bool = True,
+        first_try: Callable[[str], str] | None = None,
     ) -> None:
         self.plan = plan
         self.context = context
@@ -70,6 +73,7 @@ class PipelineRun:
         self._selected = frozenset(range(len(plan.steps)) if selected is None else selected)
         self._shares_session = not in_one_process and context.settings.spark_remote is not None
         self._waiting = frozenset(waiting)
+        self._first_try = first_try or (lambda _op_name: context.run_id)
         self.optimizations = optimize(plan, self._selected, in_one_process=in_one_process)
         self.checked_rows = CheckedRows(self.scope, self.optimizations)
         self._pinned_steps = self._steps_to_pin()
@@ -219,12 +223,14 @@ class PipelineRun:
     def _reader(self, step: PlannedStep) -> str:
         return reader_of(self.context.run_id, self.plan.name, step.name)
 
-    def _transaction(self, step: PlannedStep) -> str | None:
-        """Return what a write of ``step`` is known by at each of its tries in the run; None when there is but one."""
+    def _transaction(self, step: PlannedStep) -> Transaction:
+        """Return what a write of ``step`` is known by."""
         retry = self.plan.pipeline.retry_of(step.index)
-        if retry is None or retry.max_retries == 0:
-            return None
-        return f"pipeline-assets:{self._reader(step)}"
+        id_, first_id = (
+            f"pipeline-assets:{reader_of(run_id, self.plan.name, step.name)}"
+            for run_id in (self.context.run_id, self._first_try(self.plan.op_name(step)))
+        )
+        return Transaction(id_, first_id, has_retries=retry is not None and retry.max_retries > 0)
 
     def written(self, step: PlannedStep, frame: DataFrame) -> DataFrame:
         """Return ``frame`` with the columns that a load's target, or the table of ``step``, gets.

@@ -21,6 +21,7 @@ from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.redacted_output import RedactedOutput, redacted_logs
 from pipeline_assets.report.run_reports import write_reports
+from pipeline_assets.resumed_runs import ResumedRuns
 from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
@@ -58,6 +59,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
     _lineage: LineagePublisher | None = PrivateAttr(default=None)
     _ending: ExitStack = PrivateAttr()
     _run_log: RunLog | None = PrivateAttr(default=None)
+    _resumed: ResumedRuns | None = PrivateAttr(default=None)
 
     def __init__(self, **data: Any) -> None:
         """Take the fields, by name. (Dagster does not take a resource as the default of a field.)"""
@@ -75,6 +77,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
         self._output = RedactedOutput()
         self._context = context
         self._run_log = None
+        self._resumed = None
         # Each is done, the last first, whatever goes wrong in another: the output ends after the JVM that writes to it.
         with ExitStack() as ending:
             self._ending = ending
@@ -83,6 +86,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 self._run_log = RunLog(self._settings, context.run, context.log)
                 ending.enter_context(self._run_log.written())
             if context.instance is not None and context.run is not None:
+                self._resumed = ResumedRuns(context.instance, context.run)
                 ending.callback(self._write_reports, context.instance, context.run)
                 file_stops_as_canceled(context.instance, context.run.run_id)
                 self._publisher = RunPublisher(self._settings, context.run, context.instance)
@@ -188,6 +192,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 selected,
                 waiting,
                 in_one_process=self._settings.in_one_process,
+                first_try=self._resumed.first_try if self._resumed is not None else None,
             )
         return self._runs[key]
 

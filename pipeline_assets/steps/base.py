@@ -84,6 +84,22 @@ class StreamSource:
 
 
 @dataclass(frozen=True)
+class Transaction:
+    """What a write is known by, however often it is tried: in one run by ``id``, and in runs of which each resumes the
+    one before by ``first_id``. ``has_retries``: the run may try it again.
+    """
+
+    id: str
+    first_id: str
+    has_retries: bool = False
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether a run that has ended, and did not tell of the write, may have made it."""
+        return self.id != self.first_id
+
+
+@dataclass(frozen=True)
 class StepContext:
     """What a step works with, beside its input DataFrames. ``partition`` is None in an unpartitioned run, and
     ``source`` in everything but a streaming extract. A step that waits for something other than Spark has
@@ -91,8 +107,7 @@ class StepContext:
     brings the rows together by the columns that its target is partitioned by; what is cached may have fewer partitions
     than Spark's plan says. ``by_partition``: the keys of a load's config that name ``${partition}``. ``rewritten``: the
     pipeline writes what an extract reads, which is to stay at the state that it has when it is opened. ``transaction``:
-    what a load is known by at each of its tries, where it may be tried again. ``is_micro_batch``: the input is one of
-    a stream.
+    what a load of a batch is known by. ``is_micro_batch``: the input is one of a stream.
     """
 
     pipeline: str
@@ -106,7 +121,7 @@ class StepContext:
     source: StreamSource | None = None
     optimize: bool = False
     rewritten: bool = False
-    transaction: str | None = None
+    transaction: Transaction | None = None
     is_micro_batch: bool = False
     cancellation: Cancellation = field(default_factory=Cancellation)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import DataType, StructType
 
+    from pipeline_assets.steps.base import Transaction
+
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 DeltaMode = Literal["append", "overwrite", "errorIfExists", "merge"]
@@ -82,15 +84,16 @@ def write_delta(
     dynamic_partitions: bool = False,
     partition: PartitionSlice | None = None,
     folder: Folder | None = None,
-    transaction: str | None = None,
+    transaction: Transaction | None = None,
     mark: str | None = None,
 ) -> DeltaWrite:
     """Write ``frame`` to the Delta table at ``path``, creating it when it is missing.
 
     With ``partition``, append and overwrite replace the rows of that partition and no others; merge takes rows of any.
     The counts are those of the commit, which is found by a mark of its own, so that other writers don't confuse them.
-    ``transaction``: what the write is known by, however often it is tried; once committed, it is not made again.
-    ``mark``: by what ``find_write`` finds it later, the newest one of several, one of no rows too.
+    ``transaction``: what the write is known by; one that an earlier try has made is not made again, but that a run that
+    resumes another does overwrite. ``mark``, instead of it: by what ``find_write`` finds the write later, the newest
+    one of several, one of no rows too.
     """
     spark = frame.sparkSession
     there = table_columns(spark, path)
@@ -101,15 +104,18 @@ def write_delta(
             partition_by = tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
         if there is not None:
             _check_slice_column(there.names, partition, path, merge_schema=merge_schema or overwrite_schema)
-    if mark is not None and transaction is None:
+    app_id: str | None = None
+    if transaction is not None:
+        mark = _known_by(transaction, mode)
+        app_id = mark if transaction.has_retries else None
+    elif mark is not None:
         # Without one, Delta makes no commit where no row is there and none comes.
-        transaction = f"{mark}:{uuid.uuid4()}"
-    mark = mark or transaction or f"pipeline-assets:{uuid.uuid4()}"
+        app_id = f"{mark}:{uuid.uuid4()}"
+    mark = mark or f"pipeline-assets:{uuid.uuid4()}"
     with explained_by(lambda cause: _explain(cause, path, partition)):
-        if transaction is not None and there is not None and mode in ("merge", "errorIfExists"):
-            # Delta takes the options below for no MERGE, and looks at them after this has looked for rows.
-            committed = _find_write(spark, path, mark, folder)
-            if isinstance(committed, DeltaWrite):
+        if transaction is not None and there is not None:
+            committed = _earlier_write(spark, path, transaction, mode, folder)
+            if committed is not None:
                 return committed
         if mode == "merge" and there is not None:
             _check_merge_keys(merge_keys, there.names, path)
@@ -117,8 +123,8 @@ def write_delta(
             merge_into(path, frame, merge_keys, operator="=", merge_schema=merge_schema, conf={_USER_METADATA: mark})
             return _written(spark, path, mark, folder)
         options: dict[str, str] = {"userMetadata": mark}
-        if transaction is not None:
-            options |= {"txnAppId": transaction, "txnVersion": "0"}
+        if app_id is not None:
+            options |= {"txnAppId": app_id, "txnVersion": "0"}
         save_mode = "error" if mode in ("merge", "errorIfExists") else mode
         replaces_slice = mode in ("append", "overwrite") or (mode == "errorIfExists" and there is not None)
         if partition is not None and replaces_slice:
@@ -315,8 +321,31 @@ def _written(spark: SparkSession, path: str, mark: str, folder: Folder | None) -
 
 def find_write(spark: SparkSession, path: str, mark: str, folder: Folder | None) -> DeltaWrite | None:
     """Return what ``write_delta`` has last written to the table at ``path`` under ``mark``; None when nothing yet."""
-    if table_columns(spark, path) is None:
+    return None if table_columns(spark, path) is None else _find_old_write(spark, path, mark, folder)
+
+
+def _earlier_write(
+    spark: SparkSession, path: str, transaction: Transaction, mode: DeltaMode, folder: Folder | None
+) -> DeltaWrite | None:
+    """Return what an earlier try of the write has written, where Delta itself would not find it."""
+    if mode == "overwrite":
         return None
+    if transaction.is_resumed:
+        # That of a step without retries has told Delta of no transaction.
+        return _find_old_write(spark, path, transaction.first_id, folder)
+    if transaction.has_retries and mode in ("merge", "errorIfExists"):
+        # Delta takes the options of a transaction for no MERGE, and looks at them after this has looked for rows.
+        committed = _find_write(spark, path, transaction.first_id, folder)
+        return committed if isinstance(committed, DeltaWrite) else None
+    return None
+
+
+def _known_by(transaction: Transaction, mode: DeltaMode) -> str:
+    """Return what a write is found by: what overwrites may be made anew, of other data, by each run."""
+    return transaction.id if mode == "overwrite" else transaction.first_id
+
+
+def _find_old_write(spark: SparkSession, path: str, mark: str, folder: Folder | None) -> DeltaWrite | None:
     found = _find_write(spark, path, mark, folder)
     if not isinstance(found, DeltaWrite):
         # It may be older than the commits that were looked at.

@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -91,19 +91,22 @@ class Folder(ABC):
             return True
         return False
 
-    def take(self, source: Folder, names: list[str]) -> None:
-        """Move the files called ``names`` from ``source`` here; when one can't be moved, take all back."""
-        for folder in sorted({name.rpartition("/")[0] for name in names}):
+    def take(self, source: Folder, names: Mapping[str, str]) -> None:
+        """Move files from ``source`` here; ``names``: what is to be called how. Of that name, one is replaced.
+
+        When a file can't be moved, all are taken away again.
+        """
+        for folder in sorted({name.rpartition("/")[0] for name in names.values()}):
             with _file_errors(self.path):
                 self.below(folder)._make()
         done = False
         try:
-            self._each(lambda name: self._move(f"{source.path}/{name}", f"{self.path}/{name}"), names)
+            self._each(lambda name: self._move(f"{source.path}/{name}", f"{self.path}/{names[name]}"), list(names))
             done = True
         finally:
             if not done:
                 there = self.names()
-                self.remove([name for name in names if name in there])
+                self.remove([name for name in names.values() if name in there])
 
     def remove(self, names: list[str]) -> None:
         """Delete the files called ``names``."""

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline_assets.errors import PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.spark.failures import explained_by
-from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
+from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext, Transaction
 from pipeline_assets.steps.columns import ColumnName, clustered, require_columns
 from pipeline_assets.steps.counted_rows import CountedRows
 from pipeline_assets.steps.file_systems import Folder, open_folder
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # What Spark escapes in the values of partition folders.
 _ESCAPED = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{\[\]^]")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Files of finished tasks need not be moved once more by the job: nobody reads here before it is done.
 _COMMITTER: dict[str, OptionValue] = {"mapreduce.fileoutputcommitter.algorithm.version": "2"}
 # Spark cuts off white space by itself, where it writes.
@@ -49,7 +50,9 @@ class ToS3(LoadMethod):
     by one, and then, for overwrite, the old ones are deleted. A job that fails leaves the folder's files as they
     were. The moving itself is not atomic, since S3 has no such thing: readers may see some of the new files, or new
     and old ones, for a moment; and a process that is killed just then leaves them so, until the step is run again.
-    Each file is complete whenever it is seen. For atomic tables there is toDeltaLake.
+    What is appended is known by the UUID in the files' names: a step that is tried again, by `retry` or in a run from
+    the failure of that one, replaces the files that an earlier try has left. Each file is complete whenever it is seen.
+    For atomic tables there is toDeltaLake.
 
     In a partitioned run whose path does not contain `${partition}`, files go to `partition_key=<key>/` below the path.
     All modes but errorIfExists then replace the files of that folder. In a path with `${partition}` no partition's
@@ -108,7 +111,9 @@ class ToS3(LoadMethod):
         subfolder = self._subfolder(context)
         target = root.below(subfolder)
         there = _visible(target.names())
-        if there and self.mode == "errorIfExists":
+        own_id = _file_id(context.transaction)
+        earlier = [name for name in there if own_id is not None and own_id in name.rpartition("/")[2]]
+        if len(there) > len(earlier) and self.mode == "errorIfExists":
             raise PipelineExecutionError(
                 f"{target.path} holds {len(there)} files already: mode 'errorIfExists' leaves them as they are"
             )
@@ -124,11 +129,13 @@ class ToS3(LoadMethod):
                     "column of 'partitionBy' begin with a dot, or is the path another place for Spark than for this "
                     "process? No file was moved or deleted"
                 )
-            target.take(root.below(staging), list(new))
+            names = {name: _named_after(own_id, name) for name in new}
+            target.take(root.below(staging), names)
         finally:
             _clean(root, staging, is_new=is_new)
-        if self.mode == "overwrite" or (self.mode == "append" and partition is not None):
-            target.remove(list(there))
+        replaces_all = self.mode == "overwrite" or (self.mode == "append" and partition is not None)
+        old = there if replaces_all else earlier
+        target.remove([name for name in old if name not in names.values()])
         return LoadResult(
             uri=f"{path.rstrip('/')}/{subfolder}".rstrip("/"),
             rows=rows,
@@ -155,6 +162,19 @@ class ToS3(LoadMethod):
             writer = writer.partitionBy(*self.partition_by)
         writer.save(path)
         return count.get()
+
+
+def _file_id(transaction: Transaction | None) -> str | None:
+    """Return the UUID in the names of the files that ``transaction`` writes, at each of its tries."""
+    return None if transaction is None else str(uuid.uuid5(uuid.NAMESPACE_URL, transaction.first_id))
+
+
+def _named_after(own_id: str | None, name: str) -> str:
+    """Return what the file that Spark has called ``name``, by a UUID of its job's, is to be called."""
+    if own_id is None:
+        return name
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{_UUID.sub(own_id, file)}"
 
 
 def _clean(root: Folder, staging: str, *, is_new: bool) -> None:

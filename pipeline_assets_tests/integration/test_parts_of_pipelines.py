@@ -13,10 +13,15 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 import pytest
+from pyspark.sql import DataFrame
 
 from devstack.spark_servers import SparkConnectServer
 from pipeline_assets.code_location import build_definitions
+from pipeline_assets.errors import PipelineExecutionError
+from pipeline_assets.execution import PipelineRun
+from pipeline_assets.plan import PlannedStep
 from pipeline_assets.settings import Settings
+from pipeline_assets.steps.base import LoadResult
 from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
 from pipeline_assets_tests.integration.delta_tables import rows_of, same_rows
 from pipeline_assets_tests.integration.location import Location, failure_text
@@ -156,6 +161,49 @@ def test_a_run_from_a_failure_needs_what_is_left_alone(location: Location, sourc
     with dg.execute_job(dg.reconstructable(job), instance=location.instance, reexecution_options=left) as second:
         assert second.success
     same_rows(rows_of(lake / "t"), pd.DataFrame({"id": [2]}))
+
+
+@pytest.mark.parametrize("retry", [None, {"maxRetries": 1}])
+def test_what_a_run_had_written_is_not_added_by_runs_that_resume_it(
+    retry: dict[str, Any] | None, location: Location, source: Path, lake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ends between a commit and telling of it, as one does whose worker is killed; so does the second."""
+    write_rows(source, {"id": 1}, {"id": 2})
+    location.write(
+        batch(
+            "p",
+            extract_file("rows", f"file://{source}"),
+            load("toDeltaLake", path="/lake/t"),
+            load("toS3", path="/lake/files", format="json", inputDataFrame="rows"),
+            **({"retry": retry} if retry else {}),
+        )
+    )
+
+    def ends(run: PipelineRun, step: PlannedStep, frame: DataFrame) -> LoadResult:
+        loaded(run, step, frame)
+        raise PipelineExecutionError("the worker was killed")
+
+    loaded = PipelineRun.load
+    with monkeypatch.context() as patched:
+        patched.setattr(PipelineRun, "load", ends)
+        with dg.execute_job(dg.reconstructable(job), instance=location.instance) as first:
+            assert first.is_node_failed("p__to_delta_lake")
+        left = dg.ReexecutionOptions.from_failure(first.run_id, location.instance)
+        with dg.execute_job(dg.reconstructable(job), location.instance, reexecution_options=left) as second:
+            assert second.is_node_failed("p__to_s3")
+    wanted = pd.DataFrame({"id": [1, 2]})
+    left = dg.ReexecutionOptions.from_failure(second.run_id, location.instance)
+    with dg.execute_job(dg.reconstructable(job), location.instance, reexecution_options=left) as third:
+        assert third.success
+    same_rows(rows_of(lake / "t"), wanted)
+    same_rows(pd.concat(pd.read_json(file, lines=True) for file in (lake / "files").glob("*.json")), wanted)
+    assert location.metadata("p", "to_delta_lake")["dagster/row_count"] == 2
+    # What was told is wanted once more by whoever asks for it.
+    resumed = {"dagster/is_resume_retry": "true"}
+    whole = dg.ReexecutionOptions(third.run_id)
+    with dg.execute_job(dg.reconstructable(job), location.instance, tags=resumed, reexecution_options=whole) as fourth:
+        assert fourth.success
+    same_rows(rows_of(lake / "t"), pd.concat([wanted, wanted]))
 
 
 def test_a_view_is_made_of_the_table_that_was_written_over_connect(

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
@@ -22,7 +22,7 @@ from pyspark.errors import PySparkException
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps import delta_table
-from pipeline_assets.steps.base import LoadResult, StepContext
+from pipeline_assets.steps.base import LoadResult, StepContext, Transaction
 from pipeline_assets.steps.delta_stream import MergeBatch, append_once, rows_of_append
 from pipeline_assets.steps.delta_table import write_delta
 from pipeline_assets.steps.file_systems import LocalFolder
@@ -479,16 +479,40 @@ def test_a_write_that_is_tried_again_is_made_once(
     rows = [*NEW, (None, "tue", 0)]
     frame_of(any_spark, SCHEMA, OLD).write.format("delta").partitionBy("day").save(path)
     frame = frame_of(any_spark, SCHEMA, rows)
-    written = [write_delta(frame, path, transaction="run-1:step", **config) for _ in range(2)]
+    first, second = (Transaction(name, name, has_retries=True) for name in ("run-1:step", "run-2:step"))
+    written = [write_delta(frame, path, transaction=first, **config) for _ in range(2)]
     assert [(found.rows, found.version) for found in written] == [(3, 1), (3, 1)]
     assert table_rows(tmp_path / "table") == in_order([*expected, rows[-1]])
-    again = write_delta(frame, path, transaction="run-2:step", **config)
+    again = write_delta(frame, path, transaction=second, **config)
     assert again.version == 2
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite", "merge"])
+def test_a_write_that_a_run_has_made_is_not_added_by_one_that_resumes_it(
+    mode: Literal["append", "overwrite", "merge"], any_spark: SparkSession, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "table")
+    frame_of(any_spark, SCHEMA, OLD).write.format("delta").save(path)
+    rows = [*NEW, (None, "tue", 0)]
+    keys = ["id"] if mode == "merge" else []
+    first = Transaction("run-1:step", "run-1:step")
+    written = write_delta(frame_of(any_spark, SCHEMA, rows), path, mode=mode, merge_keys=keys, transaction=first)
+    for number in range(60):  # more than are looked at one by one
+        frame_of(any_spark, SCHEMA, [(1000 + number, "sun", 0)]).write.format("delta").mode("append").save(path)
+    before = table_rows(tmp_path / "table")
+    resumed = Transaction("run-3:step", "run-1:step")
+    later = frame_of(any_spark, SCHEMA, [*rows, (9, "wed", 9)])
+    again = write_delta(later, path, mode=mode, merge_keys=keys, transaction=resumed)
+    if mode == "overwrite":
+        assert table_rows(tmp_path / "table") == in_order([*rows, (9, "wed", 9)])
+    else:
+        assert table_rows(tmp_path / "table") == before
+        assert (again.version, again.rows) == (written.version, written.rows) == (1, len(rows))
 
 
 @pytest.mark.parametrize("mode", ["append", "errorIfExists", "merge"])
 def test_a_table_that_an_earlier_try_has_made(mode: str, context: StepContext, tmp_path: Path) -> None:
-    again = dataclasses.replace(context, transaction="run:step")
+    again = dataclasses.replace(context, transaction=Transaction("run:step", "run:step", has_retries=True))
     config = {"mode": mode, **({"mergeKeys": ["id"]} if mode == "merge" else {})}
     for number in range(2):
         path = tmp_path / "new"

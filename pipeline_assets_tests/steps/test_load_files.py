@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import io
 import json
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pyspark.errors import PySparkException
 from devstack.s3 import S3Server
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, PipelineExecutionError
 from pipeline_assets.partitions import Partitions
-from pipeline_assets.steps.base import LoadResult, StepContext
+from pipeline_assets.steps.base import LoadResult, StepContext, Transaction
 from pipeline_assets.steps.extract_files import FromFile
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.load_files import ToS3
@@ -229,14 +230,34 @@ def test_a_failed_move_is_taken_back(context: StepContext, tmp_path: Path, monke
     before = on_disk(folder)
     take = Folder.take
 
-    def with_a_missing_file(self: Folder, source: Folder, names: list[str]) -> None:
-        (Path(source.path) / names[-1]).unlink()
+    def with_a_missing_file(self: Folder, source: Folder, names: Mapping[str, str]) -> None:
+        (Path(source.path) / next(reversed(names))).unlink()
         take(self, source, names)
 
     monkeypatch.setattr(Folder, "take", with_a_missing_file)
     with pytest.raises(PipelineExecutionError, match=str(folder)):
         load([(number, "x") for number in range(100)], context, str(folder), mode="overwrite", numFiles=5)
     assert on_disk(folder) == before
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite", "errorIfExists"])
+def test_what_an_earlier_try_has_left_is_replaced(mode: str, s3: S3Server, s3_context: StepContext) -> None:
+    """A run that is killed while files are moved leaves some of them; the one that resumes it may write fewer."""
+    prefix = f"load/resumed-{mode}"
+    path = f"s3a://{s3.bucket}/{prefix}"
+    others = [] if mode == "errorIfExists" else OLD
+    if others:
+        load(others, s3_context, path, partitionBy=["name"])
+    killed = dataclasses.replace(s3_context, transaction=Transaction("run-1:step", "run-1:step"))
+    load([(number, "z") for number in range(100)], killed, path, mode=mode, partitionBy=["name"], numFiles=5)
+    left = on_s3(s3, prefix)
+    resumed = dataclasses.replace(s3_context, transaction=Transaction("run-2:step", "run-1:step"))
+    load(NEW, resumed, path, mode=mode, partitionBy=["name"])
+    assert contents(on_s3(s3, prefix)) == in_order([*others, *NEW] if mode == "append" else NEW)
+    assert len(left) >= 5
+    other = dataclasses.replace(s3_context, transaction=Transaction("run-3:step", "run-3:step"))
+    load(NEW, other, path, partitionBy=["name"])
+    assert contents(on_s3(s3, prefix)) == in_order([*(others if mode == "append" else []), *NEW, *NEW])
 
 
 def in_partition(context: StepContext, key: str) -> StepContext:
