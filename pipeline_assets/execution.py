@@ -357,8 +357,8 @@ class PipelineRun:
         with self.scope.errors_of(check, frames.values()), self.scope.working(check):
             if not self.checked_rows.not_put_aside(check, frames).isEmpty():
                 raise DataValidationError(
-                    f"rows that do not meet what is expected are not in {check.quarantine} yet, which this run does "
-                    f"not write: materialize {self.plan.name}/{check.name} in the same run, or they are in neither"
+                    f"some rows fail the check and are not in {check.quarantine} yet, and this run does not write that "
+                    f"table: materialize {self.plan.name}/{check.name} in the same run, or these rows are in no table"
                 )
 
     def _waits_for_a_write(self, step: PlannedStep) -> bool:

@@ -86,8 +86,9 @@ def stream_issues(pipeline: Pipeline, inputs: Inputs) -> Iterator[ConfigIssue]:
         yield ConfigIssue(
             pipeline.file,
             "/steps",
-            "some loads end with what there is (trigger availableNow) and others go on, and the run with them: those "
-            "that have ended would get nothing more; give all one kind of trigger, or each kind a pipeline of its own",
+            "some loads end when they have read the available data (trigger availableNow), the others keep the run "
+            "alive: those that have ended would get no further data; give all loads one kind of trigger, or each kind "
+            "a pipeline of its own",
         )
     yield from _places_in_others(pipeline)
     checkpoints: dict[str, int] = {}
@@ -229,8 +230,8 @@ def _topic_issues(pipeline: Pipeline, inputs: Inputs, load: int) -> Iterator[Con
         yield ConfigIssue(
             pipeline.file,
             pointer("steps", second),
-            f"it reads {topic!r}, step {first} reads a topic of that name too, and step {load} loads both: where each "
-            f"has got to, and whose a broken record is, can't be told apart; {advice}",
+            f"it reads {topic!r}, step {first} reads a topic of that name too, and step {load} loads both: their "
+            f"offsets and their broken records could not be kept apart; {advice}",
         )
 
 

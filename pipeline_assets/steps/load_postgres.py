@@ -200,8 +200,8 @@ class ToPostgres(LoadMethod):
                 cleanup.pop_all()
                 raise PipelineExecutionError(
                     f"the connection was lost while {written} rows were committed to {move.target}, and the server "
-                    f"does not say whether they are in: look for the table {staging} before the step is run again; "
-                    "while it is there they are not, and it can be dropped, and when it is gone they are"
+                    f"does not say whether they are in: before the step is run again, look for the table {staging}. If "
+                    "it is there, the rows were not written, and it can be dropped; if it is gone, they were written"
                 ) from None
             if not is_committed:
                 raise
@@ -347,9 +347,9 @@ class _Move:
             wanted = "local time of the partitions' zone, e.g. convert_timezone('Europe/Berlin', ...)"
         raise ConfigurationError(
             f"column {partition.partition_column!r} is {staged} in the DataFrame and {stored} in table {self.target}: "
-            "one tells a row's partition by its moment, the other by what clocks show, so that a run would replace "
-            f"other rows than those that it writes; make the DataFrame's column {wanted} by withColumns before, or "
-            "alter the table's; nothing was written"
+            "one type stores a moment, the other local time, so that a run would delete the rows of another period "
+            f"than it writes; make the DataFrame's column {wanted} by withColumns before, or alter the table's; "
+            "nothing was written"
         )
 
     def _check_followers(self, database: psycopg.Connection[Any]) -> None:

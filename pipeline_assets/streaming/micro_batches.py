@@ -224,8 +224,9 @@ def _require_reasons(reasons: Sequence[str], guard: PlannedStep) -> None:
     changed = sorted(now.symmetric_difference(reasons))
     if changed:
         raise ConfigurationError(
-            "the last run has put rows of this micro-batch into quarantine, and could not load the others; the step "
-            f"has been changed since ({changed[0]!r}): have it as it was until they are loaded"
+            "the last run put rows of this micro-batch into quarantine and did not load the others, and the step has "
+            f"been changed since ({changed[0]!r}): restore the step, let the stream load this micro-batch, and change "
+            "it then"
         )
 
 

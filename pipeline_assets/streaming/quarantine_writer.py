@@ -30,9 +30,9 @@ def quarantine_writer(run: PipelineRun, guard: PlannedStep, loads: Sequence[Plan
     gone = next((note["writer"] for note in notes.values() if "writer" in note), None)
     if gone is not None and not noted:
         _log.warning(
-            "%s: the query of the checkpoint %s has written its rows for quarantine, and is no more: that of %s does "
-            "from now on. Where the one has read further than the other, bad rows are there twice or not at all: those "
-            "of before are found by a batch pipeline with the same step",
+            "%s: the query of the checkpoint %s, which wrote this step's rows into quarantine, is there no more: that "
+            "of %s takes over. If the two had not read equally far, some bad rows are in quarantine twice, or missing; "
+            "to find the missing ones, run the same step in a batch pipeline",
             run.plan.location(guard),
             gone,
             path,

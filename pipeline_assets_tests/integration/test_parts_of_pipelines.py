@@ -102,7 +102,7 @@ def test_loads_come_in_the_order_of_what_they_write_and_read(location: Location,
     ("on_failure", "says"),
     [
         ("fail", "the data do not meet what is expected"),
-        ("quarantine", "are not in validated_quarantine yet, which this run does not write"),
+        ("quarantine", "are not in validated_quarantine yet, and this run does not write"),
     ],
 )
 def test_rows_are_held_to_checks_that_are_no_part_of_the_run(

@@ -330,7 +330,7 @@ def test_the_same_rows_are_put_aside_when_the_table_has_changed(known: range, lo
     if len(known) < 7:
         location.write(document(name="renamed"))
         said = failure_text(location.run("stream", fail=True))
-        assert "changed since ('known: user_id is in users (user_id)'): have it as it was until they are loaded" in said
+        assert "changed since ('known: user_id is in users (user_id)'): restore the step" in said
         assert ids(root(location, "out")) == Counter()
     location.write(document())
     check = checks(location.run("stream"))["good_known"]
