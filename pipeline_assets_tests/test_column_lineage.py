@@ -30,8 +30,8 @@ from pipeline_assets.steps.base import (
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
+from pipeline_assets_tests.planning.bench import planned
 from pipeline_assets_tests.spark_jobs import jobs
-from pipeline_assets_tests.test_plan import planned
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

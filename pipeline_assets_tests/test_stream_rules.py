@@ -9,7 +9,7 @@ import pytest
 
 from pipeline_assets.plan import Role
 from pipeline_assets_tests.config_documents import EVENT_STREAM, extract_file, transform
-from pipeline_assets_tests.test_plan import issues_of, planned
+from pipeline_assets_tests.planning.bench import issues_of, planned
 
 EVENTS = {"type": "extract", "method": "fromKafka", "config": {"topic": "events", "registerAs": "events"}}
 WATERMARK = transform("withWatermark", eventTime="at", delay="10 minutes")

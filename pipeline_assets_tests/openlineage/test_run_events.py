@@ -22,7 +22,7 @@ from pipeline_assets.redaction import register_secret
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
 from pipeline_assets_tests.openlineage.event_schema import problems
-from pipeline_assets_tests.test_plan import planned
+from pipeline_assets_tests.planning.bench import planned
 
 SETTINGS = Settings(warehouse="s3a://lake/warehouse", path_prefix="/sandbox")
 CONNECTIONS = Connections(

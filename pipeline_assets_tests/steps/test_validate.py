@@ -32,9 +32,9 @@ from pipeline_assets.steps.validate import (
 )
 from pipeline_assets.validation import raise_for_failures
 from pipeline_assets_tests.config_documents import batch, extract_file
+from pipeline_assets_tests.planning.bench import planned
 from pipeline_assets_tests.spark_jobs import wait_for_events
 from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order, rows_of
-from pipeline_assets_tests.test_plan import planned
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

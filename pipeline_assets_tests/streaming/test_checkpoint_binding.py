@@ -13,7 +13,7 @@ from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.streaming.checkpoint_binding import bind
 from pipeline_assets_tests.config_documents import EVENT_STREAM
-from pipeline_assets_tests.test_plan import planned
+from pipeline_assets_tests.planning.bench import planned
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pipeline_assets.steps.file_systems import LocalFolder
 from pipeline_assets.streaming import dead_letters
 from pipeline_assets.streaming.dead_letters import DeadLetters
 from pipeline_assets_tests.config_documents import EVENT_STREAM
-from pipeline_assets_tests.test_plan import planned
+from pipeline_assets_tests.planning.bench import planned
 
 Range = tuple[dict[str, Any], dict[str, Any]]
 

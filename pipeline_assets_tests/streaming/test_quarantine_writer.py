@@ -13,7 +13,7 @@ from pipeline_assets.connections import Connections
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.streaming.quarantine_writer import quarantine_writer
-from pipeline_assets_tests.test_plan import planned
+from pipeline_assets_tests.planning.bench import planned
 
 
 def checkpoint(settings: Settings, name: str) -> Checkpoint:

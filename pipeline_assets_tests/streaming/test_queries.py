@@ -26,7 +26,7 @@ from pipeline_assets.streaming.micro_batches import BatchChecks, MicroBatches
 from pipeline_assets.streaming.queries import BatchProgress, StreamingPipeline, _Watched
 from pipeline_assets.streaming_assets import _Report
 from pipeline_assets_tests.config_documents import EVENT_STREAM
-from pipeline_assets_tests.test_plan import planned
+from pipeline_assets_tests.planning.bench import planned
 
 
 def progress(batch: int, *, second: int | None = None, was_run: bool = True) -> Any:

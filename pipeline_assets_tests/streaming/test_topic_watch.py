@@ -19,7 +19,7 @@ from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.streaming import topic_watch
 from pipeline_assets.streaming.topic_watch import TopicWatch
 from pipeline_assets_tests.config_documents import EVENT_STREAM
-from pipeline_assets_tests.test_plan import planned
+from pipeline_assets_tests.planning.bench import planned
 
 
 class Brokers:
