@@ -181,7 +181,7 @@ class Demo:
     @classmethod
     def prepare(cls, kafka: KafkaServer, environment: Mapping[str, str]) -> Demo:
         """Make the topic, and remove what the run before wrote."""
-        from pipeline_assets.config_loading import load_connections
+        from pipeline_assets.connections_loading import load_connections
 
         root = Path(environment["PIPELINE_ASSETS_PATH_PREFIX"])
         warehouse = Path(environment["PIPELINE_ASSETS_WAREHOUSE"])

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline_assets.config_loading import CONNECTIONS_FILE, is_there, no_pipelines, pipeline_files
+from pipeline_assets.config_files import CONNECTIONS_FILE, is_there, no_pipelines_error, pipeline_files
 from pipeline_assets.credentials.audit import AuditFile
 from pipeline_assets.credentials.policy import SecretsPolicy, connection_issues, pipeline_issues
 from pipeline_assets.errors import ConfigIssue, ConfigurationError
@@ -34,7 +34,7 @@ def audit_config(folder: Path | None, as_json: bool) -> None:
     try:
         files = [*pipeline_files(where), *(path for path in [where / CONNECTIONS_FILE] if is_there(path))]
         if not files:
-            raise no_pipelines(where)
+            raise no_pipelines_error(where)
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from error
     issues = [issue for path in files for issue in _issues(path)]

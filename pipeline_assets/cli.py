@@ -16,23 +16,16 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pipeline_assets.audit_commands import audit, audit_config
-from pipeline_assets.config_loading import (
-    CONNECTIONS_FILE,
-    NO_PIPELINES,
-    Pipeline,
-    is_there,
-    load_connections,
-    load_files,
-    load_folder,
-    no_pipelines,
-    unknown_connections,
-)
+from pipeline_assets.config_files import CONNECTIONS_FILE, OTHER_FILES, is_there, no_pipelines_error
+from pipeline_assets.config_loading import load_files, load_folder
 from pipeline_assets.config_schema import connections_schema, pipeline_schema, step_reference
+from pipeline_assets.connections_loading import load_connections, unknown_connections
 from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
 from pipeline_assets.json_lines import JsonLines
 from pipeline_assets.links import left_out, link_pipelines
 from pipeline_assets.metrics_commands import metrics
 from pipeline_assets.optimizer import optimize
+from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.planned_folder import PlannedFolder, plan_folder, select, unknown_pipelines
 from pipeline_assets.planner import plan_pipeline
@@ -255,7 +248,7 @@ def _sql_errors(pipelines: list[Pipeline]) -> list[ConfigurationError]:
 
 def _file_errors(files: tuple[Path, ...], valid: list[Pipeline]) -> Iterator[ConfigurationError]:
     """Yield what is wrong with ``files``, and add the pipelines that are not to ``valid``."""
-    for folder in load_files(file for file in files if file.name not in NO_PIPELINES):
+    for folder in load_files(file for file in files if file.name not in OTHER_FILES):
         planned = plan_folder(folder)
         valid += [plan.pipeline for plan in planned.plans]
         yield from (broken.error for broken in planned.broken)
@@ -279,7 +272,7 @@ def _folder_errors(valid: list[Pipeline]) -> Iterator[ConfigurationError]:
         for warning in (*_passed_over(folder), *_not_waited_for(planned)):
             click.echo(f"warning: {warning}", err=True)
         if not planned.plans and not planned.broken:
-            yield no_pipelines(folder)
+            yield no_pipelines_error(folder)
         connections = load_connections(folder)
     except ConfigurationError as error:
         yield error

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
-from pipeline_assets.config_loading import Pipeline
 from pipeline_assets.errors import ConfigIssue
 from pipeline_assets.json_documents import pointer
+from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.steps.base import CacheControlMethod, DataFrameMethod, LoadMethod, StepMethod, ValidateMethod
 from pipeline_assets.steps.extract_kafka import FromKafka

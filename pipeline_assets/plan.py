@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar, cast
 
-from pipeline_assets.config_loading import Pipeline
 from pipeline_assets.errors import StepLocation
 from pipeline_assets.graphs import reach
+from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.steps.base import Dataset, StepMethod, ValidateMethod
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.paths import delta_dataset, warehouse_dataset

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from pipeline_assets.config_loading import BrokenConfig, ConfigFolder, unforeseen
+from pipeline_assets.config_loading import BrokenConfig, ConfigFolder, unforeseen_error
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
@@ -40,7 +40,7 @@ def plan_folder(folder: ConfigFolder) -> PlannedFolder:
         except ConfigurationError as error:
             broken.append(BrokenConfig(pipeline.file, pipeline.config.name, error))
         except Exception as error:  # noqa: BLE001  (a config that does not load never takes the others with it)
-            broken.append(BrokenConfig(pipeline.file, pipeline.config.name, unforeseen(pipeline.file, error)))
+            broken.append(BrokenConfig(pipeline.file, pipeline.config.name, unforeseen_error(pipeline.file, error)))
     issues = [
         *_shared_checkpoints(plans),
         *_shared_quarantines(plans),
@@ -157,7 +157,7 @@ def _unusable_keys(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
             except RecursionError:
                 continue  # a run has more room, and tells if that is too little
             except Exception as error:  # noqa: BLE001  (a config that does not load never takes the others with it)
-                first = unforeseen(pipeline.file, error).issues[0]
+                first = unforeseen_error(pipeline.file, error).issues[0]
                 wrong = f"with it in the place of ${{partition}} the file {first.message}"
             else:
                 pairs = zip(plan.steps, steps, strict=True)

@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from pipeline_assets.config_loading import InvalidPipelineError, Pipeline, sorted_issues
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, DataFrameResolutionError
 from pipeline_assets.graph_rules import dead_letter_issues, graph_issues, input_key, plan_issues, reference_key
 from pipeline_assets.json_documents import pointer
+from pipeline_assets.pipeline_documents import InvalidPipelineError, Pipeline, sorted_issues
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, quarantines
 from pipeline_assets.steps.base import (
     CacheControlMethod,

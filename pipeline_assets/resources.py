@@ -10,8 +10,8 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from pipeline_assets.cancellation import Cancellation
-from pipeline_assets.config_loading import load_connections
 from pipeline_assets.connections import Connections
+from pipeline_assets.connections_loading import load_connections
 from pipeline_assets.credentials.policy import SecretsPolicy, option_issues
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.execution import PipelineRun

@@ -13,8 +13,8 @@ from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NA
 from dagster._core.storage.tags import REPOSITORY_LABEL_TAG, RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from pipeline_assets.config import Sensor
-from pipeline_assets.config_loading import load_connections
 from pipeline_assets.connections import Connections
+from pipeline_assets.connections_loading import load_connections
 from pipeline_assets.credentials.secrets import Consumer, Secrets
 from pipeline_assets.errors import CredentialUnavailableError, PipelineExecutionError
 from pipeline_assets.plan import PipelinePlan

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pipeline_assets.config_loading import Pipeline
 from pipeline_assets.errors import ConfigIssue, PipelineError
 from pipeline_assets.json_documents import pointer
+from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.steps.sql_texts import SqlText, sql_texts
 

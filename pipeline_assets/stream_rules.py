@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import cast
 
-from pipeline_assets.config_loading import Pipeline
 from pipeline_assets.errors import ConfigIssue
 from pipeline_assets.graphs import reach
 from pipeline_assets.json_documents import pointer
+from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.steps.base import (
     DataFrameMethod,
     ExtractMethod,

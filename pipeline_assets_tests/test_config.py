@@ -13,8 +13,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_snake
 
 from pipeline_assets.config import PipelineConfig, Retry, Sensor
-from pipeline_assets.config_loading import load_connections, load_file, load_folder, pipeline_files
+from pipeline_assets.config_files import pipeline_files
+from pipeline_assets.config_loading import load_file, load_folder
 from pipeline_assets.connections import Connection, ConnectionKind, PostgresConnection, S3Connection
+from pipeline_assets.connections_loading import load_connections
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.partitions import Partitions

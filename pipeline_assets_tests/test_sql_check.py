@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline_assets.cli import main
-from pipeline_assets.config_loading import Pipeline, load_file
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.config_schema import field_docstrings
+from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.sql_check import sql_issues
 from pipeline_assets.steps import METHODS
 from pipeline_assets.steps.base import StepMethod

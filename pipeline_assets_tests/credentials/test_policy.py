@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline_assets.cli import main
-from pipeline_assets.config_loading import load_connections, load_folder
+from pipeline_assets.config_loading import load_folder
+from pipeline_assets.connections_loading import load_connections
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.credentials.policy import SecretsPolicy, connection_issues, option_issues, pipeline_issues
 from pipeline_assets.errors import ConfigurationError, CredentialError

@@ -22,11 +22,13 @@ from prometheus_client import generate_latest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pipeline_assets.config import PipelineConfig, Retry, Sensor, StepEnvelope
-from pipeline_assets.config_loading import Pipeline, load_connections, load_file
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.connections import ConnectionsFile, KafkaConnection, PostgresConnection, S3Connection
+from pipeline_assets.connections_loading import load_connections
 from pipeline_assets.metrics.prometheus import RunMetrics
 from pipeline_assets.metrics.records import Kind, MetricsRecord
 from pipeline_assets.partitions import Partitions
+from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.sql_check import sql_issues
 from pipeline_assets.steps import ENTRY_POINT_GROUP, METHODS

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from devstack.kafka import USER, KafkaServer
-from pipeline_assets.config_loading import load_connections, load_file
+from pipeline_assets.config_loading import load_file
+from pipeline_assets.connections_loading import load_connections
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import CredentialError, PipelineError
 from pipeline_assets.planner import plan_pipeline

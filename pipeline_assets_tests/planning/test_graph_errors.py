@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline_assets.config_loading import Pipeline, load_file, load_folder
+from pipeline_assets.config_loading import load_file, load_folder
+from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.plan import PipelinePlan, Role
 from pipeline_assets.planned_folder import plan_folder
 from pipeline_assets.planner import plan_pipeline

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline_assets import planned_folder
-from pipeline_assets.config_loading import Pipeline, load_folder
+from pipeline_assets.config_loading import load_folder
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.planned_folder import plan_folder
 from pipeline_assets.planner import plan_pipeline
