@@ -19,6 +19,7 @@ from devstack.interrupts import run_command
 from devstack.parts import Part
 from devstack.spark_servers import SparkConnect
 from devstack.stack import DEFAULT_PARTS, PARTS, Report, Stack, default_home
+from pipeline_assets.command_line import console
 
 _PART = click.Choice(list(PARTS))
 
@@ -82,7 +83,7 @@ def status(parts: tuple[str, ...]) -> None:
         log = str(default_home() / "logs" / name) if state is not None else ""
         table.add_row(name, "healthy" if problem is None else problem, address, pids, log)
     if names:
-        _console().print(table)
+        console().print(table)
     else:
         click.echo("nothing is running")
     sys.exit(0 if healthy else 1)
@@ -114,11 +115,6 @@ def _pairs(conf: tuple[str, ...]) -> dict[str, str]:
 
 def _program() -> str:
     return "python -m devstack"
-
-
-def _console() -> Console:
-    # Into a file or a pipe a line is never wrapped: programs read it.
-    return Console() if sys.stdout.isatty() else Console(width=500)
 
 
 @contextmanager

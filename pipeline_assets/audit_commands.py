@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline_assets.command_line import clear_errors, console
 from pipeline_assets.config_files import CONNECTIONS_FILE, is_there, no_pipelines_error, pipeline_files
 from pipeline_assets.credentials.audit import AuditFile
 from pipeline_assets.credentials.policy import SecretsPolicy, connection_issues, pipeline_issues
@@ -31,12 +31,10 @@ def audit_config(folder: Path | None, as_json: bool) -> None:
     up; a file that can't be read breaks the policy, too.
     """
     where = folder or Settings.from_environment().configs
-    try:
+    with clear_errors():
         files = [*pipeline_files(where), *(path for path in [where / CONNECTIONS_FILE] if is_there(path))]
         if not files:
             raise no_pipelines_error(where)
-    except ConfigurationError as error:
-        raise click.ClickException(str(error)) from error
     issues = [issue for path in files for issue in _issues(path)]
     if as_json:
         found = [{"file": it.file, "pointer": it.pointer, "reason": it.message} for it in issues]
@@ -66,10 +64,8 @@ def verify(file: Path | None, as_json: bool) -> None:
     path = file or Settings.from_environment().audit_file
     if path is None:
         raise click.UsageError("name the audit FILE, or set PIPELINE_ASSETS_AUDIT_FILE")
-    try:
+    with clear_errors():
         count, problems = AuditFile(path).verify()
-    except ConfigurationError as error:
-        raise click.ClickException(str(error)) from error
     if as_json:
         found = [{"line": problem.line, "problem": problem.message} for problem in problems]
         click.echo(json.dumps({"file": str(path), "ok": not problems, "lines": count, "problems": found}, indent=2))
@@ -99,4 +95,4 @@ def _print_table(issues: list[ConfigIssue]) -> None:
         table.add_column(column, overflow="fold")
     for issue in issues:
         table.add_row(*map(Text, (issue.file, issue.pointer or "/", issue.message)))  # a str is read as markup
-    (Console() if sys.stdout.isatty() else Console(width=500)).print(table)
+    console().print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -10,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from pipeline_assets.audit_commands import audit, audit_config
+from pipeline_assets.command_line import clear_errors, console
 from pipeline_assets.config_files import CONNECTIONS_FILE, OTHER_FILES, is_there, no_pipelines_error
 from pipeline_assets.config_loading import load_files, load_folder
 from pipeline_assets.config_schema import connections_schema, pipeline_schema, step_reference
 from pipeline_assets.connections_loading import load_connections, unknown_connections
-from pipeline_assets.errors import ConfigurationError, PipelineError, did_you_mean
+from pipeline_assets.errors import ConfigurationError, did_you_mean
 from pipeline_assets.json_lines import JsonLines
 from pipeline_assets.links import left_out, link_pipelines
 from pipeline_assets.metrics_commands import metrics
@@ -63,7 +62,7 @@ def validate(files: tuple[Path, ...], with_spark: bool) -> None:
     valid: list[Pipeline] = []
     errors = list(_file_errors(files, valid)) if files else list(_folder_errors(valid))
     if with_spark and valid:
-        with _clear_errors():
+        with clear_errors():
             errors += _sql_errors(valid)
     for line in _told(errors, Path() if files else Settings.from_environment().configs):
         click.echo(line, err=True)
@@ -90,7 +89,7 @@ def archive_classes() -> None:
     from pipeline_assets.spark.class_archive import make_archive
     from pipeline_assets.spark.session import driver_jars, session_conf
 
-    with _clear_errors():
+    with clear_errors():
         made = make_archive(session_conf(Settings(spark_master="local[2]")), driver_jars())
     click.echo(f"{made} ({made.stat().st_size // 2**20} MB)")
 
@@ -98,7 +97,7 @@ def archive_classes() -> None:
 @main.command("list")
 def list_() -> None:
     """List the pipelines of the configs folder."""
-    with _clear_errors():
+    with clear_errors():
         folder = _planned()
     table = Table(box=None, pad_edge=False)
     for column in ("pipeline", "mode", "steps", "schedule", "job", "file"):
@@ -110,7 +109,7 @@ def list_() -> None:
         table.add_row(*map(Text, cells))
     for broken in folder.broken:
         table.add_row(Text(broken.name), Text("broken", "red"), "-", "-", "-", Text(broken.file))
-    _console().print(table)
+    console().print(table)
     if folder.broken:
         click.echo("run `pipeline-assets validate` to see what is wrong with the broken ones", err=True)
 
@@ -123,7 +122,7 @@ def list_() -> None:
 @click.option("--partition", help="The partition to plan, for a partitioned pipeline.")
 def plan(name: str, explain: bool, partition: str | None) -> None:
     """Show the asset graph of the pipeline NAME, with its sources and sinks."""
-    with _clear_errors():
+    with clear_errors():
         found = select(_planned(), name)
         if explain and found.pipeline.config.mode == "streaming":
             raise ConfigurationError(f"{name} is a stream: --explain is for batches, as planning it is a first start")
@@ -131,7 +130,7 @@ def plan(name: str, explain: bool, partition: str | None) -> None:
             found = _in_partition(found, partition)
         elif explain and found.pipeline.config.partitions is not None:
             raise ConfigurationError(f"{name} is partitioned: give --partition, the key of the one to explain")
-        _console().print(_tree(found))
+        console().print(_tree(found))
         if explain:
             _explain(found, partition)
 
@@ -317,17 +316,3 @@ def _not_waited_for(planned: PlannedFolder) -> Iterator[str]:
             f"{plan.pipeline.file}: step {step.index} reads what {link.upstream} writes, which in turn comes after "
             f"{plan.name}: Dagster takes no circles, so {plan.name} does not wait for it"
         )
-
-
-def _console() -> Console:
-    # Into a file or a pipe a line is never cut: programs read it.
-    return Console() if sys.stdout.isatty() else Console(width=500)
-
-
-@contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
-    """End with the error's own text and exit code 1; a traceback helps nobody here."""
-    try:
-        yield
-    except PipelineError as error:
-        raise click.ClickException(str(error)) from error

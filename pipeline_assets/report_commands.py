@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
+from pipeline_assets.command_line import clear_errors
 from pipeline_assets.config_loading import load_folder
-from pipeline_assets.errors import PipelineError
 from pipeline_assets.planned_folder import plan_folder, select
 from pipeline_assets.redaction import redact
 from pipeline_assets.settings import Settings
@@ -38,15 +38,14 @@ def report(name: str, run_id: str | None, output: Path | None) -> None:
     from pipeline_assets.report.run_reports import save
 
     try:
-        plan = select(plan_folder(load_folder(Settings.from_environment().configs)), name)
-        if not os.environ.get("DAGSTER_HOME"):
-            raise click.ClickException("DAGSTER_HOME is not set: it is the folder where Dagster keeps its runs")
-        with _instance_errors(), dg.DagsterInstance.get() as instance:
-            found = read_run(instance, plan, run_id)
-        file = output or Path(f"{found.pipeline}-{found.run_id[:8]}.html")
-        save(render_page(found), file)
-    except PipelineError as error:
-        raise click.ClickException(str(error)) from error
+        with clear_errors():
+            plan = select(plan_folder(load_folder(Settings.from_environment().configs)), name)
+            if not os.environ.get("DAGSTER_HOME"):
+                raise click.ClickException("DAGSTER_HOME is not set: it is the folder where Dagster keeps its runs")
+            with _instance_errors(), dg.DagsterInstance.get() as instance:
+                found = read_run(instance, plan, run_id)
+            file = output or Path(f"{found.pipeline}-{found.run_id[:8]}.html")
+            save(render_page(found), file)
     except OSError as error:
         raise click.ClickException(f"the report can't be written: {error.strerror}: {error.filename}") from error
     click.echo(file)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import click
 
-from pipeline_assets.errors import PipelineError
+from pipeline_assets.command_line import clear_errors
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.connect_server import ConnectServer, ServerRecord
 
@@ -32,11 +32,9 @@ def start(host: str, port: int, conf: tuple[str, ...]) -> None:
     settings = Settings.from_environment()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit)
-    try:
+    with clear_errors():
         settings.check()
         server = ConnectServer(host, port).start(settings, given)
-    except PipelineError as error:
-        raise click.ClickException(str(error)) from error
     _tell(server)
     click.echo(f"runs use it with SPARK_REMOTE={server.remote} in the environment")
 
