@@ -17,8 +17,9 @@ from pipeline_assets.config_files import CONNECTIONS_FILE, is_there, no_pipeline
 from pipeline_assets.credentials.audit import AuditFile
 from pipeline_assets.credentials.policy import SecretsPolicy, connection_issues, pipeline_issues
 from pipeline_assets.errors import ConfigIssue, ConfigurationError
-from pipeline_assets.json_documents import parse_json, substitute
+from pipeline_assets.json_documents import parse_json
 from pipeline_assets.settings import Settings
+from pipeline_assets.variables import substitute
 
 
 @click.command("audit-config")

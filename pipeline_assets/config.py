@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Field
 
 from pipeline_assets.errors import TransientKind
-from pipeline_assets.json_documents import JsonModel
+from pipeline_assets.json_models import JsonModel
 from pipeline_assets.partitions import Partitions, TimeZone
 from pipeline_assets.steps.base import StepType
 from pipeline_assets.steps.paths import OptionValue, check_options

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_assets.errors import ConfigIssue, ConfigurationError
-from pipeline_assets.json_documents import parse_json, substitute
+from pipeline_assets.json_documents import parse_json
 from pipeline_assets.parsed_files import NotedVariables
+from pipeline_assets.variables import substitute
 
 CONNECTIONS_FILE = "connections.json"
 SCHEMA_FILE = "pipeline.schema.json"

@@ -15,7 +15,7 @@ from pipeline_assets.credentials import SecretReference, Secrets
 from pipeline_assets.credentials.policy import S3_ANONYMOUS, S3_PROVIDER, SecretsPolicy, is_secret
 from pipeline_assets.credentials.references import Reference, is_reference
 from pipeline_assets.errors import ConfigurationError, did_you_mean
-from pipeline_assets.json_documents import JsonModel
+from pipeline_assets.json_models import JsonModel
 from pipeline_assets.redaction import secret_shapes
 from pipeline_assets.uris import authority
 

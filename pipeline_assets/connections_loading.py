@@ -13,10 +13,12 @@ from pipeline_assets.connections import ConnectionKind, Connections, Connections
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.credentials.policy import SecretsPolicy, connection_issues, policy_from_environment
 from pipeline_assets.errors import ConfigIssue, ConfigurationError
-from pipeline_assets.json_documents import issues_of, pointer, unescape
+from pipeline_assets.json_documents import pointer
+from pipeline_assets.model_issues import issues_of
 from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.steps.base import StepMethod
 from pipeline_assets.steps.s3_paths import is_s3
+from pipeline_assets.variables import unescape
 
 
 def load_connections(folder: Path, environment: Mapping[str, str] | None = None) -> Connections:

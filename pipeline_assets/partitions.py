@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.json_documents import JsonModel
+from pipeline_assets.json_models import JsonModel
 
 PARTITION_KEY_COLUMN = "partition_key"
 

@@ -11,10 +11,12 @@ from pydantic import ValidationError
 
 from pipeline_assets.config import PIPELINE_NAME, PipelineConfig, Retry, StepEnvelope
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
-from pipeline_assets.json_documents import as_written, issues_of, pointer, substitute, unescape
+from pipeline_assets.json_documents import pointer
+from pipeline_assets.model_issues import as_written, issues_of
 from pipeline_assets.redaction import redact
 from pipeline_assets.steps import method_registry
 from pipeline_assets.steps.base import StepMethod
+from pipeline_assets.variables import substitute, unescape
 
 MethodRegistry = Mapping[tuple[str, str], type[StepMethod]]
 # What is the run's own to say, and never the environment's, nor a default's.

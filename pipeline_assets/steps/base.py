@@ -14,7 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.connections import ConnectionKind, Connections
-from pipeline_assets.json_documents import JsonModel
+from pipeline_assets.json_models import JsonModel
 from pipeline_assets.partitions import PartitionSlice
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.storage_levels import StorageLevelName

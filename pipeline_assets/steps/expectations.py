@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline_assets.errors import ConfigurationError
-from pipeline_assets.json_documents import JsonModel, of_its_type
+from pipeline_assets.json_models import JsonModel, of_its_type
 from pipeline_assets.spark.failures import is_spark_error
 from pipeline_assets.steps.base import Severity
 from pipeline_assets.steps.columns import ColumnName, Scalar, column_of, literal_for, require_paths, type_of
