@@ -17,7 +17,7 @@ from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from pipeline_assets.report.run_history import EventLog
+    from pipeline_assets.report.event_log import EventLog
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def write_reports(
     Several processes of a run may do this: each writes what there is by then, and the last one has it all. Whatever
     goes wrong is logged as a warning.
     """
-    from pipeline_assets.report.run_history import EventLog
+    from pipeline_assets.report.event_log import EventLog
 
     # Other processes of the run may write meanwhile what this one has not seen yet.
     log = EventLog(instance, run.run_id) if settings.in_one_process else None

@@ -17,8 +17,9 @@ from pipeline_assets.errors import PipelineExecutionError, RetryableError, RunNo
 from pipeline_assets.metrics.dagster_events import RunRecords
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.planner import plan_pipeline
+from pipeline_assets.report.event_log import EventLog
 from pipeline_assets.report.model import ColumnChange, RunReport
-from pipeline_assets.report.run_history import EventLog, read_run
+from pipeline_assets.report.run_history import read_run
 from pipeline_assets.spark.description import markdown_table
 from pipeline_assets.step_op import told_to_dagster
 from pipeline_assets_tests.config_documents import EVENT_STREAM, batch, extract_file, transform, write_config
