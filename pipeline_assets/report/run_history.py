@@ -28,6 +28,11 @@ _STEP_EVENTS = frozenset(
         dg.DagsterEventType.RUN_FAILURE,
     }
 )
+_ASSET_EVENTS = (
+    dg.DagsterEventType.ASSET_MATERIALIZATION,
+    dg.DagsterEventType.ASSET_OBSERVATION,
+    dg.DagsterEventType.ASSET_CHECK_EVALUATION,
+)
 _RUN_STATUS: Mapping[dg.DagsterRunStatus, Status] = {
     dg.DagsterRunStatus.QUEUED: "not started",
     dg.DagsterRunStatus.NOT_STARTED: "not started",
@@ -56,20 +61,10 @@ def read_run(
     run = record.dagster_run
     log = log or EventLog(instance, run.run_id)
     is_stream = plan.pipeline.config.mode == "streaming"
-    is_cut = False
     ops = OpEvents(selected_ops(instance, run))
     for step_event in log.records(_STEP_EVENTS).records:
         ops.take(step_event.event_log_entry)
-    told = AssetEvents(plan.name)
-    for kind in (
-        dg.DagsterEventType.ASSET_MATERIALIZATION,
-        dg.DagsterEventType.ASSET_OBSERVATION,
-        dg.DagsterEventType.ASSET_CHECK_EVALUATION,
-    ):
-        found = log.records(frozenset({kind}), most_events if is_stream else None)
-        is_cut = is_cut or found.is_cut
-        for each in found.records:
-            told.take(each)
+    told, is_cut = _told_of(log, plan, most_events if is_stream else None)
     told.work |= ops.work
     own = own_ops(plan, run, ops.keys())
     start = record.start_time or record.create_timestamp.timestamp()
@@ -100,6 +95,17 @@ def read_run(
         ),
         is_cut=is_cut,
     )
+
+
+def _told_of(log: EventLog, plan: PipelinePlan, most: int | None) -> tuple[AssetEvents, bool]:
+    """Return what ``log`` tells of the assets of ``plan``, and whether some is left out: ``most`` is for each kind."""
+    told, is_cut = AssetEvents(plan.name), False
+    for kind in _ASSET_EVENTS:
+        found = log.records(frozenset({kind}), most)
+        is_cut = is_cut or found.is_cut
+        for each in found.records:
+            told.take(each)
+    return told, is_cut
 
 
 def _status(run: dg.DagsterRun, ops: Iterable[OpReport]) -> Status:
