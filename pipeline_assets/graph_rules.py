@@ -11,7 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from pipeline_assets.errors import ConfigIssue
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.pipeline_documents import Pipeline
-from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name, dead_letters_name
 from pipeline_assets.steps.base import CacheControlMethod, DataFrameMethod, LoadMethod, StepMethod, ValidateMethod
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.load_files import ToS3
@@ -42,7 +42,7 @@ def plan_issues(plan: PipelinePlan) -> Iterator[ConfigIssue]:
 def dead_letter_issues(pipeline: Pipeline, names: Sequence[str]) -> Iterator[ConfigIssue]:
     """Yield which steps of a stream are called like the dead letters of another."""
     for index, method in enumerate(pipeline.methods):
-        letters = f"{names[index]}_dead_letters"
+        letters = dead_letters_name(names[index])
         if isinstance(method, FromKafka) and letters in names:
             at = names.index(letters)
             yield _issue(

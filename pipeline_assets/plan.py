@@ -69,7 +69,7 @@ class PlannedStep:
     @property
     def quarantine(self) -> str | None:
         """The name of the asset with the rows that it puts into quarantine; None when it does not."""
-        return f"{self.name}_quarantine" if quarantines(self.method) else None
+        return quarantine_name(self.name) if quarantines(self.method) else None
 
     @property
     def moves_rows(self) -> bool:
@@ -80,7 +80,7 @@ class PlannedStep:
     def dead_letters(self) -> str | None:
         """The name of the asset with the records of a stream that it can't read; None when it reads none such."""
         may_break = isinstance(self.method, FromKafka) and self.is_stream and self.method.can_break
-        return f"{self.name}_dead_letters" if may_break else None
+        return dead_letters_name(self.name) if may_break else None
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,16 @@ class PipelinePlan:
 def check_name(step: str, expectation: str) -> str:
     """Return how the check of one expectation of a validate step is called; the expectation may have no name."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{step}_{expectation}" if expectation else step)
+
+
+def quarantine_name(step: str) -> str:
+    """Return how the asset of the rows that the step of that name puts into quarantine is called."""
+    return f"{step}_quarantine"
+
+
+def dead_letters_name(step: str) -> str:
+    """Return how the asset of the records that the step of that name can't read is called."""
+    return f"{step}_dead_letters"
 
 
 def quarantines(method: StepMethod) -> bool:

@@ -11,7 +11,7 @@ from pipeline_assets.errors import ConfigIssue, ConfigurationError, DataFrameRes
 from pipeline_assets.graph_rules import dead_letter_issues, graph_issues, input_key, plan_issues, reference_key
 from pipeline_assets.json_documents import pointer
 from pipeline_assets.pipeline_documents import InvalidPipelineError, Pipeline, sorted_issues
-from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, quarantines
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, quarantine_name, quarantines
 from pipeline_assets.steps.base import (
     CacheControlMethod,
     DataFrameMethod,
@@ -114,7 +114,7 @@ class _Planner:
         taken = set(chosen)
         found = [name or _free_name(self.pipeline.methods[index].method, taken) for index, name in enumerate(names)]
         for index, method in enumerate(self.pipeline.methods):
-            aside = f"{found[index]}_quarantine"
+            aside = quarantine_name(found[index])
             if quarantines(method) and aside in found:
                 other = found.index(aside)
                 self._issue(("steps", index), f"its table {aside!r} is called like step {other}: give one a 'name'")

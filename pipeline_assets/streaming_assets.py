@@ -21,7 +21,7 @@ from pipeline_assets.asset_metadata import (
     quarantine_origins,
 )
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.plan import PipelinePlan, Role
+from pipeline_assets.plan import PipelinePlan, Role, dead_letters_name
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import told_to_dagster
 from pipeline_assets.steps.extract_kafka import FromKafka
@@ -167,7 +167,7 @@ def tagged_process(run: dg.DagsterRun) -> Process | None:
 
 def dead_letters_key(extract: dg.AssetKey) -> dg.AssetKey:
     """Return the key of the dead-letter table of an extract."""
-    return dg.AssetKey([*extract.path[:-1], f"{extract.path[-1]}_dead_letters"])
+    return dg.AssetKey([*extract.path[:-1], dead_letters_name(extract.path[-1])])
 
 
 def _dead_letter_specs(
