@@ -272,7 +272,7 @@ def _write_modules(folder: Path, count: int) -> None:
 
 def _s3_key(path: str) -> list[str]:
     """Return the key under which the location knows the files of ``path``."""
-    from pipeline_assets.assets import dataset_key
+    from pipeline_assets.asset_keys import dataset_key
     from pipeline_assets.steps.paths import files_dataset
 
     return list(dataset_key(files_dataset(path)).path)

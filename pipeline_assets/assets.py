@@ -1,7 +1,6 @@
 """The asset factory: planned pipelines become Dagster assets, checks, jobs and schedules."""
 
 # No postponed annotations here: Dagster inspects those of the functions that it turns into assets.
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 
+from pipeline_assets.asset_keys import asset_key, dataset_key, key_part, pipeline_key, quarantine_key
 from pipeline_assets.asset_metadata import (
     cache_metadata,
     column_origins,
@@ -36,14 +36,13 @@ from pipeline_assets.redaction import redact
 from pipeline_assets.report.run_reports import report_metadata
 from pipeline_assets.schedules import schedules_of
 from pipeline_assets.settings import Settings
-from pipeline_assets.step_op import asset_key, step_op
+from pipeline_assets.step_op import step_op
 from pipeline_assets.steps.base import Dataset, ExtractMethod
 from pipeline_assets.streaming_assets import streaming_asset
 from pipeline_assets.validation import raise_for_failures
 from pipeline_assets.validation_assets import (
     check_results,
     check_specs,
-    quarantine_key,
     quarantine_properties,
 )
 
@@ -92,7 +91,7 @@ def broken_assets(broken: Iterable[BrokenConfig]) -> Iterator[dg.AssetSpec]:
     """Yield an asset for each config that could not be loaded; it shows why, and can't be materialized."""
     taken: set[str] = set()
     for config in broken:
-        base = _key_part(config.name.replace("-", "_"))
+        base = key_part(config.name.replace("-", "_"))
         numbered = (f"{base}_{number}" for number in count(2))
         name = next(name for name in chain([base], numbered) if name not in taken)
         taken.add(name)
@@ -109,15 +108,6 @@ def _broken_asset(name: str, broken: BrokenConfig) -> dg.AssetSpec:
         kinds={"error"},
         metadata={"file": broken.file},
     )
-
-
-def dataset_key(dataset: Dataset) -> dg.AssetKey:
-    """Return the asset key of data outside all pipelines: its kind and its parts."""
-    return dg.AssetKey([dataset.kind, *(_key_part(part) for part in dataset.parts)])
-
-
-def _key_part(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", text) or "_"
 
 
 class _PipelineFactory:
@@ -392,7 +382,7 @@ class _PipelineFactory:
         }
 
     def _producer_key(self, link: Link) -> dg.AssetKey:
-        return dg.AssetKey([link.upstream, link.asset])
+        return pipeline_key(link.upstream, link.asset)
 
     def _source_deps(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
         yield from self._linked_deps(step)

@@ -14,6 +14,7 @@ from dagster._core.events import EngineEventData
 from dagster._core.execution.context.system import StepExecutionContext
 from dagster._core.execution.plan.objects import ErrorSource
 
+from pipeline_assets.asset_keys import asset_key
 from pipeline_assets.asset_metadata import Metadata, work_metadata
 from pipeline_assets.cancellation import Cancellation
 from pipeline_assets.config import Retry
@@ -88,11 +89,6 @@ def step_op(
                 raise
             failure = spark_failure(error).located(plan.location(step), run_id=context.run_id)
             raise failure from original_error(error)
-
-
-def asset_key(plan: PipelinePlan, step: PlannedStep) -> dg.AssetKey:
-    """Return the asset key of a step: ``<pipeline>/<step>``."""
-    return dg.AssetKey([plan.name, step.name])
 
 
 def _selected(context: StepExecutionContext, plan: PipelinePlan) -> frozenset[int]:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
+from pipeline_assets.asset_keys import quarantine_key
 from pipeline_assets.asset_metadata import Metadata
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
-from pipeline_assets.validation_assets import check_results, check_specs, quarantine_key
+from pipeline_assets.validation_assets import check_results, check_specs
 
 if TYPE_CHECKING:
     from pipeline_assets.streaming.micro_batches import BatchChecks

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
+from pipeline_assets.asset_keys import dead_letters_key, quarantine_key
 from pipeline_assets.asset_metadata import (
     OPERATION_TIMES,
     Metadata,
@@ -21,14 +22,14 @@ from pipeline_assets.asset_metadata import (
     quarantine_origins,
 )
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.plan import PipelinePlan, Role, dead_letters_name
+from pipeline_assets.plan import PipelinePlan, Role
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import told_to_dagster
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_checks import StreamChecks, stream_check_specs
 from pipeline_assets.streaming.checkpoint_lease import Process
-from pipeline_assets.validation_assets import quarantine_key, quarantine_properties, set_aside_properties
+from pipeline_assets.validation_assets import quarantine_properties, set_aside_properties
 
 if TYPE_CHECKING:
     from pipeline_assets.streaming.micro_batches import BatchChecks
@@ -163,11 +164,6 @@ def tagged_process(run: dg.DagsterRun) -> Process | None:
     if tags.get(PROCESS_OF_TAG) != run.run_id or not host or not pid.isdigit():
         return None
     return Process(host, int(pid), tags.get(MACHINE_TAG), int(started) if started.isdigit() else None)
-
-
-def dead_letters_key(extract: dg.AssetKey) -> dg.AssetKey:
-    """Return the key of the dead-letter table of an extract."""
-    return dg.AssetKey([*extract.path[:-1], dead_letters_name(extract.path[-1])])
 
 
 def _dead_letter_specs(

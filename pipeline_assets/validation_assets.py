@@ -7,15 +7,10 @@ from typing import Any
 import dagster as dg
 
 from pipeline_assets.asset_metadata import Metadata, table_location
-from pipeline_assets.plan import PipelinePlan, PlannedStep, check_name, quarantine_name
+from pipeline_assets.plan import PipelinePlan, PlannedStep, check_name
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.description import markdown_table
 from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
-
-
-def quarantine_key(checked: dg.AssetKey) -> dg.AssetKey:
-    """Return the key of the table with the rows that the step of that key puts into quarantine."""
-    return dg.AssetKey([*checked.path[:-1], quarantine_name(checked.path[-1])])
 
 
 def check_specs(

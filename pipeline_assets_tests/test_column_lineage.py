@@ -11,8 +11,8 @@ import dagster as dg
 import pytest
 
 from pipeline_assets import asset_metadata
+from pipeline_assets.asset_keys import dataset_key
 from pipeline_assets.asset_metadata import ColumnOrigins, column_origins, quarantine_origins
-from pipeline_assets.assets import dataset_key
 from pipeline_assets.connections import Connections
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.partitions import PartitionSlice

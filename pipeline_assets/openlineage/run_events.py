@@ -17,6 +17,7 @@ from dagster._core.execution.plan.objects import ErrorSource
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.facet_v2 import RunFacet
 
+from pipeline_assets.asset_keys import asset_key, pipeline_key
 from pipeline_assets.connections import Connections
 from pipeline_assets.openlineage import facets as f
 from pipeline_assets.openlineage.datasets import DatasetName, Origins, PipelineDatasets
@@ -275,7 +276,7 @@ class LineageEvents:
             partly = isinstance(method, FromPostgres) and (method.query is not None or method.columns)
             whole = isinstance(method, ExtractMethod) and not isinstance(method, FromKafka) and not partly
             if whole and op.datasets.read_by(step) == (name,):
-                return self._metadata.get(dg.AssetKey([op.plan.name, step.name]), {})
+                return self._metadata.get(asset_key(op.plan, step), {})
         return {}
 
     def _read_statistics(self, op: _Op, attempt: _Attempt) -> dict[str, int]:
@@ -283,7 +284,7 @@ class LineageEvents:
         step = op.step
         if step is None or any(getattr(other.method, "cache", False) for other in op.plan.upstream_of(step)):
             return {}
-        told = attempt.metadata.get(dg.AssetKey([op.plan.name, step.name]), {})
+        told = attempt.metadata.get(asset_key(op.plan, step), {})
         keys = {"rows": "rows_read", "bytes": "bytes_read"}
         # None are told where the source does not count them, as PostgreSQL's JDBC driver does not count bytes.
         return {name: int(told[key].value) for name, key in keys.items() if key in told and told[key].value}
@@ -297,7 +298,7 @@ class LineageEvents:
         for step in op.steps:
             for asset in op.datasets.assets_of(step):
                 name = op.datasets.written_as(asset)
-                told = attempt.metadata.get(dg.AssetKey([op.plan.name, asset]))
+                told = attempt.metadata.get(pipeline_key(op.plan.name, asset))
                 if name is not None and (told is not None or asset == step.name):
                     origins = self._origins_of(op, asset, told) if told else None
                     found.append(f.output_dataset(name, told, origins))
@@ -342,7 +343,7 @@ class LineageEvents:
         return {name: origins for name, origins in resolved.items() if origins is not None}
 
     def _deps(self, op: _Op, asset: str) -> Deps:
-        key = dg.AssetKey([op.plan.name, asset])
+        key = pipeline_key(op.plan.name, asset)
         if key not in self._metadata:
             self._metadata[key] = dict(self._metadata_of(key))
         lineage = self._metadata[key].get("dagster/column_lineage")

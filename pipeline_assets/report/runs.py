@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+from pipeline_assets.asset_keys import asset_key
 from pipeline_assets.errors import RunNotFoundError
 from pipeline_assets.plan import PipelinePlan
 
@@ -51,7 +52,7 @@ def _run(instance: dg.DagsterInstance, run_id: str) -> dg.RunRecord | None:
 
 def _last_run(instance: dg.DagsterInstance, plan: PipelinePlan) -> dg.RunRecord | None:
     candidates = list(instance.get_run_records(dg.RunsFilter(job_name=plan.name), limit=1))
-    keys = [dg.AssetKey([plan.name, step.name]) for step in plan.steps]
+    keys = [asset_key(plan, step) for step in plan.steps]
     # Any job may have materialized them.
     others = {record.asset_entry.last_run_id for record in instance.get_asset_records(keys)} - {None}
     if others:

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from pipeline_assets.asset_keys import pipeline_key
 from pipeline_assets.report.asset_events import AssetEvents
 from pipeline_assets.report.model import Column, SchemaComparison
 from pipeline_assets.report.schema_changes import schema_changes
@@ -20,7 +21,7 @@ def schema_comparisons(instance: dg.DagsterInstance, run_id: str, told: AssetEve
         schema = made.metadata.get("dagster/column_schema")
         if schema is None:
             continue
-        key = dg.AssetKey([told.pipeline, name])
+        key = pipeline_key(told.pipeline, name)
         for record, before in _earlier_schemas(instance, key, made.first_time):
             if record.run_id != run_id:
                 changes = schema_changes(_columns(before), _columns(schema))
