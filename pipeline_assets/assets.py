@@ -27,9 +27,9 @@ from pipeline_assets.asset_metadata import (
     work_metadata,
 )
 from pipeline_assets.config_loading import BrokenConfig
+from pipeline_assets.dagster_partitions import partitions_definition
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.links import Link, Links
-from pipeline_assets.partitions import Partitions
 from pipeline_assets.pipeline_job import PipelineJob
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.redaction import redact
@@ -447,22 +447,6 @@ class _PipelineFactory:
                 producer = self.plans[link.upstream].steps[link.producer]
                 if link.asset == producer.dead_letters or (producer.is_stream and link.asset == producer.quarantine):
                     yield self._producer_key(link)
-
-
-def partitions_definition(partitions: Partitions | None) -> dg.PartitionsDefinition[str] | None:
-    """Return Dagster's partitions definition for those of a config."""
-    if partitions is None:
-        return None
-    if partitions.type == "static":
-        return dg.StaticPartitionsDefinition(list(partitions.values))
-    cls: Any = {
-        "hourly": dg.HourlyPartitionsDefinition,
-        "daily": dg.DailyPartitionsDefinition,
-        "weekly": dg.WeeklyPartitionsDefinition,
-        "monthly": dg.MonthlyPartitionsDefinition,
-    }[partitions.type]
-    found: dg.PartitionsDefinition[str] = cls(**partitions.window())
-    return found
 
 
 def _input_name(index: int) -> str:

@@ -136,7 +136,7 @@ def plan(name: str, explain: bool, partition: str | None) -> None:
 
 
 def _in_partition(plan: PipelinePlan, key: str) -> PipelinePlan:
-    from pipeline_assets.assets import partitions_definition
+    from pipeline_assets.dagster_partitions import partitions_definition
 
     partitions = plan.pipeline.config.partitions
     if partitions is None:

@@ -11,7 +11,7 @@ import duckdb
 import pandas as pd
 import pytest
 
-from pipeline_assets.assets import partitions_definition
+from pipeline_assets.dagster_partitions import partitions_definition
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.partitions import Partitions, sql_string
 
