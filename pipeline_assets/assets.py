@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, count
 from typing import Any
 
 import dagster as dg
 
-from pipeline_assets.asset_keys import asset_key, dataset_key, key_part, pipeline_key, quarantine_key
+from pipeline_assets.asset_keys import asset_key, dataset_key, pipeline_key, quarantine_key
 from pipeline_assets.asset_metadata import (
     cache_metadata,
     column_origins,
@@ -26,7 +25,6 @@ from pipeline_assets.asset_metadata import (
     table_metadata,
     work_metadata,
 )
-from pipeline_assets.config_loading import BrokenConfig
 from pipeline_assets.dagster_partitions import partitions_definition
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.links import Link, Links
@@ -85,29 +83,6 @@ def build_pipelines(plans: Sequence[PipelinePlan], links: Links, settings: Setti
         found.schedules += schedules_of(plan, job, factory.partitions_def)
     found.assets += (dg.AssetsDefinition(specs=[spec]) for spec in external.values())
     return found
-
-
-def broken_assets(broken: Iterable[BrokenConfig]) -> Iterator[dg.AssetSpec]:
-    """Yield an asset for each config that could not be loaded; it shows why, and can't be materialized."""
-    taken: set[str] = set()
-    for config in broken:
-        base = key_part(config.name.replace("-", "_"))
-        numbered = (f"{base}_{number}" for number in count(2))
-        name = next(name for name in chain([base], numbered) if name not in taken)
-        taken.add(name)
-        yield _broken_asset(name, config)
-
-
-def _broken_asset(name: str, broken: BrokenConfig) -> dg.AssetSpec:
-    reasons = [f"`{issue.pointer or '/'}`: {issue.message}" for issue in broken.error.issues] or [str(broken.error)]
-    lines = "\n".join(f"- {reason}" for reason in reasons)
-    return dg.AssetSpec(
-        dg.AssetKey(["broken_configs", name]),
-        group_name="broken_configs",
-        description=f"**{broken.file} could not be loaded.**\n\n{lines}",
-        kinds={"error"},
-        metadata={"file": broken.file},
-    )
 
 
 class _PipelineFactory:

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from pipeline_assets.assets import IO_MANAGER_KEY, broken_assets, build_pipelines
+from pipeline_assets.assets import IO_MANAGER_KEY, build_pipelines
+from pipeline_assets.broken_assets import broken_assets
 from pipeline_assets.config_loading import BrokenConfig, load_folder
 from pipeline_assets.errors import ConfigIssue, ConfigurationError
 from pipeline_assets.executors import executor_of
