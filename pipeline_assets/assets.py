@@ -9,7 +9,8 @@ from typing import Any
 
 import dagster as dg
 
-from pipeline_assets.asset_keys import asset_key, dataset_key, pipeline_key, quarantine_key
+from pipeline_assets.asset_graph import AssetGraph
+from pipeline_assets.asset_keys import asset_key, quarantine_key
 from pipeline_assets.asset_metadata import (
     cache_metadata,
     column_origins,
@@ -27,7 +28,7 @@ from pipeline_assets.asset_metadata import (
 )
 from pipeline_assets.dagster_partitions import partitions_definition
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.links import Link, Links
+from pipeline_assets.links import Links
 from pipeline_assets.pipeline_job import PipelineJob
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.redaction import redact
@@ -35,7 +36,7 @@ from pipeline_assets.report.run_reports import report_metadata
 from pipeline_assets.schedules import schedules_of
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import step_op
-from pipeline_assets.steps.base import Dataset, ExtractMethod
+from pipeline_assets.steps.base import ExtractMethod
 from pipeline_assets.streaming_assets import streaming_asset
 from pipeline_assets.validation import raise_for_failures
 from pipeline_assets.validation_assets import (
@@ -65,7 +66,7 @@ def build_pipelines(plans: Sequence[PipelinePlan], links: Links, settings: Setti
     external: dict[dg.AssetKey, dg.AssetSpec] = {}
     for plan in plans:
         factory = _PipelineFactory(plan, by_name, links, settings)
-        for spec in factory.external_assets():
+        for spec in factory.graph.external_assets():
             external.setdefault(spec.key, spec)
         if plan.pipeline.config.mode == "streaming":
             stream = factory.stream()
@@ -90,26 +91,8 @@ class _PipelineFactory:
         self.plan = plan
         self.settings = settings
         self.config = plan.pipeline.config
-        self.plans = plans
-        self.links = links
+        self.graph = AssetGraph(plan, plans, links)
         self.partitions_def = partitions_definition(self.config.partitions)
-
-    def external_assets(self) -> Iterator[dg.AssetSpec]:
-        """Yield a spec for each source that no pipeline of the location writes."""
-        for step in self.plan.steps:
-            yield from self._external_sources(step)
-
-    def _external_sources(self, step: PlannedStep) -> Iterator[dg.AssetSpec]:
-        linked = self.links.get((self.plan.name, step.index), {})
-        for source in step.method.sources():
-            if source not in linked:
-                yield dg.AssetSpec(
-                    dataset_key(source),
-                    group_name="sources",
-                    kinds={source.kind},
-                    description=f"{redact(source.uri)}, read by pipelines",
-                    metadata={"dagster/uri": redact(source.uri)},
-                )
 
     def assets(self) -> Iterator[dg.AssetsDefinition]:
         for step in self.plan.steps:
@@ -130,14 +113,14 @@ class _PipelineFactory:
         specs = [
             dg.AssetSpec(
                 asset_key(self.plan, step),
-                deps=[*(self._key(index) for index in step.inputs), *self._source_deps(step)],
+                deps=[*(self.graph.key(index) for index in step.inputs), *self.graph.source_deps(step)],
                 **self._common(step),
             )
             for step in self.plan.steps
             if step.role is not Role.CHECK
         ]
-        keys = {step.index: self._key(step.index) for step in self.plan.steps}
-        sources = {step.index: self._source_assets(step) for step in self.plan.steps}
+        keys = {step.index: self.graph.key(step.index) for step in self.plan.steps}
+        sources = {step.index: self.graph.source_assets(step) for step in self.plan.steps}
         return streaming_asset(self.plan, specs, keys, sources, self.settings)
 
     def checks(self) -> Iterator[dg.AssetChecksDefinition]:
@@ -154,9 +137,9 @@ class _PipelineFactory:
 
     def _dataframe_asset(self, step: PlannedStep) -> dg.AssetsDefinition:
         plan = self.plan
-        upstream = {index: self._key(index) for index in step.inputs}
-        sources = self._source_assets(step)
-        external = [spec.key for spec in self._external_sources(step)]
+        upstream = {index: self.graph.key(index) for index in step.inputs}
+        sources = self.graph.source_assets(step)
+        external = [spec.key for spec in self.graph.external_sources(step)]
 
         def dataframe(context: dg.AssetExecutionContext, **frames: Any) -> Any:
             with _step_op(context, plan, step) as run:
@@ -178,12 +161,14 @@ class _PipelineFactory:
                 metadata = {**table_metadata(run, here, written), **_report_link(run), **metadata}
                 return dg.MaterializeResult(value=None, metadata=metadata)
 
-        return self._asset(step, dataframe, ins=self._ins(step), deps=self._deps(step), io_manager_key=IO_MANAGER_KEY)
+        return self._asset(
+            step, dataframe, ins=self._ins(step), deps=self.graph.deps(step), io_manager_key=IO_MANAGER_KEY
+        )
 
     def _load_asset(self, step: PlannedStep) -> dg.AssetsDefinition:
         plan = self.plan
         name = _input_name(step.inputs[0])
-        upstream = {index: self._key(index) for index in step.inputs}
+        upstream = {index: self.graph.key(index) for index in step.inputs}
 
         def load(context: dg.AssetExecutionContext, **frames: Any) -> dg.MaterializeResult[Any]:
             with _step_op(context, plan, step) as run:
@@ -195,11 +180,11 @@ class _PipelineFactory:
                 shown = loaded_metadata(run, here, frames[name], upstream)
                 return dg.MaterializeResult(metadata={**about_load, **shown})
 
-        return self._asset(step, load, ins=self._ins(step), deps=self._deps(step))
+        return self._asset(step, load, ins=self._ins(step), deps=self.graph.deps(step))
 
     def _control_asset(self, step: PlannedStep) -> dg.AssetsDefinition:
         plan = self.plan
-        deps = [*self._deps(step), *(self._key(index) for index in step.inputs)]
+        deps = [*self.graph.deps(step), *(self.graph.key(index) for index in step.inputs)]
 
         def control(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
             with _step_op(context, plan, step) as run:
@@ -217,7 +202,7 @@ class _PipelineFactory:
 
     def _check(self, step: PlannedStep) -> dg.AssetChecksDefinition:
         plan = self.plan
-        checked, *references = (self._key(index) for index in step.inputs)
+        checked, *references = (self.graph.key(index) for index in step.inputs)
 
         @dg.multi_asset_check(
             name=plan.op_name(step),
@@ -244,12 +229,12 @@ class _PipelineFactory:
         plan, key = self.plan, asset_key(self.plan, step)
         aside = quarantine_key(key)
         names = {index: _input_name(index) for index in step.inputs}
-        upstream = {index: self._key(index) for index in step.inputs}
+        upstream = {index: self.graph.key(index) for index in step.inputs}
 
         @dg.multi_asset(
             name=plan.op_name(step),
             ins=self._ins(step),
-            deps=self._deps(step),
+            deps=self.graph.deps(step),
             outs={
                 "good": dg.AssetOut(
                     key=key,
@@ -328,59 +313,9 @@ class _PipelineFactory:
 
     def _ins(self, step: PlannedStep) -> dict[str, dg.AssetIn]:
         return {
-            _input_name(index): dg.AssetIn(self._key(index), input_manager_key=IO_MANAGER_KEY) for index in step.inputs
+            _input_name(index): dg.AssetIn(self.graph.key(index), input_manager_key=IO_MANAGER_KEY)
+            for index in step.inputs
         }
-
-    def _deps(self, step: PlannedStep) -> list[dg.AssetDep]:
-        waits = (dg.AssetDep(self._key(other.index)) for other in self.plan.waits_for(step))
-        taken = {self._key(index) for index in step.inputs}
-        found = (*waits, *self._deps_of_views(step), *self._source_deps(step))
-        return [dep for key, dep in {dep.asset_key: dep for dep in found}.items() if key not in taken]
-
-    def _deps_of_views(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
-        """Yield what is written, by pipelines, of what the views are made of whose rows ``step`` moves.
-
-        Dagster knows it by way of the views; in a run that leaves them out nothing would wait for it.
-        """
-        for view in self.plan.views_under(step) if step.moves_rows else ():
-            yield from self._linked_deps(view)
-            for index in (*view.inputs, view.index):
-                if self.plan.steps[index].moves_rows:
-                    yield dg.AssetDep(self._key(index))
-
-    def _source_assets(self, step: PlannedStep) -> dict[Dataset, tuple[dg.AssetKey, ...]]:
-        """Return, for each source of ``step``, the assets that write it, or else its external asset."""
-        linked = self.links.get((self.plan.name, step.index), {})
-        return {
-            source: tuple(map(self._producer_key, linked[source])) if source in linked else (dataset_key(source),)
-            for source in step.method.sources()
-        }
-
-    def _producer_key(self, link: Link) -> dg.AssetKey:
-        return pipeline_key(link.upstream, link.asset)
-
-    def _source_deps(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
-        yield from self._linked_deps(step)
-        for key in dict.fromkeys(spec.key for spec in self._external_sources(step)):
-            yield dg.AssetDep(key)
-
-    def _linked_deps(self, step: PlannedStep) -> Iterator[dg.AssetDep]:
-        """Yield those assets that pipelines make, of what ``step`` reads from outside."""
-        linked = self.links.get((self.plan.name, step.index), {})
-        plans = {self._producer_key(link): self.plans[link.upstream] for links in linked.values() for link in links}
-        for key, plan in plans.items():
-            yield dg.AssetDep(key, partition_mapping=self._partition_mapping(plan))
-
-    def _partition_mapping(self, upstream: PipelinePlan) -> dg.PartitionMapping | None:
-        """Return which partitions of ``upstream`` a partition here depends on: all, where Dagster can't tell."""
-        theirs = upstream.pipeline.config.partitions
-        ours = self.config.partitions
-        if theirs is None or ours is None or theirs.compares_with(ours):
-            return None
-        return dg.AllPartitionMapping()
-
-    def _key(self, index: int) -> dg.AssetKey:
-        return asset_key(self.plan, self.plan.steps[index])
 
     def _description(self, step: PlannedStep) -> str:
         what = step.description or (step.method.__doc__ or "").partition("\n")[0]
@@ -407,21 +342,12 @@ class _PipelineFactory:
             found = dg.AutomationCondition.eager().replace(missing, missing.ignore(dg.AssetSelection.assets(*views)))
         elif self.config.automation == "on_cron" and schedule is not None:
             found = dg.AutomationCondition.on_cron(schedule.cron, schedule.timezone).ignore(
-                dg.AssetSelection.assets(*self._put_aside_by_streams())
+                dg.AssetSelection.assets(*self.graph.put_aside_by_streams())
             )
         else:
             return None
         # Nothing looks at what no pipeline writes: to Dagster it is missing, and never updated.
-        return found.ignore(dg.AssetSelection.assets(*(spec.key for spec in self.external_assets())))
-
-    def _put_aside_by_streams(self) -> Iterator[dg.AssetKey]:
-        """Yield what the pipeline reads of records that streams put aside: nobody waits for there to be some."""
-        for step in self.plan.steps:
-            linked = self.links.get((self.plan.name, step.index), {})
-            for link in (link for links in linked.values() for link in links):
-                producer = self.plans[link.upstream].steps[link.producer]
-                if link.asset == producer.dead_letters or (producer.is_stream and link.asset == producer.quarantine):
-                    yield self._producer_key(link)
+        return found.ignore(dg.AssetSelection.assets(*(spec.key for spec in self.graph.external_assets())))
 
 
 def _input_name(index: int) -> str:
