@@ -16,7 +16,8 @@ from pipeline_assets.config import Sensor
 from pipeline_assets.connections import Connections
 from pipeline_assets.connections_loading import load_connections
 from pipeline_assets.credentials.secrets import Consumer, Secrets
-from pipeline_assets.errors import CredentialUnavailableError, PipelineExecutionError
+from pipeline_assets.dagster_failures import failure_text
+from pipeline_assets.errors import CredentialUnavailableError, PipelineExecutionError, first_line
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.streaming_load import StreamingLoad
@@ -310,12 +311,7 @@ def _error_of(instance: dg.DagsterInstance, run_id: str) -> str:
         event = record.dagster_event
         if event is None:
             continue
-        failure = event.step_failure_data if event.is_step_failure else None
-        told = failure.user_failure_data.description if failure and failure.user_failure_data else None
-        error = failure.error if failure else None
-        while error is not None and error.cause is not None:
-            error = error.cause
-        text = told or (error.message if error else event.message) or ""
-        if text.strip():
-            return text.strip().splitlines()[0]
+        text = failure_text(event.step_failure_data) if event.is_step_failure else event.message
+        if line := first_line(text or ""):
+            return line
     return ""

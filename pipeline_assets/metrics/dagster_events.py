@@ -9,6 +9,7 @@ import dagster as dg
 from dagster._core.events import EngineEventData
 from dagster._core.execution.plan.objects import ErrorSource
 
+from pipeline_assets.dagster_failures import failure_kind
 from pipeline_assets.errors import first_line
 from pipeline_assets.metrics.records import MetricsRecord, Status
 
@@ -77,8 +78,8 @@ class RunRecords:
             failure = event.step_failure_data
             if failure.error_source is ErrorSource.INTERRUPT:
                 status = "canceled"
-            told = failure.user_failure_data.metadata if failure.user_failure_data else {}
-            error = str(told["error"].value) if "error" in told else None
+            else:
+                error = failure_kind(failure)
         starts = self._starts_of(key, entry.timestamp)
         end = self._waits_since.pop(key, entry.timestamp)
         seconds = max(0.0, end - starts[-1]) if starts else 0.0

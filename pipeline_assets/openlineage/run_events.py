@@ -19,6 +19,7 @@ from openlineage.client.facet_v2 import RunFacet
 
 from pipeline_assets.asset_keys import asset_key, pipeline_key
 from pipeline_assets.connections import Connections
+from pipeline_assets.dagster_failures import error_text, failure_text
 from pipeline_assets.openlineage import facets as f
 from pipeline_assets.openlineage.datasets import DatasetName, Origins, PipelineDatasets
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
@@ -139,7 +140,7 @@ class LineageEvents:
         elif self._tells_steps:
             yield from self._of_attempt(event.step_key, event, entry.timestamp)
         elif event.event_type is dg.DagsterEventType.STEP_FAILURE:
-            self._error = self._error or _failure(event)
+            self._error = self._error or failure_text(event.step_failure_data)
 
     def _of_attempt(self, step_key: str, event: dg.DagsterEvent, at: float) -> Iterator[RunEvent]:
         match event.event_type:
@@ -156,11 +157,12 @@ class LineageEvents:
             case dg.DagsterEventType.STEP_SUCCESS:
                 yield from self._end(step_key, at, RunState.COMPLETE, None)
             case dg.DagsterEventType.STEP_FAILURE:
-                stopped = event.step_failure_data.error_source is ErrorSource.INTERRUPT
-                yield from self._end(step_key, at, RunState.ABORT if stopped else RunState.FAIL, _failure(event))
+                data = event.step_failure_data
+                state = RunState.ABORT if data.error_source is ErrorSource.INTERRUPT else RunState.FAIL
+                yield from self._end(step_key, at, state, failure_text(data))
             case dg.DagsterEventType.STEP_UP_FOR_RETRY:
-                error = event.step_retry_data.error
-                yield from self._end(step_key, at, RunState.FAIL, _text(error), is_last=False)
+                text = error_text(event.step_retry_data.error)
+                yield from self._end(step_key, at, RunState.FAIL, text, is_last=False)
 
     def _of_run(self, entry: dg.EventLogEntry, event: dg.DagsterEvent) -> Iterator[RunEvent]:
         state = _RUN_STATES.get(event.event_type)
@@ -349,16 +351,3 @@ class LineageEvents:
         lineage = self._metadata[key].get("dagster/column_lineage")
         deps: Deps = lineage.value.deps_by_column if lineage is not None else {}
         return deps
-
-
-def _failure(event: dg.DagsterEvent) -> str | None:
-    data = event.step_failure_data
-    return (data.user_failure_data.description if data.user_failure_data else None) or _text(data.error)
-
-
-def _text(error: Any) -> str | None:
-    """Return what an error says, without the names of Dagster's classes that it has come in."""
-    if error is None:
-        return None
-    inner = error.cause if str(error.cls_name).startswith("RetryRequested") and error.cause is not None else error
-    return str(inner.message).strip().removeprefix("dagster._core.definitions.events.Failure: ").partition("\n")[0]

@@ -1,15 +1,15 @@
 """What the event log of a run has of its ops."""
 
 # No postponed annotations here, as in all modules that know Dagster's events.
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import dagster as dg
-from dagster._core.execution.plan.objects import ErrorSource
+from dagster._core.execution.plan.objects import ErrorSource, StepFailureData
 
 from pipeline_assets.asset_metadata import STAGE_TIMES
+from pipeline_assets.dagster_failures import error_text, failure_kind, failure_text, own_words
 from pipeline_assets.errors import first_line
 from pipeline_assets.metrics.dagster_events import is_wait
 from pipeline_assets.plan import PipelinePlan
@@ -37,7 +37,7 @@ class OpEvents:
         event = entry.get_dagster_event()
         if event.event_type is dg.DagsterEventType.RUN_FAILURE:
             error = event.job_failure_data.error
-            message = _root_message(error) if error else first_line(event.message or "the run has failed")
+            message = error_text(error) if error else first_line(event.message or "the run has failed")
             self._failures[None] = Failure(message, more={"trace": error.to_string()} if error else {})
             return
         key = event.step_key or ""
@@ -56,7 +56,7 @@ class OpEvents:
                 self._end(key, entry.timestamp, "succeeded")
             case dg.DagsterEventType.STEP_UP_FOR_RETRY:
                 error = event.step_retry_data.error
-                self._end(key, entry.timestamp, "retried", _root_message(error) if error else None)
+                self._end(key, entry.timestamp, "retried", error_text(error) if error else None)
             case dg.DagsterEventType.STEP_FAILURE:
                 data = event.step_failure_data
                 stopped = data.error_source is ErrorSource.INTERRUPT
@@ -87,37 +87,19 @@ class OpEvents:
             yield self._failures[None]
 
 
-def _failure(key: str, data: Any) -> Failure:
+def _failure(key: str, data: StepFailureData) -> Failure:
     told = data.user_failure_data
     texts = {} if told is None else {name: plain_text(value.value) for name, value in told.metadata.items()}
-    kind = texts.pop("error", None)
-    message = told.description if told is not None and told.description else None
     more = {name: texts[name] for name in ("details", "config", "trace") if texts.get(name)}
-    if message is None:
-        message = _root_message(data.error) if data.error else "the step has failed"
-        kind = kind or (_root(data.error).cls_name if data.error else None)
-        if data.error:
-            more["trace"] = data.error.to_string()
-    return Failure(message, key, kind, more)
+    if data.error is not None and own_words(data) is None:
+        more["trace"] = data.error.to_string()
+    return Failure(failure_text(data), key, failure_kind(data), more)
 
 
 def _work(told: Any) -> dict[str, Any]:
     """Return what a failure tells of the Spark jobs before it."""
     names = {*WORK_NUMBERS, STAGE_TIMES}
     return {} if told is None else {name: value for name, value in values_of(told.metadata).items() if name in names}
-
-
-def _root(error: Any) -> Any:
-    """Return the Failure in a chain of errors, which says what to do, or the error at its root."""
-    while error.cause is not None and error.cls_name != "Failure":
-        error = error.cause
-    return error
-
-
-def _root_message(error: Any) -> str:
-    root = _root(error)
-    # Dagster has put the name of the class before the text.
-    return re.sub(r"^[\w.]+: ", "", first_line(root.message)) or str(root.cls_name)
 
 
 def plain_text(value: object) -> str:

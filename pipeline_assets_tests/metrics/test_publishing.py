@@ -191,6 +191,7 @@ def test_attempts_are_counted(tmp_path: Path, processes: str) -> None:
                 run.publish(settings, own[start:end])
     found = recorded(tmp_path)
     assert [(record.status, record.attempt) for record in found] == [("retried", 1), ("retried", 2), ("failed", 3)]
+    assert [record.error for record in found] == [None, None, "ValueError"]
     for start, record in zip(began, found, strict=True):
         assert record.numbers["seconds"] == pytest.approx(record.time - own[start].timestamp, abs=0.002)
 

@@ -300,7 +300,7 @@ def test_each_try_is_a_run_of_its_own(instance: dg.DagsterInstance, tmp_path: Pa
     assert ids[::2] == ids[1::2]
     assert ids[::2] == [attempt_uuid(heard.run_id, "sales__joined", number) for number in (1, 2, 3)]
     assert len(set(ids)) == 3
-    assert "not yet" in events[1]["run"]["facets"]["errorMessage"]["message"]
+    assert events[1]["run"]["facets"]["errorMessage"]["message"] == "not yet"
 
 
 def test_ids_are_uuids_and_the_same_everywhere() -> None:
