@@ -30,7 +30,7 @@ def job_command(job: str) -> tuple[str, ...]:
 def script_conf() -> dict[str, str]:
     """Return Spark's conf for a bare script: what the location gives its sessions, and its JARs."""
     from pipeline_assets.settings import Settings
-    from pipeline_assets.spark.session import driver_jars, session_conf
+    from pipeline_assets.spark.session_conf import driver_jars, session_conf
 
     return session_conf(Settings()) | {"spark.jars": ",".join(map(str, driver_jars()))}
 

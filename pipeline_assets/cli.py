@@ -87,7 +87,7 @@ def schema(connections: bool, reference: bool) -> None:
 def archive_classes() -> None:
     """Prepare Spark's classes for this Java, once, so that runs start in less time (takes some 20 seconds)."""
     from pipeline_assets.spark.class_archive import make_archive
-    from pipeline_assets.spark.session import driver_jars, session_conf
+    from pipeline_assets.spark.session_conf import driver_jars, session_conf
 
     with clear_errors():
         made = make_archive(session_conf(Settings(spark_master="local[2]")), driver_jars())

@@ -13,7 +13,8 @@ import pytest
 from pipeline_assets import redaction
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.jars import resolve_jars
-from pipeline_assets.spark.session import SparkSessions, session_conf
+from pipeline_assets.spark.session import SparkSessions
+from pipeline_assets.spark.session_conf import session_conf
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

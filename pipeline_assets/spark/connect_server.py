@@ -25,7 +25,7 @@ from pipeline_assets.spark.driver_start import own_python
 from pipeline_assets.spark.java_options import java_options, without_remote
 from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.properties_file import write_properties
-from pipeline_assets.spark.session import driver_jars, session_conf
+from pipeline_assets.spark.session_conf import driver_jars, session_conf
 from pipeline_assets.uris import authority
 
 _DRIVER = Path(__file__).with_name("connect_server_driver.py")
