@@ -15,11 +15,11 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.redaction import redact, redact_data
+from pipeline_assets.spark.connect_sessions import session_apart
 from pipeline_assets.spark.description import columns_of, describe, markdown_table
 from pipeline_assets.spark.failures import is_spark_error
 from pipeline_assets.spark.job_metrics import StageTime
 from pipeline_assets.spark.lineage import column_lineage
-from pipeline_assets.spark.session import session_apart
 from pipeline_assets.steps.base import (
     ColumnSources,
     Dataset,

@@ -26,7 +26,8 @@ from pipeline_assets.openlineage.publishing import lineage_publisher
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
-from pipeline_assets.spark.session import KeptSessions, SparkSessions
+from pipeline_assets.spark.connect_sessions import KeptSessions
+from pipeline_assets.spark.session import SparkSessions
 
 _log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from pipeline_assets.spark.caching import READER
+from pipeline_assets.spark.connect_sessions import session_id
 from pipeline_assets.spark.job_metrics import work_of_jobs
 from pipeline_assets.spark.job_watch import JOBS_PORT
-from pipeline_assets.spark.session import session_id
 
 if TYPE_CHECKING:
     from py4j.java_gateway import JavaGateway

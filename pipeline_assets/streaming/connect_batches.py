@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pipeline_assets.errors import error_line
+from pipeline_assets.spark.connect_sessions import cloned_session
 from pipeline_assets.spark.driver_start import bounded
-from pipeline_assets.spark.session import cloned_session
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -22,10 +22,11 @@ from devstack.stack import Stack
 from pipeline_assets.errors import ConfigurationError, PipelineError, RetryableError
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark import driver_start
+from pipeline_assets.spark.connect_sessions import KeptSessions, cloned_session, connect_url
 from pipeline_assets.spark.failures import spark_errors
 from pipeline_assets.spark.jars import EXCLUDES, PACKAGES, resolve_jars
 from pipeline_assets.spark.jvm_log import log_options
-from pipeline_assets.spark.session import KeptSessions, SparkSessions, cloned_session, connect_url
+from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets.spark.session_conf import driver_jars, session_conf
 from pipeline_assets_tests.conftest import SPARK_CONF
 from pipeline_assets_tests.spark.fresh_process import in_fresh_process
