@@ -20,7 +20,7 @@ from pipeline_assets.connections_loading import load_connections
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.partitions import Partitions
-from pipeline_assets.spark.session import apply_s3_connection
+from pipeline_assets.spark.s3_access import apply_s3_connection
 from pipeline_assets.steps import METHODS
 from pipeline_assets.steps.expectations import Expectation
 from pipeline_assets.steps.extract_files import FromS3

@@ -118,7 +118,7 @@ def _without_glob(path: str, components: tuple[str, ...]) -> str:
 
 def open_for_spark(paths: Iterable[str], connection: str, context: StepContext) -> tuple[str, ...]:
     """Return ``paths`` as Spark is to see them, after telling Spark how to reach the buckets in them."""
-    from pipeline_assets.spark.session import apply_s3_connection
+    from pipeline_assets.spark.s3_access import apply_s3_connection
 
     resolved = tuple(context.settings.resolve(normalize(path)) for path in paths)
     for bucket in sorted({bucket_of(path) for path in resolved if is_s3(path)}):

@@ -17,7 +17,8 @@ from pipeline_assets.errors import (
 )
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.failures import spark_errors, spark_failure
-from pipeline_assets.spark.session import SparkSessions, apply_s3_connection
+from pipeline_assets.spark.s3_access import apply_s3_connection
+from pipeline_assets.spark.session import SparkSessions
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

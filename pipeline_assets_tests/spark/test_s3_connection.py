@@ -8,7 +8,7 @@ import pytest
 from pipeline_assets.connections import S3Connection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.spark.description import describe
-from pipeline_assets.spark.session import apply_s3_connection
+from pipeline_assets.spark.s3_access import apply_s3_connection
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

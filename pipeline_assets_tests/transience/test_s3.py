@@ -13,7 +13,7 @@ from devstack.ports import free_port
 from devstack.s3 import S3Server
 from pipeline_assets.connections import S3Connection
 from pipeline_assets.credentials import Secrets
-from pipeline_assets.spark.session import apply_s3_connection
+from pipeline_assets.spark.s3_access import apply_s3_connection
 from pipeline_assets.steps.file_systems import LocalFolder, S3Folder
 from pipeline_assets_tests.transience.cases import Case, failure, http_server, silent_server, table
 
