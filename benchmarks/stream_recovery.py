@@ -111,7 +111,7 @@ class _Watch:
 
     def kill(self) -> Recovery:
         """Kill the worker of the newest run, and wait until another one has written rows."""
-        from pipeline_assets.streaming_assets import PID_TAG
+        from pipeline_assets.streaming.process_tags import PID_TAG
 
         killed = self._stream.newest_run()
         assert killed is not None

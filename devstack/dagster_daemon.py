@@ -131,7 +131,7 @@ class StreamControl:
         """Ask the run to end: by its code server, else itself; when that has gone too, file it as ended."""
         from dagster._core.errors import DagsterUserCodeUnreachableError
 
-        from pipeline_assets.streaming_assets import tagged_process
+        from pipeline_assets.streaming.process_tags import tagged_process
 
         with suppress(DagsterUserCodeUnreachableError):
             if self.instance.run_coordinator.cancel_run(run.run_id):

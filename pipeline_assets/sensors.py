@@ -23,8 +23,8 @@ from pipeline_assets.settings import Settings
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.streaming.backlog import read_backlog
 from pipeline_assets.streaming.checkpoint_lease import Holder, Process
+from pipeline_assets.streaming.process_tags import tagged_process
 from pipeline_assets.streaming.restart_policy import Life, RunStatus, RunView, State, decide, read_state
-from pipeline_assets.streaming_assets import tagged_process
 from pipeline_assets.vault_resource import VaultResource, audit_file
 
 RESTART_TAG = "pipeline_assets/restart"

@@ -29,17 +29,13 @@ from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_checks import StreamChecks, stream_check_specs
 from pipeline_assets.streaming.checkpoint_lease import Process
+from pipeline_assets.streaming.process_tags import process_tags
 from pipeline_assets.validation_assets import quarantine_properties, set_aside_properties
 
 if TYPE_CHECKING:
     from pipeline_assets.streaming.micro_batches import BatchChecks
     from pipeline_assets.streaming.queries import BatchProgress
 
-HOST_TAG = "pipeline_assets/host"
-PID_TAG = "pipeline_assets/pid"
-MACHINE_TAG = "pipeline_assets/machine"
-STARTED_TAG = "pipeline_assets/process_started"
-PROCESS_OF_TAG = "pipeline_assets/process_of"
 DEAD_LETTERS_CHECK = "no_dead_letters"
 _DEAD_LETTERS_TOLD = "Every record that was read has parsed; those that have not are in the dead-letter table."
 _REPORT_SECONDS = 5.0
@@ -140,30 +136,6 @@ def pool_name(plan: PipelinePlan, settings: Settings) -> str:
     loads = (step.method for step in plan.stream_loads())
     paths = [settings.resolve(load.checkpoint_location or "") for load in loads if isinstance(load, StreamingLoad)]
     return f"{plan.name}-{hashlib.sha256(json.dumps(sorted(paths)).encode()).hexdigest()[:8]}"
-
-
-def process_tags(process: Process, run_id: str) -> dict[str, str]:
-    """Return the tags that say of the run ``run_id`` which process it is in."""
-    told = {
-        HOST_TAG: process.host,
-        PID_TAG: process.pid,
-        MACHINE_TAG: process.machine,
-        STARTED_TAG: process.started,
-        PROCESS_OF_TAG: run_id,
-    }
-    return {tag: str(value) for tag, value in told.items() if value is not None}
-
-
-def tagged_process(run: dg.DagsterRun) -> Process | None:
-    """Return the process that ``process_tags`` tells of ``run``; None when its tags do not say.
-
-    Those of another run do not count: Dagster gives a run that is executed again all tags of the first one.
-    """
-    tags = run.tags
-    host, pid, started = tags.get(HOST_TAG), tags.get(PID_TAG, ""), tags.get(STARTED_TAG, "")
-    if tags.get(PROCESS_OF_TAG) != run.run_id or not host or not pid.isdigit():
-        return None
-    return Process(host, int(pid), tags.get(MACHINE_TAG), int(started) if started.isdigit() else None)
 
 
 def _dead_letter_specs(

@@ -19,7 +19,7 @@ from devstack.errors import DevstackError
 from devstack.processes import PartRun, ProcessRecord
 from devstack.stack import Stack
 from pipeline_assets.streaming.checkpoint_lease import Process
-from pipeline_assets.streaming_assets import process_tags
+from pipeline_assets.streaming.process_tags import process_tags
 from pipeline_assets_tests.integration.run_processes import wait_until
 
 PROJECT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import pytest
 
 from devstack.dagster_daemon import StreamControl, dagster_daemon
 from devstack.kafka import KafkaServer
-from pipeline_assets.streaming_assets import PID_TAG
+from pipeline_assets.streaming.process_tags import PID_TAG
 from pipeline_assets_tests.config_documents import write_config
 from pipeline_assets_tests.e2e.conftest import ARTIFACTS
 from pipeline_assets_tests.e2e.dagster_servers import PROJECT

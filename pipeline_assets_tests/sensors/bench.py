@@ -24,7 +24,7 @@ from pipeline_assets.planned_folder import plan_folder
 from pipeline_assets.sensors import build_sensors
 from pipeline_assets.settings import Settings
 from pipeline_assets.streaming.checkpoint_lease import Process
-from pipeline_assets.streaming_assets import process_tags
+from pipeline_assets.streaming.process_tags import process_tags
 from pipeline_assets_tests.config_documents import write_config
 
 

@@ -22,8 +22,8 @@ from pipeline_assets.connections import Connections
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.streaming import backlog
 from pipeline_assets.streaming.checkpoint_lease import Holder, Process
+from pipeline_assets.streaming.process_tags import process_tags, tagged_process
 from pipeline_assets.streaming.restart_policy import GRACE_SECONDS
-from pipeline_assets.streaming_assets import process_tags, tagged_process
 from pipeline_assets_tests.config_documents import write_config
 from pipeline_assets_tests.sensors.bench import Bench, connect, document
 
