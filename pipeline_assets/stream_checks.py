@@ -15,7 +15,7 @@ from pipeline_assets.validation_assets import check_results, check_specs
 if TYPE_CHECKING:
     from pipeline_assets.streaming.micro_batches import BatchChecks
 
-_REPORT_SECONDS = 5.0
+REPORT_SECONDS = 5.0
 
 
 def validate_steps(plan: PipelinePlan) -> list[PlannedStep]:
@@ -67,7 +67,7 @@ class StreamChecks:
         self._untold.add(index)
         method = news.step.method
         stops = isinstance(method, ValidateMethod) and method.reaction == "fail" and _any_failed(news.results)
-        if stops or time.monotonic() - self._told_at.get(index, 0.0) >= _REPORT_SECONDS:
+        if stops or time.monotonic() - self._told_at.get(index, 0.0) >= REPORT_SECONDS:
             yield from self._tell(news.step)
 
     def failed_since(self, load: PlannedStep) -> dict[str, int]:

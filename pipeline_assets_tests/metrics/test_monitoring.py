@@ -18,8 +18,8 @@ from pipeline_assets.config_loading import load_file
 from pipeline_assets.metrics.dagster_events import RunRecords
 from pipeline_assets.metrics.prometheus import RunMetrics
 from pipeline_assets.planner import plan_pipeline
+from pipeline_assets.stream_report import progress_metadata
 from pipeline_assets.streaming.queries import BatchProgress
-from pipeline_assets.streaming_assets import _progress_metadata
 from pipeline_assets_tests.config_documents import EVENT_STREAM, write_config
 from pipeline_assets_tests.integration.run_processes import wait_until
 
@@ -63,7 +63,7 @@ def test_progress_tells_whether_a_stream_goes_on(tmp_path: Path, trigger: str | 
     document["steps"][2]["config"] |= {"trigger": trigger}
     (load,) = plan_pipeline(load_file(write_config(tmp_path, document), {})).stream_loads()
     progress = BatchProgress(load, "id", 0, "2026-11-28T10:00:00Z", 1, 1.0, 1.0, 10, {}, {}, {}, None)
-    assert _progress_metadata(progress)["continuous"] == goes_on
+    assert progress_metadata(progress)["continuous"] == goes_on
 
 
 def test_every_alert_is_tested() -> None:

@@ -20,11 +20,11 @@ from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import ExpectationResult
 from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.delta_log import Commit
+from pipeline_assets.stream_report import StreamReport
 from pipeline_assets.stream_rules import Guarded
 from pipeline_assets.streaming import micro_batches, queries
 from pipeline_assets.streaming.micro_batches import BatchChecks, MicroBatches
 from pipeline_assets.streaming.queries import BatchProgress, StreamingPipeline, _Watched
-from pipeline_assets.streaming_assets import _Report
 from pipeline_assets_tests.config_documents import EVENT_STREAM
 from pipeline_assets_tests.planning.bench import planned
 
@@ -144,10 +144,10 @@ def test_a_query_that_can_not_be_watched_is_stopped(run: Any, monkeypatch: pytes
 def test_nothing_wrong_is_said_of_what_is_not_known(
     run: Any, plan: PipelinePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline_assets.streaming_assets._REPORT_SECONDS", 3600)
+    monkeypatch.setattr("pipeline_assets.stream_report.REPORT_SECONDS", 3600)
     (load,) = plan.stream_loads()
     keys = {step.index: dg.AssetKey([plan.name, step.name]) for step in plan.steps}
-    report = _Report(run, keys, {}, {}, {}, {})
+    report = StreamReport(run, keys, {}, {}, {}, {})
     report._views_told = True
 
     def batch(number: int, written: Commit | None, *, is_known: bool = True) -> BatchProgress:
@@ -177,14 +177,14 @@ def test_nothing_wrong_is_said_of_what_is_not_known(
 def test_a_load_whose_target_has_no_commits_is_materialized_when_a_batch_has_run(
     load: str, expected: list[dict[str, int]], run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline_assets.streaming_assets._REPORT_SECONDS", 0)
+    monkeypatch.setattr("pipeline_assets.stream_report.REPORT_SECONDS", 0)
     monkeypatch.setattr("pipeline_assets.streaming.queries.Commits.find", lambda *_: (None, True))
     place = {"topic": "totals"} if load == "toKafka" else {"path": "/data/totals"}
     target = {"type": "load", "method": load, "config": {**place, "checkpointLocation": "/checkpoints/totals"}}
     run.plan = planned(tmp_path, {**EVENT_STREAM, "steps": [*EVENT_STREAM["steps"][:-1], target]})
     columns = {"dagster/column_lineage": dg.MetadataValue.column_lineage(dg.TableColumnLineage({"value": []}))}
     keys = {step.index: dg.AssetKey(["stream", step.name]) for step in run.plan.steps}
-    report = _Report(run, keys, {}, {}, {}, {})
+    report = StreamReport(run, keys, {}, {}, {}, {})
     report._views_told = True
     (key,) = [keys[step.index] for step in run.plan.stream_loads()]
     report._columns[key] = columns
@@ -205,7 +205,7 @@ def test_letters_that_a_start_has_made_up_for_are_told(run: Any, plan: PipelineP
     (load,) = plan.stream_loads()
     extract, letters = dg.AssetKey(["stream", "events"]), dg.AssetKey(["stream", "letters"])
     made_up: dict[str, int] = {}
-    report = _Report(
+    report = StreamReport(
         run, {load.index: dg.AssetKey("out")}, {}, {"from_kafka": letters}, {"from_kafka": extract}, made_up
     )
     report._views_told = True
