@@ -44,26 +44,8 @@ def streaming_asset(
     @dg.multi_asset(
         # Not the job's name: a code location has each once.
         name=plan.stream_op_name,
-        # Its outputs come as events, while it runs: when it is stopped it has materialized them all the same.
-        specs=[
-            spec.replace_attributes(skippable=True)
-            for spec in (
-                *specs,
-                *_dead_letter_specs(plan, keys, settings),
-                *_quarantine_specs(plan, keys, settings),
-            )
-        ],
-        check_specs=[
-            *stream_check_specs(plan, keys),
-            *(
-                dg.AssetCheckSpec(
-                    DEAD_LETTERS_CHECK,
-                    asset=names[name],
-                    description=_DEAD_LETTERS_TOLD,
-                )
-                for name in letters
-            ),
-        ],
+        specs=_all_specs(plan, specs, keys, settings),
+        check_specs=_all_check_specs(plan, keys, names, letters),
         required_resource_keys={"spark"},
         pool=pool_name(plan, settings),
     )
@@ -97,15 +79,7 @@ def streaming_asset(
                 spark.cancellation.reassert()
             spark.cancellation.check()
         yield from report.checks.results()
-        for name in letters:
-            count = report.dead_letters.get(name, 0)
-            yield dg.AssetCheckResult(
-                check_name=DEAD_LETTERS_CHECK,
-                asset_key=names[name],
-                passed=count == 0,
-                severity=dg.AssetCheckSeverity.WARN,
-                metadata={"dead_letters": count},
-            )
+        yield from _dead_letter_results(report, names, letters)
 
     return stream
 
@@ -119,6 +93,15 @@ def pool_name(plan: PipelinePlan, settings: Settings) -> str:
     loads = (step.method for step in plan.stream_loads())
     paths = [settings.resolve(load.checkpoint_location or "") for load in loads if isinstance(load, StreamingLoad)]
     return f"{plan.name}-{hashlib.sha256(json.dumps(sorted(paths)).encode()).hexdigest()[:8]}"
+
+
+def _all_specs(
+    plan: PipelinePlan, specs: Sequence[dg.AssetSpec], keys: Mapping[int, dg.AssetKey], settings: Settings
+) -> list[dg.AssetSpec]:
+    """Return ``specs``, those of the steps, and those of what ``plan`` puts aside."""
+    put_aside = (*_dead_letter_specs(plan, keys, settings), *_quarantine_specs(plan, keys, settings))
+    # Its outputs come as events, while it runs: when it is stopped it has materialized them all the same.
+    return [spec.replace_attributes(skippable=True) for spec in (*specs, *put_aside)]
 
 
 def _dead_letter_specs(
@@ -140,6 +123,34 @@ def _quarantine_specs(
             key = keys[step.index]
             deps = [keys[index] for index in step.inputs]
             yield dg.AssetSpec(quarantine_key(key), deps=deps, **quarantine_properties(plan, step, settings))
+
+
+def _all_check_specs(
+    plan: PipelinePlan,
+    keys: Mapping[int, dg.AssetKey],
+    names: Mapping[str, dg.AssetKey],
+    letters: Mapping[str, dg.AssetKey],
+) -> list[dg.AssetCheckSpec]:
+    """Return the checks of the validate steps, and one of each extract that has dead ``letters``."""
+    return [
+        *stream_check_specs(plan, keys),
+        *(dg.AssetCheckSpec(DEAD_LETTERS_CHECK, asset=names[name], description=_DEAD_LETTERS_TOLD) for name in letters),
+    ]
+
+
+def _dead_letter_results(
+    report: StreamReport, names: Mapping[str, dg.AssetKey], letters: Mapping[str, dg.AssetKey]
+) -> Iterator[dg.AssetCheckResult]:
+    """Yield for each extract that has dead ``letters`` whether there have been any in the run."""
+    for name in letters:
+        count = report.dead_letters.get(name, 0)
+        yield dg.AssetCheckResult(
+            check_name=DEAD_LETTERS_CHECK,
+            asset_key=names[name],
+            passed=count == 0,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"dead_letters": count},
+        )
 
 
 def _is_finished(instance: dg.DagsterInstance, run_id: str) -> bool:
