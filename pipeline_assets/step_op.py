@@ -39,6 +39,13 @@ class RunSource(Protocol):
     def run_log(self) -> RunLog:
         """The log lines of the process's run."""
 
+    @property
+    def stream_grace_seconds(self) -> float:
+        """How long a streaming query may take to end its micro-batch when the run is cancelled."""
+
+    def at_end(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called when the run ends, before its Spark does."""
+
     def pipeline_run(
         self,
         plan: PipelinePlan,

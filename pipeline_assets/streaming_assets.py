@@ -9,13 +9,10 @@ from typing import Any, cast
 import dagster as dg
 
 from pipeline_assets.asset_keys import dead_letters_key, quarantine_key
-from pipeline_assets.asset_metadata import (
-    SourceAssets,
-)
-from pipeline_assets.execution import PipelineRun
+from pipeline_assets.asset_metadata import SourceAssets
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.settings import Settings
-from pipeline_assets.step_op import told_to_dagster
+from pipeline_assets.step_op import RunSource, told_to_dagster
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_checks import stream_check_specs
@@ -54,14 +51,14 @@ def streaming_asset(
         # That of a step ends before its run does, which would be taken for killed: then the lease tells.
         if settings.in_one_process:
             instance.add_run_tags(context.run.run_id, process_tags(Process.this(), context.run.run_id))
-        spark = context.resources.spark
+        spark: RunSource = context.resources.spark
         # Its sensor starts a stream again that failed.
         with (
             told_to_dagster(context.get_step_execution_context(), spark.cancellation),
             spark.run_log.of_step(context.log),
         ):
             with spark.cancellation.guard():
-                run: PipelineRun = spark.pipeline_run(plan, context.run.run_id)
+                run = spark.pipeline_run(plan, context.run.run_id)
             # Here, as a batch needs none of it.
             from pipeline_assets.streaming.queries import StreamingPipeline
 
