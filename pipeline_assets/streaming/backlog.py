@@ -18,7 +18,8 @@ from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.extract import FromDeltaLake
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import folder_seen_from_here
-from pipeline_assets.steps.kafka_offsets import Offsets, client_settings, parse_offsets, read_offsets
+from pipeline_assets.steps.kafka_client_settings import client_settings
+from pipeline_assets.steps.kafka_offsets import Offsets, parse_offsets, read_offsets
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
 from pipeline_assets.steps.kafka_stream_start import goes_on, kept_source, missing_topics, pattern_of
 from pipeline_assets.steps.s3_paths import normalize

@@ -14,15 +14,8 @@ from devstack.topics import new_topic
 from pipeline_assets.connections import KafkaConnection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
-from pipeline_assets.steps.kafka_offsets import (
-    Offsets,
-    client_settings,
-    lag,
-    offsets_json,
-    parse_offsets,
-    read_offsets,
-    read_topic_ids,
-)
+from pipeline_assets.steps.kafka_client_settings import client_settings
+from pipeline_assets.steps.kafka_offsets import Offsets, lag, offsets_json, parse_offsets, read_offsets, read_topic_ids
 
 SECRETS = Secrets()
 
