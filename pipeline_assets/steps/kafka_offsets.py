@@ -6,12 +6,18 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline_assets.errors import ConfigurationError, CredentialError, PipelineExecutionError, did_you_mean
+from pipeline_assets.errors import (
+    ConfigurationError,
+    CredentialError,
+    PipelineError,
+    PipelineExecutionError,
+    did_you_mean,
+)
 from pipeline_assets.steps.kafka_client_settings import SECRET_SETTINGS, client_settings
 from pipeline_assets.transience import execution_error, transience_of
 
@@ -125,7 +131,6 @@ def _asking(
 ) -> Iterator[_Asking]:
     """Give a client, and turn what it raises inside into this package's errors."""
     from confluent_kafka import KafkaException
-    from confluent_kafka.admin import AdminClient
 
     if settings is None:
         settings = client_settings(connection, secrets)
@@ -137,8 +142,21 @@ def _asking(
         reasons.append(error.str())
         codes.append(error.code())
 
+    client = _client(connection, settings, heard)
     try:
-        client = AdminClient(
+        yield _Asking(client, deadline, logs_in="security.protocol" in settings)
+    except (KafkaException, TimeoutError) as error:
+        client.poll(0)  # hands over to error_cb what has happened
+        raise _answer_error(error, connection, reasons, codes, timeout) from None
+
+
+def _client(connection: KafkaConnection, settings: Mapping[str, Any], heard: Callable[[Any], None]) -> AdminClient:
+    """Return a client that tells ``heard`` of its errors. Raises ConfigurationError for what it does not take."""
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    try:
+        return AdminClient(
             {
                 "bootstrap.servers": connection.bootstrap_servers,
                 **settings,
@@ -154,31 +172,38 @@ def _asking(
         for secret in SECRET_SETTINGS & settings.keys():
             said = said.replace(settings[secret] or "\0", "***")
         raise ConfigurationError(f"the Kafka client does not take the options in connections.json: {said}") from None
-    try:
-        yield _Asking(client, deadline, logs_in="security.protocol" in settings)
-    except (KafkaException, TimeoutError) as error:
-        client.poll(0)  # hands over to error_cb what has happened
-        if isinstance(error, KafkaException):
-            reasons.append(error.args[0].str())
-            if error.args[0].code() > 0:  # said by the broker; librdkafka's own are negative
-                raise execution_error(
-                    f"Kafka at {connection.bootstrap_servers} answers: {reasons[-1]}: "
-                    "see to what its user may do there",
-                    transience_of(error),
-                ) from None
-        if _AUTHENTICATION in codes:
-            raise CredentialError(
-                f"Kafka at {connection.bootstrap_servers} refused the login: {reasons[codes.index(_AUTHENTICATION)]}; "
-                "check the user and the password that the connection's options refer to"
-            ) from None
-        reason = reasons[0] if reasons else "no answer"
-        # It may be there, and too far away for the time of a sensor.
-        patience = "" if reasons else "; a sensor waits longer with a larger 'brokerTimeout'"
-        raise execution_error(
-            f"no Kafka broker at {connection.bootstrap_servers} answered within {round(timeout, 1):g} s ({reason}): "
-            f"start it, or correct the connection in connections.json{patience}",
-            None if _NEVER & set(codes) else transience_of(error),
-        ) from None
+
+
+def _answer_error(
+    error: Exception, connection: KafkaConnection, reasons: Sequence[str], codes: Sequence[int], timeout: float
+) -> PipelineError:
+    """Return what ``error`` means: an answer of the brokers, or none within ``timeout`` seconds.
+
+    ``reasons`` and ``codes`` are those of the errors that the client has told of until then.
+    """
+    from confluent_kafka import KafkaException
+
+    if isinstance(error, KafkaException):
+        said = error.args[0].str()
+        reasons = [*reasons, said]
+        if error.args[0].code() > 0:  # said by the broker; librdkafka's own are negative
+            return execution_error(
+                f"Kafka at {connection.bootstrap_servers} answers: {said}: see to what its user may do there",
+                transience_of(error),
+            )
+    if _AUTHENTICATION in codes:
+        return CredentialError(
+            f"Kafka at {connection.bootstrap_servers} refused the login: {reasons[codes.index(_AUTHENTICATION)]}; "
+            "check the user and the password that the connection's options refer to"
+        )
+    reason = reasons[0] if reasons else "no answer"
+    # It may be there, and too far away for the time of a sensor.
+    patience = "" if reasons else "; a sensor waits longer with a larger 'brokerTimeout'"
+    return execution_error(
+        f"no Kafka broker at {connection.bootstrap_servers} answered within {round(timeout, 1):g} s ({reason}): "
+        f"start it, or correct the connection in connections.json{patience}",
+        None if _NEVER & set(codes) else transience_of(error),
+    )
 
 
 def offsets_json(offsets: Offsets) -> str:
