@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
+from pipeline_assets.asset_keys import quarantine_key
 from pipeline_assets.asset_metadata import (
     OPERATION_TIMES,
     Metadata,
@@ -24,7 +25,6 @@ from pipeline_assets.plan import Role
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_checks import REPORT_SECONDS, StreamChecks
-from pipeline_assets.validation_assets import quarantine_key
 
 if TYPE_CHECKING:
     from pipeline_assets.streaming.micro_batches import BatchChecks
