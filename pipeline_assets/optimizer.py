@@ -20,7 +20,7 @@ from pipeline_assets.steps.base import (
     StepMethod,
     ValidateMethod,
 )
-from pipeline_assets.steps.extract import FromDeltaLake
+from pipeline_assets.steps.extract_delta import FromDeltaLake
 from pipeline_assets.steps.extract_files import FilesExtract
 from pipeline_assets.steps.extract_postgres import FromPostgres
 from pipeline_assets.steps.sql_names import chance_part, has_filter, has_groups, moves_rows

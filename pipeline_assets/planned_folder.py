@@ -13,7 +13,7 @@ from pipeline_assets.json_documents import pointer
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.planner import plan_pipeline, with_graph_issues
 from pipeline_assets.steps.base import DataFrameMethod
-from pipeline_assets.steps.extract import FromDeltaLake
+from pipeline_assets.steps.extract_delta import FromDeltaLake
 from pipeline_assets.steps.paths import place_of
 from pipeline_assets.steps.s3_paths import is_s3
 from pipeline_assets.steps.streaming_load import StreamingLoad

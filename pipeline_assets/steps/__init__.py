@@ -6,12 +6,12 @@ from importlib.metadata import entry_points
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import StepMethod
-from pipeline_assets.steps.extract import FromDeltaLake
+from pipeline_assets.steps.extract_delta import FromDeltaLake
 from pipeline_assets.steps.extract_files import FromFile, FromS3
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.extract_postgres import FromPostgres
 from pipeline_assets.steps.join import JoinDataFrames
-from pipeline_assets.steps.load import ToDeltaLake
+from pipeline_assets.steps.load_delta import ToDeltaLake
 from pipeline_assets.steps.load_files import ToS3
 from pipeline_assets.steps.load_kafka import ToKafka
 from pipeline_assets.steps.load_postgres import ToPostgres

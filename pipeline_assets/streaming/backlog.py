@@ -15,7 +15,7 @@ from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.checkpoint import NO_OFFSET, Checkpoint
 from pipeline_assets.steps.delta_log import newest_version
-from pipeline_assets.steps.extract import FromDeltaLake
+from pipeline_assets.steps.extract_delta import FromDeltaLake
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.kafka_client_settings import client_settings

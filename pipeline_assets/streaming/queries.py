@@ -27,7 +27,7 @@ from pipeline_assets.spark.stream_support import check_stream_support
 from pipeline_assets.steps.base import ValidateMethod
 from pipeline_assets.steps.delta_log import Commit
 from pipeline_assets.steps.file_systems import Folder, folder_seen_from_here
-from pipeline_assets.steps.load import ToDeltaLake
+from pipeline_assets.steps.load_delta import ToDeltaLake
 from pipeline_assets.steps.s3_paths import normalize
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_rules import Guarded, guarded

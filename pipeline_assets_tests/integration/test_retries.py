@@ -23,7 +23,7 @@ from devstack.stack import Stack
 from pipeline_assets import asset_metadata
 from pipeline_assets.errors import RetryableError
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.steps.load import ToDeltaLake
+from pipeline_assets.steps.load_delta import ToDeltaLake
 from pipeline_assets_tests.config_documents import batch, extract_file, load, transform
 from pipeline_assets_tests.integration.delta_tables import rows_of
 from pipeline_assets_tests.integration.location import Location, failure_text

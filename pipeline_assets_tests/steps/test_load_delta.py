@@ -26,7 +26,7 @@ from pipeline_assets.steps.base import LoadResult, StepContext, Transaction
 from pipeline_assets.steps.delta_stream import MergeBatch, append_once, rows_of_append
 from pipeline_assets.steps.delta_table import write_delta
 from pipeline_assets.steps.file_systems import LocalFolder
-from pipeline_assets.steps.load import ToDeltaLake
+from pipeline_assets.steps.load_delta import ToDeltaLake
 from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order, rows_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pyspark.errors import AnalysisException
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
 from pipeline_assets.steps.base import SingleInputTransform, StepContext
-from pipeline_assets.steps.load import ToDeltaLake
+from pipeline_assets.steps.load_delta import ToDeltaLake
 from pipeline_assets.steps.transform import (
     AggregateData,
     Cache,

@@ -14,9 +14,9 @@ import pytest
 from pipeline_assets.errors import ConfigurationError, PipelineExecutionError
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.failures import spark_errors
-from pipeline_assets.steps import extract
+from pipeline_assets.steps import extract_delta
 from pipeline_assets.steps.base import StepContext
-from pipeline_assets.steps.extract import FromDeltaLake
+from pipeline_assets.steps.extract_delta import FromDeltaLake
 from pipeline_assets_tests.steps.frames import frame_of, rows_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def test_what_is_rewritten_meanwhile_stays_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if look is not None:
-        monkeypatch.setattr(extract, "folder_seen_from_here", look)
+        monkeypatch.setattr(extract_delta, "folder_seen_from_here", look)
     settings = dataclasses.replace(context.settings, spark_remote=spark_settings.spark_remote)
     own = dataclasses.replace(context, spark=any_spark, settings=settings, rewritten=True)
     frame = FromDeltaLake(path=table).extract(own)
