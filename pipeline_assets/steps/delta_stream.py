@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline_assets.steps.delta_log import find_transaction
-from pipeline_assets.steps.delta_table import check_merged_columns, merge_into, table_columns
+from pipeline_assets.steps.delta_merge import check_merged_columns, merge_into
+from pipeline_assets.steps.delta_table import table_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
