@@ -20,7 +20,7 @@ from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.partition_rows import holding, row_outside, with_partition
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
     from pyspark.sql.types import StructType
 
     from pipeline_assets.steps.base import Transaction
@@ -98,12 +98,55 @@ def write_delta(
     spark = frame.sparkSession
     there = table_columns(spark, path)
     if partition is not None:
-        frame = with_partition(frame, partition)
-        partition = partition.of(dict(frame.dtypes))
+        evolves = merge_schema or overwrite_schema
+        frame, partition = _in_partition(frame, partition, there, path, merge_schema=evolves)
         if partition.column is None:
             partition_by = tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
-        if there is not None:
-            _check_slice_column(there.names, partition, path, merge_schema=merge_schema or overwrite_schema)
+    mark, marked = _marked(mode, transaction, mark)
+    with explained_by(lambda cause: _explain(cause, path, partition)):
+        if transaction is not None and there is not None:
+            committed = _earlier_write(spark, path, transaction, mode, folder)
+            if committed is not None:
+                return committed
+        if mode == "merge" and there is not None:
+            _merge(frame, path, there, merge_keys, merge_schema=merge_schema, mark=mark)
+            return _written(spark, path, mark, folder)
+        if partition is not None and mode == "errorIfExists" and there is not None:
+            _refuse_rows(spark, path, partition)
+        save_mode, options = _save_options(
+            mode,
+            partition,
+            exists=there is not None,
+            replace_where=replace_where,
+            merge_schema=merge_schema,
+            overwrite_schema=overwrite_schema,
+            dynamic_partitions=dynamic_partitions,
+        )
+        if there is None and mode != "merge":
+            frame = _held_to_condition(frame, partition, replace_where)
+        writer = frame.write.format("delta").mode(save_mode).options(**marked, **options)
+        if partition_by and (there is None or "overwriteSchema" in options):
+            writer = writer.partitionBy(*partition_by)
+        _save(writer, path, mode, partition, is_first=there is None)
+        return _written(spark, path, mark, folder)
+
+
+def _in_partition(
+    frame: DataFrame, partition: PartitionSlice, there: StructType | None, path: str, *, merge_schema: bool
+) -> tuple[DataFrame, PartitionSlice]:
+    """Return ``frame`` with the column that tells its partition, and ``partition`` as that column has it.
+
+    ``there``: the columns of the table at ``path``, where there is one.
+    """
+    frame = with_partition(frame, partition)
+    partition = partition.of(dict(frame.dtypes))
+    if there is not None:
+        _check_slice_column(there.names, partition, path, merge_schema=merge_schema)
+    return frame, partition
+
+
+def _marked(mode: DeltaMode, transaction: Transaction | None, mark: str | None) -> tuple[str, dict[str, str]]:
+    """Return what the write is found by, and the options by which Delta has it in its commit."""
     app_id: str | None = None
     if transaction is not None:
         mark = _known_by(transaction, mode)
@@ -112,50 +155,64 @@ def write_delta(
         # Without one, Delta makes no commit where no row is there and none comes.
         app_id = f"{mark}:{uuid.uuid4()}"
     mark = mark or f"pipeline-assets:{uuid.uuid4()}"
-    with explained_by(lambda cause: _explain(cause, path, partition)):
-        if transaction is not None and there is not None:
-            committed = _earlier_write(spark, path, transaction, mode, folder)
-            if committed is not None:
-                return committed
-        if mode == "merge" and there is not None:
-            check_merge_keys(merge_keys, there.names, path)
-            check_merged_columns(frame, there, path, merge_keys, merge_schema=merge_schema)
-            merge_into(path, frame, merge_keys, operator="=", merge_schema=merge_schema, conf={_USER_METADATA: mark})
-            return _written(spark, path, mark, folder)
-        options: dict[str, str] = {"userMetadata": mark}
-        if app_id is not None:
-            options |= {"txnAppId": app_id, "txnVersion": "0"}
-        save_mode = "error" if mode in ("merge", "errorIfExists") else mode
-        replaces_slice = mode in ("append", "overwrite") or (mode == "errorIfExists" and there is not None)
-        if partition is not None and replaces_slice:
-            if mode == "errorIfExists":
-                _refuse_rows(spark, path, partition)
-            # Also where there is no table: another run of a backfill may have made it by the time this one writes.
-            save_mode, dynamic_partitions, options["replaceWhere"] = "overwrite", False, partition.predicate
-            # Delta refuses overwriteSchema with replaceWhere; the other partitions keep their columns.
-            merge_schema, overwrite_schema = merge_schema or overwrite_schema, False
-        elif replace_where is not None and there is not None:
-            options["replaceWhere"] = replace_where
-        if dynamic_partitions:
-            options["partitionOverwriteMode"] = "dynamic"
-        if merge_schema:
-            options["mergeSchema"] = "true"
-        if overwrite_schema:
-            options["overwriteSchema"] = "true"
-        if there is None and mode != "merge":
-            # Delta does not hold a first write to the condition.
-            condition = partition.predicate if partition and partition.column else replace_where
-            frame = frame if condition is None else holding(frame, condition)
-        writer = frame.write.format("delta").mode(save_mode).options(**options)
-        if partition_by and (there is None or overwrite_schema):
-            writer = writer.partitionBy(*partition_by)
-        try:
-            writer.save(path)
-        except Exception as error:
-            if there is None and is_spark_error(error) and _is_of_another_writer(error, mode, partition):
-                raise _TableMadeMeanwhileError(error) from error
-            raise
-        return _written(spark, path, mark, folder)
+    return mark, {"userMetadata": mark, **({} if app_id is None else {"txnAppId": app_id, "txnVersion": "0"})}
+
+
+def _merge(
+    frame: DataFrame, path: str, there: StructType, keys: Sequence[str], *, merge_schema: bool, mark: str
+) -> None:
+    check_merge_keys(keys, there.names, path)
+    check_merged_columns(frame, there, path, keys, merge_schema=merge_schema)
+    merge_into(path, frame, keys, operator="=", merge_schema=merge_schema, conf={_USER_METADATA: mark})
+
+
+def _save_options(
+    mode: DeltaMode,
+    partition: PartitionSlice | None,
+    *,
+    exists: bool,
+    replace_where: str | None,
+    merge_schema: bool,
+    overwrite_schema: bool,
+    dynamic_partitions: bool,
+) -> tuple[str, dict[str, str]]:
+    """Return Spark's mode and Delta's options for a write that is no MERGE; ``exists``: whether there is a table."""
+    save_mode = "error" if mode in ("merge", "errorIfExists") else mode
+    options: dict[str, str] = {}
+    replaces_slice = mode in ("append", "overwrite") or (mode == "errorIfExists" and exists)
+    if partition is not None and replaces_slice:
+        # Also where there is no table: another run of a backfill may have made it by the time this one writes.
+        save_mode, dynamic_partitions, options["replaceWhere"] = "overwrite", False, partition.predicate
+        # Delta refuses overwriteSchema with replaceWhere; the other partitions keep their columns.
+        merge_schema, overwrite_schema = merge_schema or overwrite_schema, False
+    elif replace_where is not None and exists:
+        options["replaceWhere"] = replace_where
+    if dynamic_partitions:
+        options["partitionOverwriteMode"] = "dynamic"
+    if merge_schema:
+        options["mergeSchema"] = "true"
+    if overwrite_schema:
+        options["overwriteSchema"] = "true"
+    return save_mode, options
+
+
+def _held_to_condition(frame: DataFrame, partition: PartitionSlice | None, replace_where: str | None) -> DataFrame:
+    """Return ``frame`` such that a row outside of what is to be replaced fails it, lazily."""
+    # Delta does not hold a first write to the condition.
+    condition = partition.predicate if partition and partition.column else replace_where
+    return frame if condition is None else holding(frame, condition)
+
+
+def _save(
+    writer: DataFrameWriter, path: str, mode: DeltaMode, partition: PartitionSlice | None, *, is_first: bool
+) -> None:
+    """Write. Raises _TableMadeMeanwhileError where another writer has made the table of a first write."""
+    try:
+        writer.save(path)
+    except Exception as error:
+        if is_first and is_spark_error(error) and _is_of_another_writer(error, mode, partition):
+            raise _TableMadeMeanwhileError(error) from error
+        raise
 
 
 def _is_of_another_writer(error: Exception, mode: DeltaMode, partition: PartitionSlice | None) -> bool:
