@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.partitions import sql_string
+from pipeline_assets.spark.temporary_conf import temporary_conf
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame
     from pyspark.storagelevel import StorageLevel
 
     from pipeline_assets.spark.storage_levels import StorageLevelName
@@ -38,7 +38,7 @@ _LEVELS: dict[StorageLevelName, tuple[bool, bool, bool, bool, int]] = {
 
 # In Spark's text of a plan: the run and the pipeline of a step that reads a source.
 READER = r"isnotnull\(([\w-]+):(\w+)/"
-_ADAPTIVE_CACHE = "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning"
+_ADAPTIVE = {"spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true"}
 
 
 def storage_level(name: StorageLevelName) -> StorageLevel:
@@ -113,7 +113,7 @@ class DataFrameCache:
             if keeps(kept):
                 frame.unpersist(blocking=True)
             if level != "NONE":
-                with _adaptive_cache(frame.sparkSession) if adaptive else nullcontext():
+                with temporary_conf(frame.sparkSession, _ADAPTIVE if adaptive else {}):
                     frame.persist(wanted)
         if level != "NONE":
             self._cached[name] = (frame, level)
@@ -163,19 +163,6 @@ class DataFrameCache:
         frame, _ = self._cached.pop(name)
         self._by_decision.discard(name)
         frame.unpersist(blocking=blocking)
-
-
-@contextmanager
-def _adaptive_cache(spark: SparkSession) -> Iterator[None]:
-    before = spark.conf.get(_ADAPTIVE_CACHE, None)
-    spark.conf.set(_ADAPTIVE_CACHE, "true")
-    try:
-        yield
-    finally:
-        if before is None:
-            spark.conf.unset(_ADAPTIVE_CACHE)
-        else:
-            spark.conf.set(_ADAPTIVE_CACHE, before)
 
 
 def keeps(level: StorageLevel) -> bool:

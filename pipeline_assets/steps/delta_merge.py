@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.spark.temporary_conf import temporary_conf
 from pipeline_assets.steps.column_types import are_comparable, holds
 from pipeline_assets.steps.columns import quote
 
@@ -110,21 +111,14 @@ def merge_into(
     view = f"merge_source_{uuid.uuid4().hex}"
     condition = " AND ".join(f"target.{quote(key)} {operator} source.{quote(key)}" for key in keys)
     evolution = "WITH SCHEMA EVOLUTION " if merge_schema else ""
-    before = {key: spark.conf.get(key, None) for key in conf}
     # When a view is dropped, Spark lets go of what it keeps of just what the view is.
     frame.where(f"'{view}' IS NOT NULL").createOrReplaceTempView(view)
     try:
-        for key, value in conf.items():
-            spark.conf.set(key, value)
-        changed = spark.sql(
-            f"MERGE {evolution}INTO delta.{quote(path)} AS target USING {view} AS source ON {condition} "
-            "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
-        ).collect()
+        with temporary_conf(spark, conf):
+            changed = spark.sql(
+                f"MERGE {evolution}INTO delta.{quote(path)} AS target USING {view} AS source ON {condition} "
+                "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
+            ).collect()
     finally:
-        for key, earlier in before.items():
-            if earlier is None:
-                spark.conf.unset(key)
-            else:
-                spark.conf.set(key, earlier)
         spark.catalog.dropTempView(view)
     return bool(changed)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.spark.temporary_conf import temporary_conf
 from pipeline_assets.steps.base import Dataset, LoadResult, StepContext
 from pipeline_assets.steps.columns import ColumnName, quote, require_columns
 from pipeline_assets.steps.counted_rows import CountedRows
@@ -130,12 +130,7 @@ class ToKafka(StreamingLoad):
         return named[0]
 
 
-@contextmanager
-def _counting_writer(spark: SparkSession) -> Iterator[None]:
+def _counting_writer(spark: SparkSession) -> AbstractContextManager[None]:
     """Have Spark write to Kafka by its data source of version 2: that of version 1, the default, loses observations."""
-    before = spark.conf.get(_V1_SOURCES)
-    spark.conf.set(_V1_SOURCES, ",".join(name for name in (before or "").split(",") if name.strip() != "kafka"))
-    try:
-        yield
-    finally:
-        spark.conf.set(_V1_SOURCES, before or "")
+    of_version_1 = (spark.conf.get(_V1_SOURCES) or "").split(",")
+    return temporary_conf(spark, {_V1_SOURCES: ",".join(name for name in of_version_1 if name.strip() != "kafka")})
