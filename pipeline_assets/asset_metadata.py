@@ -30,6 +30,7 @@ from pipeline_assets.steps.base import (
     TransformMethod,
     ValidateMethod,
 )
+from pipeline_assets.steps.delta_log import files_written
 from pipeline_assets.steps.delta_table import DeltaWrite
 from pipeline_assets.steps.transform import Sql
 
@@ -264,10 +265,9 @@ def load_metadata(run: PipelineRun, step: PlannedStep, result: LoadResult) -> Me
         metadata["table_version"] = result.version
     if result.rows is not None:
         metadata[_row_count_key(run)] = result.rows
-    # A merge tells of what it has replaced too.
-    files = result.metrics.get("numTargetFilesAdded", result.metrics.get("numFiles"))
+    files = files_written(result.metrics)
     if files is not None:
-        metadata["files_written"] = int(files)
+        metadata["files_written"] = files
     return {**metadata, **work_metadata(run, step, result.metrics)}
 
 

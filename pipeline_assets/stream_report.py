@@ -22,6 +22,7 @@ from pipeline_assets.asset_metadata import (
 )
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import Role
+from pipeline_assets.steps.delta_log import rows_written
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_checks import REPORT_SECONDS, StreamChecks
@@ -83,7 +84,7 @@ class StreamReport:
             return
         interval = self._intervals.setdefault(progress.load.index, _Interval())
         if progress.written is not None:
-            interval.rows += _rows(progress.written.metrics)
+            interval.rows += rows_written(progress.written.metrics)
         for name, count in progress.dead_letters.items():
             interval.dead_letters[name] = interval.dead_letters.get(name, 0) + count
             self.dead_letters[name] = self.dead_letters.get(name, 0) + count
@@ -163,11 +164,6 @@ class StreamReport:
             severity=dg.AssetCheckSeverity.WARN,
             metadata={"dead_letters": dg.MetadataValue.int(total)},
         )
-
-
-def _rows(metrics: Mapping[str, str]) -> int:
-    names = ("numTargetRowsInserted", "numTargetRowsUpdated") if "numSourceRows" in metrics else ("numOutputRows",)
-    return sum(int(metrics.get(name, 0)) for name in names)
 
 
 def progress_metadata(progress: BatchProgress) -> dict[str, Any]:

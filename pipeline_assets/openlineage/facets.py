@@ -259,7 +259,7 @@ _STATISTICS = {
         "quarantined_rows_of_run",
     ),
     "size": ("bytes_written", "numOutputBytes"),
-    "fileCount": ("files_written", "numTargetFilesAdded", "numFiles"),
+    "fileCount": ("files_written",),
 }
 
 

@@ -41,6 +41,23 @@ class Commit:
     added: tuple[AddedFile, ...]
 
 
+def rows_written(metrics: Mapping[str, int | str]) -> int:
+    """Return how many rows a commit with these ``metrics`` has added or updated."""
+    counts = ("numTargetRowsInserted", "numTargetRowsUpdated") if "numSourceRows" in metrics else ("numOutputRows",)
+    rows = sum(int(metrics.get(name, 0)) for name in counts)
+    if "numSourceRows" not in metrics:
+        # replaceWhere leaves rows in place that are in one file with others: Delta writes those again, and counts them.
+        rows -= int(metrics.get("numCopiedRows", 0))
+    return rows
+
+
+def files_written(metrics: Mapping[str, int | str]) -> int | None:
+    """Return how many files a write with these ``metrics`` has added; None when they do not tell."""
+    # A merge tells of what it has replaced too.
+    files = metrics.get("numTargetFilesAdded", metrics.get("numFiles"))
+    return None if files is None else int(files)
+
+
 def find_commit(table: Folder, mark: str) -> Commit | None:
     """Return the commit whose user metadata is ``mark``, looking from the newest back; None when it is not there."""
     return _find(table, lambda actions: _info(actions).get("userMetadata") == mark)

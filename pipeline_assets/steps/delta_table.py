@@ -14,7 +14,7 @@ from pipeline_assets.errors import ConfigurationError, PipelineError, PipelineEx
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN, PartitionSlice
 from pipeline_assets.spark.failures import Cause, causes_of, explained_by, is_spark_error, spark_failure
 from pipeline_assets.steps.columns import quote
-from pipeline_assets.steps.delta_log import Commit, find_commit, newest_version
+from pipeline_assets.steps.delta_log import Commit, files_written, find_commit, newest_version, rows_written
 from pipeline_assets.steps.delta_merge import check_merge_keys, check_merged_columns, merge_into, not_fitting
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.partition_rows import holding, row_outside, with_partition
@@ -325,13 +325,7 @@ def _counted(version: int, texts: Mapping[str, str], commit: Commit | None) -> D
     metrics: dict[str, int | str] = {
         name: int(text) if text.lstrip("-").isdigit() else text for name, text in sorted(texts.items())
     }
-    counts = ("numTargetRowsInserted", "numTargetRowsUpdated") if "numSourceRows" in metrics else ("numOutputRows",)
-    rows = sum(int(metrics.get(name, 0)) for name in counts)
-    if "numSourceRows" not in metrics:
-        # replaceWhere leaves rows in place that are in one file with others: Delta writes those again, and counts them.
-        rows -= int(metrics.get("numCopiedRows", 0))
-    files = metrics.get("numTargetFilesAdded", metrics.get("numFiles", 0))
-    return DeltaWrite(rows, version, int(files), metrics, commit)
+    return DeltaWrite(rows_written(metrics), version, files_written(metrics) or 0, metrics, commit)
 
 
 def _explain(cause: Cause, path: str, partition: PartitionSlice | None) -> PipelineError | None:

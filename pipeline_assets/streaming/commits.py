@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pipeline_assets.errors import PipelineError
-from pipeline_assets.steps.delta_log import Commit, find_transaction
+from pipeline_assets.steps.delta_log import Commit, find_transaction, rows_written
 from pipeline_assets.steps.file_systems import Folder
 
 if TYPE_CHECKING:
@@ -67,4 +67,4 @@ class Commits:
         tells.
         """
         commit, _ = self.find(app_id, number)
-        return int(commit.metrics.get("numOutputRows", 0)) if commit is not None else frame.count()
+        return rows_written(commit.metrics) if commit is not None else frame.count()
