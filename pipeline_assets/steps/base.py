@@ -311,6 +311,11 @@ class TransformMethod(DataFrameMethod):
         return None
 
 
+def _input_names(name: str | None) -> tuple[str, ...] | None:
+    """Return the ``input_names`` of a method with one input, which the config may name."""
+    return None if name is None else (name,)
+
+
 class SingleInputTransform(TransformMethod):
     """Makes a DataFrame out of one other."""
 
@@ -318,7 +323,7 @@ class SingleInputTransform(TransformMethod):
     """The DataFrame to work on; the previous step's when left out."""
 
     def input_names(self) -> tuple[str, ...] | None:
-        return None if self.input_data_frame is None else (self.input_data_frame,)
+        return _input_names(self.input_data_frame)
 
 
 class CacheControlMethod(StepMethod):
@@ -371,7 +376,7 @@ class ValidateMethod(StepMethod):
         return self.reaction == "quarantine"
 
     def input_names(self) -> tuple[str, ...] | None:
-        return None if self.input_data_frame is None else (self.input_data_frame,)
+        return _input_names(self.input_data_frame)
 
     def reference_names(self) -> tuple[str, ...]:
         """Return the DataFrames that the one to check is compared with."""
@@ -431,7 +436,7 @@ class LoadMethod(StepMethod):
     """The DataFrame to write; the previous step's when left out."""
 
     def input_names(self) -> tuple[str, ...] | None:
-        return None if self.input_data_frame is None else (self.input_data_frame,)
+        return _input_names(self.input_data_frame)
 
     @property
     def partition_columns(self) -> tuple[str, ...]:
