@@ -47,9 +47,22 @@ class FilesExtract(ExtractMethod):
     for what does not fit. Of Parquet and ORC files whose columns differ, Spark takes those of one file and leaves the
     others' out, unless `{"options": {"mergeSchema": true}}` has it look into all of them, or a schema names them."""
 
+    if TYPE_CHECKING:
+        # Each has them as fields of its own: which paths it takes, and how they are explained, is not the same.
+        path: str | None
+        paths: tuple[str, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_or_paths(cls, data: Any) -> Any:
+        # Before the fields, so that a missing path is one message and not one about its format, too.
+        if isinstance(data, dict) and bool(data.get("path")) == bool(data.get("paths")):
+            raise ValueError("give exactly one of 'path' and 'paths'")
+        return data
+
     def all_paths(self) -> tuple[str, ...]:
         """Return every path that is read."""
-        raise NotImplementedError
+        return (self.path,) if self.path else self.paths
 
     def file_format(self) -> FileFormat:
         """Return the format: the one given, or the one that the extensions stand for."""
@@ -164,14 +177,6 @@ class FromS3(FilesExtract):
     connection: str = "default"
     """S3 connection (from connections.json)."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _path_or_paths(cls, data: Any) -> Any:
-        return _require_path(data)
-
-    def all_paths(self) -> tuple[str, ...]:
-        return (self.path,) if self.path else self.paths
-
     def extract(self, context: StepContext) -> DataFrame:
         return self._read(context, self.connection)
 
@@ -192,20 +197,5 @@ class FromFile(FilesExtract):
     paths: tuple[Annotated[str, AfterValidator(_check_not_s3)], ...] = ()
     """Several such paths, to be read together."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _path_or_paths(cls, data: Any) -> Any:
-        return _require_path(data)
-
-    def all_paths(self) -> tuple[str, ...]:
-        return (self.path,) if self.path else self.paths
-
     def extract(self, context: StepContext) -> DataFrame:
         return self._read(context, "default")
-
-
-def _require_path(data: Any) -> Any:
-    # Before the fields, so that a missing path is one message and not one about its format, too.
-    if isinstance(data, dict) and bool(data.get("path")) == bool(data.get("paths")):
-        raise ValueError("give exactly one of 'path' and 'paths'")
-    return data
