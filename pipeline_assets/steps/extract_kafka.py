@@ -21,6 +21,7 @@ from pipeline_assets.steps.kafka_records import (
     check_avro_schema,
     infer_schema,
     json_objects,
+    records_can_break,
     schema_of_ddl,
 )
 from pipeline_assets.steps.kafka_stream_start import KafkaStreamStart, kept_source, source_of
@@ -92,7 +93,7 @@ class FromKafka(KafkaTopics):
     @property
     def can_break(self) -> bool:
         """Whether there can be records that can't be read."""
-        return self.format in ("json", "avro")
+        return records_can_break(self.format)
 
     def column_sources(self, columns: Sequence[str]) -> ColumnSources:
         """Return the parts of the records, called as Spark calls them: ``value``, ``key``, ``offset`` ..."""

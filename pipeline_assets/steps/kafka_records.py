@@ -28,6 +28,11 @@ _SHOWN_CHARACTERS = 100
 _SAMPLE_CHARACTERS = 4_000_000
 
 
+def records_can_break(format_: RecordFormat) -> bool:
+    """Whether there can be records of this format that can't be read."""
+    return format_ in ("json", "avro")
+
+
 @dataclass(frozen=True)
 class RecordParser:
     """Makes columns of the messages that Spark's Kafka source yields.
@@ -95,7 +100,7 @@ class RecordParser:
 
     @property
     def _can_break(self) -> bool:
-        return self.format in ("json", "avro")
+        return records_can_break(self.format)
 
     def _observed(self, messages: DataFrame, metrics: str) -> DataFrame:
         from pyspark.sql import functions as F  # noqa: N812
