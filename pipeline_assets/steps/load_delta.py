@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, model_validator
 
@@ -18,10 +18,13 @@ from pipeline_assets.steps.sql_texts import SqlExpression
 from pipeline_assets.steps.streaming_load import StreamingLoad
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, DataFrameWriter
     from pyspark.sql.streaming.query import StreamingQuery
+    from pyspark.sql.streaming.readwriter import DataStreamWriter
 
     from pipeline_assets.steps.checkpoint import Checkpoint
+
+W = TypeVar("W", "DataFrameWriter", "DataStreamWriter")
 
 
 class ToDeltaLake(StreamingLoad):
@@ -156,11 +159,7 @@ class ToDeltaLake(StreamingLoad):
         # What Delta's own sink for streams does.
         mode = "overwrite" if self.output_mode == "complete" else "append"
         writer = frame.write.format("delta").mode(mode).option("txnAppId", app_id).option("txnVersion", batch_id)
-        if self.merge_schema:
-            writer = writer.option("mergeSchema", "true")
-        if self.partition_by:
-            writer = writer.partitionBy(*self.partition_by)
-        writer.save(path)
+        self._laid_out(writer).save(path)
 
     @property
     def takes_batches(self) -> bool:
@@ -172,11 +171,13 @@ class ToDeltaLake(StreamingLoad):
         if self.merge_keys:
             app_id = merge_app_id(self.checkpoint(context.settings, context.connections))
             return writer.foreachBatch(self._merge(path, app_id)).start()
+        return self._laid_out(writer).format("delta").start(path)
+
+    def _laid_out(self, writer: W) -> W:
+        """Return ``writer`` with what the table's columns and its partitions may become."""
         if self.merge_schema:
             writer = writer.option("mergeSchema", "true")
-        if self.partition_by:
-            writer = writer.partitionBy(*self.partition_by)
-        return writer.format("delta").start(path)
+        return writer.partitionBy(*self.partition_by) if self.partition_by else writer
 
     def _merge(self, path: str, app_id: str) -> MergeBatch:
         return MergeBatch(path, self.merge_keys, self.partition_by, self.merge_schema, app_id)
