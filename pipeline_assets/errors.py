@@ -47,7 +47,8 @@ class PipelineError(Exception):
     config: Mapping[str, Any] | None = None
     run_id: str | None = None
     transient_kind: TransientKind | None = None
-    """Why the failure may be gone on the next try; None when it is permanent."""
+    """Why the failure may be gone on the next try; None when it is permanent. Retries go by this, not by the class: see
+    RetryableError."""
     retry_after: float | None = None
     """Seconds that the other side asked to wait before the next try."""
 
@@ -56,11 +57,6 @@ class PipelineError(Exception):
         self.details = redact(details)
         super().__init__(self.message)
         self.location = location
-
-    @property
-    def transient(self) -> bool:
-        """Whether trying again can help. Retries go by this, not by the class: see RetryableError."""
-        return self.transient_kind is not None
 
     def located(
         self, location: StepLocation, config: Mapping[str, Any] | None = None, run_id: str | None = None
@@ -175,7 +171,7 @@ class RetryableError(PipelineExecutionError):
     """A step failed for a reason that may be gone when it is tried again: ``transient_kind`` says which.
 
     An error whose class says something else already (a CredentialError for a Vault that is down, a
-    StreamingQueryError) keeps its class and has the attribute too: ask any error for ``transient``.
+    StreamingQueryError) keeps its class and has the attribute too: ask any error for ``transient_kind``.
     """
 
     def __init__(

@@ -496,7 +496,7 @@ def test_nobody_says_whether_rows_are_in(
     monkeypatch.setattr(load_postgres, "_LOOKS", 0)
     with pytest.raises(PipelineExecutionError, match=r"look for the table shop\._staging_\w+ before") as caught:
         load(NEW, postgres_context, "log")
-    assert caught.value.transient is False
+    assert caught.value.transient_kind is None
     assert stored(database, "log") == (in_order([*OLD, *NEW]) if after_commit else OLD)
     assert len(staging_tables(database)) == (0 if after_commit else 1)
 

@@ -42,7 +42,7 @@ def failure(action: Callable[[], Any]) -> PipelineError:
         action()
     error = raised.value
     if isinstance(error, RetryableError):
-        assert error.transient
+        assert error.transient_kind
     return error
 
 
