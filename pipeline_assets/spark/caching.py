@@ -77,7 +77,6 @@ class CachedDataFrame:
     level: StorageLevelName
     memory_bytes: int | None = None
     disk_bytes: int | None = None
-    cached_partitions: int | None = None
 
 
 @dataclass
@@ -120,10 +119,6 @@ class DataFrameCache:
             if by_decision:
                 self._by_decision.add(name)
         return frame
-
-    def __contains__(self, name: str) -> bool:
-        """Whether the DataFrame called ``name`` is cached."""
-        return name in self._cached
 
     def uncache(self, name: str) -> None:
         """Let go of the DataFrame called ``name``, if it is kept here.
@@ -170,11 +165,11 @@ def keeps(level: StorageLevel) -> bool:
     return level.useDisk or level.useMemory or level.useOffHeap
 
 
-def _sizes(frame: Any) -> tuple[int | None, int | None, int | None]:
+def _sizes(frame: Any) -> tuple[int | None, int | None]:
     from pyspark.sql.classic.dataframe import DataFrame as ClassicDataFrame
 
     if not isinstance(frame, ClassicDataFrame):
-        return None, None, None
+        return None, None
     # PySpark has no way to ask; the JVM knows the cached RDD by the name that the cached plan gave it.
     spark: Any = frame.sparkSession
     data = spark._jsparkSession.sharedState().cacheManager().lookupCachedData(frame._jdf)
@@ -182,5 +177,5 @@ def _sizes(frame: Any) -> tuple[int | None, int | None, int | None]:
         cached_name = data.get().cachedRepresentation().cacheBuilder().cachedName()
         for info in spark.sparkContext._jsc.sc().getRDDStorageInfo():
             if info.name() == cached_name:
-                return info.memSize(), info.diskSize(), info.numCachedPartitions()
-    return 0, 0, 0
+                return info.memSize(), info.diskSize()
+    return 0, 0

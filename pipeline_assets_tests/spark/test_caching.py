@@ -18,6 +18,13 @@ def levels_of(cache: DataFrameCache) -> dict[str, str]:
     return {cached.name: cached.level for cached in cache.cached()}
 
 
+def stored(spark: Any) -> list[Any]:
+    """Return what the JVM tells of the data that it keeps."""
+    # Delta keeps the state of tables that other tests have read.
+    infos = spark.sparkContext._jsc.sc().getRDDStorageInfo()
+    return [info for info in infos if "Delta Table State" not in info.name()]
+
+
 @pytest.mark.parametrize("name", get_args(StorageLevelName))
 def test_levels_are_those_of_the_jvm(spark: SparkSession, name: StorageLevelName) -> None:
     jvm: Any = spark._jvm
@@ -52,8 +59,7 @@ def test_few_rows_are_kept_in_few_partitions(spark: SparkSession) -> None:
     kept = cache.cache("groups", groups, adaptive=True)
     assert sorted(row["count"] for row in kept.collect()) == [142, *([143] * 6)]
     assert kept.storageLevel == storage_level("MEMORY_AND_DISK")
-    (found,) = cache.cached()
-    assert found.cached_partitions == 1
+    assert [info.numCachedPartitions() for info in stored(spark)] == [1]
     assert spark.conf.get(name) == before
     cache.release()
 
@@ -138,19 +144,15 @@ def test_sizes_are_those_of_spark(spark: SparkSession) -> None:
     cache = DataFrameCache()
     frame = cache.cache("in_memory", spark.range(0, 1000, 1, 3).where("id >= 0"), "MEMORY_ONLY")
     other = cache.cache("on_disk", spark.range(0, 1000, 1, 2).where("id >= 1"), "DISK_ONLY")
-    assert [(c.memory_bytes, c.disk_bytes, c.cached_partitions) for c in cache.cached()] == [(0, 0, 0)] * 2
+    assert [(c.memory_bytes, c.disk_bytes) for c in cache.cached()] == [(0, 0)] * 2
     assert (frame.count(), other.count()) == (1000, 999)
     in_memory, on_disk = cache.cached()
-    assert (in_memory.cached_partitions, on_disk.cached_partitions) == (3, 2)
     # 1000 longs cannot take less than what Spark's own encoding of consecutive ones does; and not nothing.
     assert in_memory.memory_bytes
     assert in_memory.disk_bytes == 0
     assert on_disk.memory_bytes == 0
     assert on_disk.disk_bytes
-    context: Any = spark.sparkContext
-    # Delta keeps the state of tables that other tests have read.
-    stored = [info for info in context._jsc.sc().getRDDStorageInfo() if "Delta Table State" not in info.name()]
-    assert {(info.memSize(), info.diskSize()) for info in stored} == {
+    assert {(info.memSize(), info.diskSize()) for info in stored(spark)} == {
         (in_memory.memory_bytes, 0),
         (0, on_disk.disk_bytes),
     }
