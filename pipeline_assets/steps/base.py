@@ -415,7 +415,7 @@ class ValidateMethod(StepMethod):
         return self.compared(frame, references)
 
     def validate_frame(self, compared: DataFrame, context: StepContext) -> tuple[ExpectationResult, ...]:
-        """Evaluate every expectation, in one pass over the data."""
+        """Evaluate every expectation, in one pass over the data; samples of what is not unique may take another."""
         raise NotImplementedError
 
     def good_rows(self, compared: DataFrame, context: StepContext) -> DataFrame:

@@ -1,4 +1,4 @@
-"""Load into Delta Lake. PostgreSQL and files have modules of their own."""
+"""Load into Delta Lake. PostgreSQL, Kafka and files have modules of their own."""
 
 from __future__ import annotations
 
