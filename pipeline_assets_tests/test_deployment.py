@@ -102,6 +102,12 @@ def test_the_compose_file() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_native_libraries_can_be_loaded_where_java_unpacks_them() -> None:
+    """Docker mounts a tmpfs with noexec unless told otherwise."""
+    mounts = dict(mount.partition(":")[::2] for mount in COMPOSE["services"]["code"]["tmpfs"])
+    assert "exec" in mounts["/tmp"].split(",")
+
+
 @pytest.mark.parametrize(("file", "document"), MANIFESTS, ids=[f"{file}-{it['kind']}" for file, it in MANIFESTS])
 def test_kubernetes_objects(file: str, document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, KUBERNETES, strict=True)
