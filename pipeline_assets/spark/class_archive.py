@@ -42,9 +42,10 @@ def archive_file() -> Path | None:
     program, spark = Path(java).resolve(), Path(_find_spark_home()).resolve()
     release = program.parents[1] / "release"
     place = _digest(str(program), str(spark))
-    # Java takes no archive whose JARs have other sizes or times now, as those of an environment that was made anew.
+    # Java takes no archive whose JARs have other sizes or times now, as those of an environment that was made anew. It
+    # compares whole seconds, and an image that was pushed and pulled keeps no more of a time.
     facts = ((jar.name, jar.stat()) for jar in (*sorted((spark / "jars").glob("*.jar")), *remembered_jars()))
-    jars = [f"{name} {fact.st_size} {fact.st_mtime_ns}" for name, fact in facts]
+    jars = [f"{name} {fact.st_size} {fact.st_mtime_ns // 10**9}" for name, fact in facts]
     content = _digest(release.read_text() if release.exists() else "", *jars, given_class_path())
     return cache_folder() / f"spark-classes-{place}-{content}.jsa"
 

@@ -130,6 +130,22 @@ def test_jars_that_are_not_those_it_was_made_from(tmp_path: Path, monkeypatch: p
     assert sorted(other_place.parent.glob("*.jsa")) == sorted([after, other_place])
 
 
+def test_jars_whose_times_an_image_keeps_in_whole_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jar = tmp_path / "spark" / "jars" / "spark-core.jar"
+    jar.parent.mkdir(parents=True)
+    jar.write_bytes(b"classes")
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path / "spark"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def named_with(nanoseconds: int) -> Path | None:
+        os.utime(jar, ns=(nanoseconds, nanoseconds))
+        return archive_file()
+
+    second = 1_764_000_000 * 10**9
+    assert named_with(second + 999_999_999) == named_with(second) is not None
+    assert named_with(second + 10**9) != named_with(second)
+
+
 def test_one_that_does_not_fit_is_passed_over_in_silence(tmp_path: Path) -> None:
     other = tmp_path / "other.jsa"
     other.write_bytes(b"no archive" * 1000)
