@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,14 +203,16 @@ def _explain(plan: PipelinePlan, partition: str | None) -> None:
     partitions = plan.pipeline.config.partitions
     connections = load_connections(settings.configs)
     consumer = Consumer(pipeline=plan.pipeline.config.name)
+    # A Spark Connect server opens no session again under an id that has been closed.
+    run_id = f"explain-{uuid.uuid4()}"
     secrets = Secrets(connections.secrets.policy, audit=audit_file(settings), consumer=consumer)
     with SparkSessions(settings) as sessions, secrets:
         run = PipelineRun(
             plan,
             StepContext(
                 pipeline=plan.name,
-                run_id="explain",
-                spark=sessions.session("explain", plan.name, option_texts(plan.pipeline.config.spark_conf)),
+                run_id=run_id,
+                spark=sessions.session(run_id, plan.name, option_texts(plan.pipeline.config.spark_conf)),
                 settings=settings,
                 connections=dataclasses.replace(connections, secrets=secrets),
                 cache=DataFrameCache(),

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from devstack.postgres import PostgresServer
+from devstack.spark_servers import SparkConnectServer
 from pipeline_assets.cli import main
 from pipeline_assets.code_location import build_definitions
 from pipeline_assets.credentials.audit import AuditFile
@@ -409,6 +410,19 @@ def test_explain_runs_nothing(configs: Path, tmp_path: Path, spark: object) -> N
     assert result.exit_code == 0, result.output
     assert "explained/filter_rows\n== Physical Plan ==" in result.stdout
     assert not (tmp_path / "warehouse").exists()
+
+
+def test_explain_can_be_asked_for_again_on_a_server_that_stays(
+    configs: Path, tmp_path: Path, spark_connect_server: SparkConnectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "rows.json"
+    source.write_text('{"id": 1}\n')
+    write_config(configs, batch("explained", extract_file("rows", f"file://{source}")))
+    monkeypatch.setenv("SPARK_REMOTE", spark_connect_server.remote)
+    for _ in range(2):
+        result = run("plan", "explained", "--explain")
+        assert result.exit_code == 0, result.output
+        assert "explained/rows\n== Physical Plan ==" in result.stdout
 
 
 @pytest.fixture
