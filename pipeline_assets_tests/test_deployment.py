@@ -34,6 +34,7 @@ from devstack.ports import LOOPBACK, free_port
 from devstack.postgres import PostgresServer
 from devstack.processes import PartRun, ProcessRecord, server_environment
 from devstack.spark_servers import SparkConnectServer
+from pipeline_assets.settings import Settings
 from pipeline_assets.spark.jars import PACKAGES
 from pipeline_assets_tests.config_documents import write_config
 from pipeline_assets_tests.integration.conftest import CONNECTIONS
@@ -224,6 +225,20 @@ def test_versions() -> None:
     assert pins["pyspark"] == pyspark.__version__
     (python,) = re.findall(r"^FROM python:([\d.]+)-", DOCKERFILE, re.MULTILINE)
     assert python == PYPROJECT["tool"]["mypy"]["python_version"]
+
+
+def test_the_configs_write_to_a_volume_of_the_compose_file() -> None:
+    """Their absolute paths, by the environment of image and service: all else in the container is read-only."""
+    code = COMPOSE["services"]["code"]
+    of_image = dict(word.split("=", 1) for line in instructions("ENV") for word in shlex.split(line))
+    settings = Settings.from_environment({**of_image, **code["environment"]})
+    mounts = [volume.split(":") for volume in code["volumes"]]
+    writable = [target for _, target, *options in mounts if options != ["ro"]]
+    configs = [path.read_text() for path in (PROJECT / "configs").glob("*.json")]
+    paths = [path for text in configs for path in re.findall(r'": "(/[^"]*)"', text)]
+    assert {"/data/purchases", "/checkpoints/purchases"} <= set(paths)
+    for path in paths:
+        assert any(Path(settings.resolve(path)).is_relative_to(target) for target in writable), path
 
 
 # The instance
@@ -445,7 +460,6 @@ def test_the_deployment(containers: Containers, kafka: KafkaServer, postgres: Po
 
 def test_the_spark_connect_server(image: Path, tmp_path: Path) -> None:
     """Its container's command, on the settings of its ConfigMap, serves Delta tables, and tells what its jobs did."""
-    from pipeline_assets.settings import Settings
     from pipeline_assets.spark.job_metrics import JobMetrics
     from pipeline_assets.spark.job_watch import JobWatch
     from pipeline_assets.spark.session import SparkSessions
@@ -490,7 +504,6 @@ def test_the_spark_connect_server(image: Path, tmp_path: Path) -> None:
 
 def test_the_spark_connect_server_is_set_as_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To all that `pipeline-assets spark-server start` sets, but for what is of the place, and for logs."""
-    from pipeline_assets.settings import Settings
     from pipeline_assets.spark.connect_server import ConnectServer
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
