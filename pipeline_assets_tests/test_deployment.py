@@ -36,6 +36,7 @@ from devstack.processes import PartRun, ProcessRecord, server_environment
 from devstack.spark_servers import SparkConnectServer
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.jars import PACKAGES
+from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets_tests.config_documents import write_config
 from pipeline_assets_tests.integration.conftest import CONNECTIONS
 from pipeline_assets_tests.integration.delta_tables import count_rows, rows_of
@@ -462,7 +463,6 @@ def test_the_spark_connect_server(image: Path, tmp_path: Path) -> None:
     """Its container's command, on the settings of its ConfigMap, serves Delta tables, and tells what its jobs did."""
     from pipeline_assets.spark.job_metrics import JobMetrics
     from pipeline_assets.spark.job_watch import JobWatch
-    from pipeline_assets.spark.session import SparkSessions
 
     server = SparkConnectServer(LOOPBACK, free_port())
     files = manifest("ConfigMap", "spark-connect")["data"]
@@ -546,6 +546,32 @@ def test_what_the_guide_quotes_is_said() -> None:
         for part in re.split(r"\.{3}|\d[\d.]*(?: s\b)?|[(),:]", message):
             words = part.strip()
             assert len(words) < 6 or any(words in text for text in texts), f"nobody says {words!r} of {message!r}"
+
+
+def test_the_guides_maintenance_can_be_repeated_on_a_server_that_stays(
+    spark_connect_server: SparkConnectServer, tmp_path: Path
+) -> None:
+    """It finds the table where pipelines have it, by their environment."""
+    table = tmp_path / "data" / "purchases"
+    (block,) = [block for block in re.findall(r"^```sh\n(.*?)^```$", guide(), re.M | re.S) if "OPTIMIZE" in block]
+    with SparkSessions(Settings(spark_remote=spark_connect_server.remote)) as sessions:
+        spark = sessions.session(str(tmp_path), "writes")
+        for _ in range(2):
+            spark.range(10).coalesce(1).write.format("delta").mode("append").save(str(table))
+    environment = server_environment(
+        {
+            "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+            "SPARK_REMOTE": spark_connect_server.remote,
+            "PIPELINE_ASSETS_PATH_PREFIX": str(tmp_path),
+        }
+    )
+    for _ in range(2):
+        done = subprocess.run(
+            ["sh", "-c", block], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    log = "".join(path.read_text() for path in table.glob("_delta_log/*.json"))
+    assert log.count('"operation":"OPTIMIZE"') == 1
 
 
 def test_where_the_guide_points_to() -> None:
