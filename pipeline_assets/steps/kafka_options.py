@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pipeline_assets.credentials.references import is_reference
 from pipeline_assets.steps.base import Dataset
+from pipeline_assets.steps.paths import OptionValue, check_options
 
 if TYPE_CHECKING:
     from pipeline_assets.connections import KafkaConnection
     from pipeline_assets.credentials import Secrets
+
+
+def check_kafka_options(options: dict[str, OptionValue]) -> dict[str, OptionValue]:
+    """Return the ``options`` of a step. Raises ValueError for one that would hold a secret, or fetch one."""
+    for name, value in options.items():
+        # With the connection's these are resolved, and sent to the broker.
+        if name.startswith("kafka.") and is_reference(str(value)):
+            raise ValueError(f"option {name!r} is a reference to a secret: references stand in connections.json alone")
+    return check_options(options)
 
 
 def with_options(connection: KafkaConnection, options: Mapping[str, str]) -> KafkaConnection:

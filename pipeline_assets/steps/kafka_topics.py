@@ -11,9 +11,9 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.steps.base import Dataset, ExtractMethod, StepContext
 from pipeline_assets.steps.kafka_offsets import Offsets, offsets_json, read_offsets
-from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
+from pipeline_assets.steps.kafka_options import check_kafka_options, kafka_dataset, kafka_options, with_options
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST, or_earliest
-from pipeline_assets.steps.paths import OptionValue, check_options, option_texts
+from pipeline_assets.steps.paths import OptionValue, option_texts
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -75,7 +75,7 @@ class KafkaTopics(ExtractMethod):
     with false, go on with what there is."""
     missing_topic: Literal["fail", "wait"] = "fail"
     """A topic that is not there: `fail`, or, in a streaming pipeline, `wait` until it is there; all of it is read."""
-    options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
+    options: Annotated[dict[str, OptionValue], AfterValidator(check_kafka_options)] = {}
     """Further options of Spark's Kafka source, e.g. `minPartitions`. Those of the Kafka client, such as
     `kafka.isolation.level`, go before the connection's; `kafka.fetch.max.wait.ms` is 50 where neither says it."""
 

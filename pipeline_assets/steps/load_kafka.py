@@ -13,8 +13,8 @@ from pipeline_assets.steps.base import Dataset, LoadResult, StepContext
 from pipeline_assets.steps.columns import ColumnName, quote, require_columns
 from pipeline_assets.steps.counted_rows import CountedRows
 from pipeline_assets.steps.kafka_offsets import read_offsets
-from pipeline_assets.steps.kafka_options import kafka_dataset, kafka_options, with_options
-from pipeline_assets.steps.paths import OptionValue, check_options, option_texts
+from pipeline_assets.steps.kafka_options import check_kafka_options, kafka_dataset, kafka_options, with_options
+from pipeline_assets.steps.paths import OptionValue, option_texts
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.steps.text_formats import as_json
 
@@ -51,7 +51,7 @@ class ToKafka(StreamingLoad):
     key_column: ColumnName | None = None
     """The column whose text is the records' key: Kafka keeps the order of records of the same key. Without it records
     have no key. With format json it is in the value too."""
-    options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
+    options: Annotated[dict[str, OptionValue], AfterValidator(check_kafka_options)] = {}
     """Further options of Spark's Kafka sink. Those of the Kafka client, such as `kafka.compression.type`, go before the
     connection's."""
 

@@ -738,6 +738,7 @@ def test_in_a_streaming_pipeline(config: dict[str, Any], problem: str | None) ->
         ({"topic": "a", "avroSchema": AVRO}, "format 'avro' and 'avroSchema' go together"),
         ({"topic": "a", "format": "avro", "avroSchema": "{"}, "avroSchema is not JSON"),
         ({"topic": "a", "options": {"kafka.sasl.jaas.config": "x"}}, "looks like a secret"),
+        ({"topic": "a", "options": {"kafka.client.id": "env:HOME"}}, "references stand in connections.json alone"),
         ({"topic": "a", "options": {"failondataloss": False}}, "'failondataloss': use the key 'failOnDataLoss'"),
         ({"topic": "a", "options": {"kafka.bootstrap.servers": "b:1"}}, "servers': use the key 'connection'"),
         (

@@ -191,6 +191,7 @@ def test_stream(topic: str, consumed: Callable[[], Records], kafka_context: Step
         ({}, "topic\n  Field required"),
         ({"topic": "a", "format": "avro"}, "Input should be 'json', 'text' or 'raw'"),
         ({"topic": "a", "options": {"kafka.ssl.key.password": "x"}}, "looks like a secret"),
+        ({"topic": "a", "options": {"kafka.client.id": "vault:a#b"}}, "references stand in connections.json alone"),
     ],
 )
 def test_invalid_config(config: dict[str, Any], message: str) -> None:
