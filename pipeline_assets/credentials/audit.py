@@ -134,14 +134,18 @@ class AuditFile:
     def verify(self) -> tuple[int, list[AuditProblem]]:
         """Return how many lines there are, and what is wrong with which.
 
-        Raises ConfigurationError when there is no such file.
+        It takes no lock: whoever verifies may be one who can only read, and is not to keep runs waiting. Raises
+        ConfigurationError when there is no such file.
         """
         try:
-            with self._lock:
-                lines = self.path.read_bytes().split(b"\n")
-                head = self._read_head()
+            with self.path.open("rb") as file:
+                content, head = file.read(), self._read_head()
+                # The head may tell of lines that were written in between.
+                while more := file.read():
+                    content, head = content + more, self._read_head()
         except OSError as error:
             raise ConfigurationError(f"the audit file {self.path} can't be read: {error.strerror}") from None
+        lines = content.split(b"\n")
         return len(lines) - (lines[-1] == b""), list(_problems(lines, head))
 
     def _last(self) -> AuditEntry:

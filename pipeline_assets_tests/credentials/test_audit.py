@@ -8,10 +8,12 @@ import os
 import stat
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 from pipeline_assets.cli import main
 from pipeline_assets.credentials import Secrets
@@ -273,6 +275,29 @@ def test_a_line_stays_where_the_head_has_come_to_tell_of_it(file: AuditFile, mon
     assert file.verify() == (9, [])
 
 
+def test_verify_writes_nothing_and_waits_for_nobody(file: AuditFile) -> None:
+    lock = file.path.with_name(f"{file.path.name}.lock")
+    with FileLock(lock):
+        assert file.verify() == (6, [])
+    lock.unlink()
+    before = sorted(file.path.parent.iterdir())
+    assert file.verify() == (6, [])
+    assert sorted(file.path.parent.iterdir()) == before
+
+
+def test_lines_that_are_written_while_the_file_is_verified(file: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, read_head = AuditFile(file.path), file._read_head
+    more = iter(["V7", "V8", "V9"])
+
+    def read_late() -> AuditEntry | None:
+        for path in islice(more, 2):
+            writer.append(access(path))
+        return read_head()
+
+    monkeypatch.setattr(file, "_read_head", read_late)
+    assert file.verify() == (9, [])
+
+
 def test_without_a_head_that_is_said(file: AuditFile) -> None:
     file.path.with_name("secrets.jsonl.head").unlink()
     (problem,) = file.verify()[1]
@@ -321,4 +346,5 @@ def test_verify_on_the_command_line(file: AuditFile, monkeypatch: pytest.MonkeyP
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="can't be read: No such file"):
-        AuditFile(tmp_path / "nowhere").verify()
+        AuditFile(tmp_path / "nowhere" / "secrets.jsonl").verify()
+    assert list(tmp_path.iterdir()) == []
