@@ -272,7 +272,8 @@ class VaultClient:
                 f"{what}: Vault at {self.address} is to be logged in to by {self.settings.method}: "
                 f"set {variable} in the environment of the run, or another VAULT_AUTH_METHOD"
             )
-        value = read_local(Reference.parse(reference))
+        # Kubernetes gives a secret as it was encoded: with the line break of an `echo`, say.
+        value = read_local(Reference.parse(reference)).rstrip("\r\n")
         register_secret(value)
         return value
 

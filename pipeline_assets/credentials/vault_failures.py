@@ -95,6 +95,8 @@ def _refused(error: BaseException, address: str) -> str:
         return f"the certificate of Vault at {address} is not trusted: give the CA that signed it as VAULT_CACERT"
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         return f"{error}: correct VAULT_CACERT, VAULT_CLIENT_CERT and VAULT_CLIENT_KEY"
+    if isinstance(error, requests.exceptions.InvalidHeader | UnicodeEncodeError):
+        return "the token or VAULT_NAMESPACE can't be sent: take spaces, line breaks and what is not ASCII out of them"
     return f"{address!r} can't be used as Vault's address ({type(error).__name__}): correct VAULT_ADDR"
 
 

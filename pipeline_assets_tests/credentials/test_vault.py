@@ -114,6 +114,25 @@ def test_a_wrong_token(monkeypatch: pytest.MonkeyPatch, vault: VaultServer) -> N
     assert "(env:VAULT_TOKEN)" in said
 
 
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_token_with_a_line_break_at_its_end(monkeypatch: pytest.MonkeyPatch, vault: VaultServer, end: str) -> None:
+    monkeypatch.setenv("VAULT_TOKEN", vault.token + end)
+    with Secrets() as secrets:
+        assert secrets.fetch(PASSWORD) == CANARY
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("VAULT_NAMESPACE", "team\n"), ("VAULT_TOKEN", "hvs.1\n23"), ("VAULT_TOKEN", "hvs.\u20ac")]
+)
+def test_what_no_header_can_hold(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    reach(monkeypatch, {"VAULT_ADDR": "http://127.0.0.1:1", "VAULT_TOKEN": "t", name: value})
+    said = failure(PASSWORD)
+    assert "the token or VAULT_NAMESPACE can't be sent: take spaces, line breaks" in said
+    assert "VAULT_ADDR" not in said
+    assert value not in said
+
+
 def test_a_token_that_expires_in_mid_run(stored: hvac.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     auth = stored.auth.token.create(policies=["reads"], ttl="10s", renewable=False)["auth"]
     monkeypatch.setenv("VAULT_TOKEN", auth["client_token"])
