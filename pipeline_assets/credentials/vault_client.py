@@ -33,11 +33,15 @@ _CHECK_LOGIN = "check the role, and that what proves it is right and has not exp
 
 @dataclass
 class Token:
-    """What is known of the token in use. ``ttl`` of 0: it does not expire. ``own``: the login here has made it."""
+    """What is known of the token in use. ``ttl`` of 0: it does not expire. ``own``: the login here has made it.
+
+    ``seen``: Vault has told of it. A given one that it does not tell of is wrong, or may not look at itself.
+    """
 
     ttl: float
     renewable: bool
     own: bool
+    seen: bool = True
     ends_at: float = field(init=False)
     """When it ends, by the monotonic clock, unless it is renewed until then; infinite when that is not known."""
 
@@ -119,8 +123,11 @@ class VaultClient:
             if not refused and self.logins == logins:
                 raise _denied(what) from None
             if not self.log_in_again(what, logins):
+                reasons = "it is wrong, has expired or was revoked"
+                if not self.token(what).seen:
+                    reasons += ", or a policy of it must allow this"
                 raise CredentialError(
-                    f"{what}: Vault at {self.address} refuses the token: it is wrong, has expired or was revoked; "
+                    f"{what}: Vault at {self.address} refuses the token: {reasons}; "
                     f"give a valid one ({self.settings.token}), or have runs log in themselves (VAULT_AUTH_METHOD)"
                 ) from None
         try:
@@ -284,7 +291,7 @@ class VaultClient:
         try:
             data = self._tried(what, lambda client: client.auth.token.lookup_self())["data"]
         except hvac.exceptions.Forbidden:
-            return Token(0, renewable=False, own=False)
+            return Token(0, renewable=False, own=False, seen=False)
         return Token(float(data.get("ttl") or 0), bool(data.get("renewable")), own=False)
 
 

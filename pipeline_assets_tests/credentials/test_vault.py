@@ -106,6 +106,17 @@ def test_permission_denied(stored: hvac.Client, monkeypatch: pytest.MonkeyPatch)
     assert said == f"Vault secret {PASSWORD[6:]}: permission denied: a policy of the token must allow it"
 
 
+def test_permission_denied_to_a_token_that_may_not_look_at_itself(
+    stored: hvac.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auth = stored.auth.token.create(policies=["reads"], no_default_policy=True)["auth"]
+    monkeypatch.setenv("VAULT_TOKEN", auth["client_token"])
+    with Secrets() as secrets:
+        assert secrets.fetch(PASSWORD) == CANARY
+    said = failure("vault:kv/postgres#password")
+    assert "has expired or was revoked, or a policy of it must allow this; give a valid one" in said
+
+
 @pytest.mark.usefixtures("stored")
 def test_a_wrong_token(monkeypatch: pytest.MonkeyPatch, vault: VaultServer) -> None:
     monkeypatch.setenv("VAULT_TOKEN", "not-a-token")
