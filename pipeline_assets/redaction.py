@@ -307,7 +307,7 @@ def register_secret(value: str) -> None:
 
 
 def retire_secret(value: str) -> None:
-    """Take note that ``value`` opens nothing any more, as what Vault has revoked.
+    """Take note that ``value`` is used no more, as what Vault has revoked.
 
     It is masked for a while still, as texts with it may be on their way: until 32 others have been retired after it.
     One that is registered again is a secret as before.

@@ -99,7 +99,7 @@ class Vault:
         except CredentialUnavailableError:
             raise
         except CredentialError as error:
-            if not self._client.token(lease.path).own:
+            if not self._client.token(lease.path).revocable:
                 _log.warning("%s: 'update' on sys/leases/revoke; the lease ends with its time", error)
             # Else it ends with the token, right after this.
             return False

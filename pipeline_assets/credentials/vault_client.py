@@ -35,13 +35,15 @@ _CHECK_LOGIN = "check the role, and that what proves it is right and has not exp
 class Token:
     """What is known of the token in use. ``ttl`` of 0: it does not expire. ``own``: the login here has made it.
 
-    ``seen``: Vault has told of it. A given one that it does not tell of is wrong, or may not look at itself.
+    ``seen``: Vault has told of it. A given one that it does not tell of is wrong, or may not look at itself. ``batch``:
+    it is of the kind that Vault can't revoke.
     """
 
     ttl: float
     renewable: bool
     own: bool
     seen: bool = True
+    batch: bool = False
     ends_at: float = field(init=False)
     """When it ends, by the monotonic clock, unless it is renewed until then; infinite when that is not known."""
 
@@ -49,6 +51,11 @@ class Token:
         """Start its time. One that is given may be renewed by whoever has made it."""
         is_known = self.ttl and (self.own or not self.renewable)
         self.ends_at = time.monotonic() + self.ttl if is_known else math.inf
+
+    @property
+    def revocable(self) -> bool:
+        """Whether it is revoked at the end, and with it all that was leased under it."""
+        return self.own and not self.batch
 
 
 class VaultClient:
@@ -152,13 +159,14 @@ class VaultClient:
         if token is None or client is None:
             return False
         try:
-            if token.own:
+            if token.revocable:
                 self._tried("Vault's token", lambda client: client.auth.token.revoke_self())
-                retire_secret(client.token)
-            return token.own
+            return token.revocable
         except hvac.exceptions.Forbidden:
             raise _denied("revoking Vault's token") from None
         finally:
+            if token.own:
+                retire_secret(client.token)
             client.adapter.close()
 
     def _token_is_refused(self, what: str) -> bool:
@@ -224,6 +232,7 @@ class VaultClient:
         method = self.settings.method
         client = self._connected()
         self.logins += 1
+        retire_secret(client.token)
         if method == "token":
             client.token = self._given(what)
             return self._given_token(what)
@@ -233,7 +242,8 @@ class VaultClient:
         auth = answer["auth"]
         register_secret(auth["client_token"])
         client.token = auth["client_token"]
-        return Token(float(auth["lease_duration"]), bool(auth["renewable"]), own=True)
+        is_batch = auth.get("token_type") == "batch"
+        return Token(float(auth["lease_duration"]), bool(auth["renewable"]), own=True, batch=is_batch)
 
     def _answer_to_login(self, what: str, login: Callable[[hvac.Client], Any]) -> Any:
         import hvac

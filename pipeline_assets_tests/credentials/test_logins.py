@@ -263,6 +263,47 @@ def test_what_was_revoked_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyP
     assert redact(CANARY) == MASK
 
 
+@pytest.mark.parametrize("kind", ["service", "batch"])
+def test_tokens_of_earlier_logins_are_not_remembered_for_ever(
+    approle: hvac.Client, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(redaction, "_RETIRED_KEPT", 3)
+    monkeypatch.setattr(redaction, "_known", redaction._Known())
+    approle.auth.approle.create_or_update_approle("etl", token_policies=["reads"], token_type=kind, token_ttl="1h")
+    client = VaultClient(VaultSettings.from_environment())
+    tokens: list[str] = []
+    for _ in range(6):
+        client.token("a secret")
+        tokens.append(client._connected().token)
+        client.log_in_again("a secret", client.logins)
+    assert redact(" ".join(tokens[3:])) == " ".join([MASK] * 3), "what was printed before may come out after it"
+    # With the token in use, and the secret id.
+    assert len(redaction._known._forms) == 3 + 2
+    client.give_back()
+
+
+def test_a_batch_token_is_left_to_its_time(
+    approle: hvac.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(redaction, "_RETIRED_KEPT", 3)
+    monkeypatch.setattr(redaction, "_known", redaction._Known())
+    approle.auth.approle.create_or_update_approle("etl", token_policies=["reads"], token_type="batch", token_ttl="1h")
+    for _ in range(6):
+        with Secrets(upkeep=False) as secrets:  # as a sensor does it
+            assert secrets.fetch(REFERENCE) == CANARY
+    # With the secret, and the secret id.
+    assert len(redaction._known._forms) == 3 + 2
+    assert [record.message for record in caplog.records if record.name.startswith("pipeline_assets")] == []
+
+
+@pytest.mark.usefixtures("database")
+def test_a_lease_of_a_batch_token_does_not_end_with_it(approle: hvac.Client, caplog: pytest.LogCaptureFixture) -> None:
+    approle.auth.approle.create_or_update_approle("etl", token_policies=["reads"], token_type="batch", token_ttl="1h")
+    with Secrets() as secrets:
+        secrets.fetch(LEASED)
+    assert "permission denied: a policy of the token must allow it: 'update' on sys/leases/revoke" in caplog.text
+
+
 @pytest.mark.usefixtures("approle")
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
