@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.errors import PipelineExecutionError
+from pipeline_assets.redaction import is_secret_name
 from pipeline_assets.spark.class_archive import archived_classes
 from pipeline_assets.spark.driver_memory import default_driver_memory
 from pipeline_assets.spark.java_options import java_defaults, java_options
@@ -51,6 +52,7 @@ class DriverStart:
         self._memory = default_driver_memory(conf["spark.master"]) if is_alone else nullcontext()
         self._jars = jars
         self._options = options
+        self._conf = conf
         self._resource = LazyPySparkResource(spark_config=dict(conf))
         self._root: SparkSession | None = None
         self._error: Exception | None = None
@@ -71,6 +73,7 @@ class DriverStart:
                 archived_classes(self._jars),
                 java_options(self._options),
             ):
+                self._launch_java()
                 root: SparkSession = self._resource.spark_session
             if (python := own_python(str(root.sparkContext.master))) is not None:
                 root.sparkContext.pythonExec = python
@@ -79,6 +82,16 @@ class DriverStart:
             self._error = error
         finally:
             self._done.set()
+
+    def _launch_java(self) -> None:
+        """Start the JVM. Its command line, which every user of the machine can read, holds nothing of the conf that is
+        secret by its name: Spark is given all of the conf in the JVM.
+        """
+        from pyspark.conf import SparkConf
+        from pyspark.core.context import SparkContext
+
+        shown = [(key, value) for key, value in self._conf.items() if not is_secret_name(key)]
+        SparkContext._ensure_initialized(conf=SparkConf().setAll(shown))
 
     def root(self) -> SparkSession:
         """Wait for the root session and return it; raise what its start raised."""

@@ -483,6 +483,23 @@ def test_a_spark_that_a_cluster_has_ended_is_started_anew() -> None:
     assert in_fresh_process(script).splitlines() == ["False", "True", "3 False"]
 
 
+def test_what_is_secret_in_the_conf_is_not_on_the_command_line_of_java() -> None:
+    script = """
+        import psutil
+        from pipeline_assets.settings import Settings
+        from pipeline_assets.spark.session import SparkSessions
+
+        conf = {"spark.hadoop.fs.s3a.secret.key": "canary-1", "spark.ssl.keyPassword": "canary-2", "spark.mine": "seen"}
+        with SparkSessions(Settings(spark_master="local[1]"), conf) as sessions:
+            context = sessions.session("run", "pipeline").sparkContext
+            words = psutil.Process(context._gateway.proc.pid).cmdline()
+            print("spark.mine=seen" in words, [word for word in words if "canary" in word])
+            print(all(context.getConf().get(key) == value for key, value in conf.items()))
+            print(context._jsc.hadoopConfiguration().get("fs.s3a.secret.key"))
+    """
+    assert in_fresh_process(script).splitlines() == ["True []", "True", "canary-1"]
+
+
 def test_what_python_lets_go_of_last_is_no_error() -> None:
     script = """
         import logging, signal, sys, threading
