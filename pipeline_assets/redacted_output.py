@@ -299,13 +299,22 @@ def _redacted_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record.args = None
     if record.exc_info and record.exc_info[0] is not None:
         # Formatters use the text that is there; those of PySpark, which write JSON, ask the exception itself.
-        record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
-        record.exc_info = (_LoggedError, _LoggedError(record.exc_text), None)
+        if isinstance(record.exc_info[1], _LoggedError):  # Dagster makes a second record of a first
+            record.exc_text = str(record.exc_info[1])
+        else:
+            record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
+            record.exc_info = _LoggedError.of(record.exc_info[0], record.exc_text)
     return record
 
 
 class _LoggedError(Exception):
     """What a log record tells of an exception, with secrets masked, in the exception's place."""
+
+    @classmethod
+    def of(cls, kind: type[BaseException], text: str) -> tuple[type[BaseException], BaseException, None]:
+        """Return ``text`` in the place of what is logged of an exception: one of a class that is called as ``kind``."""
+        named = type(kind.__name__, (cls,), {"__module__": kind.__module__})
+        return named, named(text), None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 from pipeline_assets.config_loading import load_file
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.planner import plan_pipeline
+from pipeline_assets.redacted_output import redacted_logs
 from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.config_documents import batch, extract_file, write_config
@@ -75,18 +76,21 @@ def json_lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-def test_json_has_the_schema_of_sparks_log(plan: PipelinePlan, capsys: pytest.CaptureFixture[str]) -> None:
-    def body(_: dg.OpExecutionContext) -> None:
-        try:
-            raise ValueError("no number")
-        except ValueError:
-            _log.warning("that's %s", "it", exc_info=True)
+def tell_of_an_error(_: dg.OpExecutionContext) -> None:
+    try:
+        raise ValueError("no number")
+    except ValueError:
+        _log.warning("that's %s", "it", exc_info=True)
 
-    run_id, _ = run(plan, Settings(log_format="json"), body)
+
+def test_json_has_the_schema_of_sparks_log(plan: PipelinePlan, capsys: pytest.CaptureFixture[str]) -> None:
+    with redacted_logs():  # as in every run
+        run_id, _ = run(plan, Settings(log_format="json"), tell_of_an_error)
     (line,) = [line for line in json_lines(capsys.readouterr().err) if line["msg"] == "that's it"]
     exception = line.pop("exception")
     assert exception["class"] == "ValueError"
-    assert exception["msg"].endswith("ValueError: no number")
+    assert exception["msg"].startswith("Traceback (most recent call last):")
+    assert exception["msg"].endswith("\nValueError: no number")
     assert line.pop("ts")[-1] == "Z"
     assert line == {
         "level": "WARN",
@@ -96,6 +100,17 @@ def test_json_has_the_schema_of_sparks_log(plan: PipelinePlan, capsys: pytest.Ca
         "pipeline": "p_q",
         "run_id": run_id,
     }
+
+
+def test_text_has_the_trace_of_an_error_as_python_writes_it(
+    plan: PipelinePlan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with redacted_logs():
+        run(plan, Settings(), tell_of_an_error)
+    _, _, told = capsys.readouterr().err.partition("that's it")
+    assert told.splitlines()[1] == "Traceback (most recent call last):"
+    assert "\nValueError: no number\n" in told
+    assert "_LoggedError" not in told
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
