@@ -205,15 +205,15 @@ def optimization_metadata(run: PipelineRun, step: PlannedStep) -> Metadata:
 def work_metadata(run: PipelineRun, step: PlannedStep, told: Mapping[str, int | str] | None = None) -> Metadata:
     """Return what Spark's jobs have done for ``step``: numbers that Dagster plots, and a table of the longest stages.
 
-    See ``JobMetrics`` and ``StageTime``. ``told``: what the target itself says of the write, in Delta's names; it knows
-    better what it got.
+    See ``JobMetrics`` and ``StageTime``. Each is returned once. ``told``: what the target itself says of the write, in
+    Delta's names; it knows better what it got.
     """
     written = (told or {}).get("numOutputBytes")
     target: Metadata = {} if written is None else {"bytes_written": int(written)}
-    work = run.scope.work(step)
+    work, stages = run.scope.take_work(step)
     if work is None or work.spark_jobs == 0:
         return target
-    return {**asdict(work), **target, STAGE_TIMES: _stage_table(run.scope.stages(step))}
+    return {**asdict(work), **target, STAGE_TIMES: _stage_table(stages)}
 
 
 def _stage_table(stages: Sequence[StageTime]) -> dg.TableMetadataValue:

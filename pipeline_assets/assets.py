@@ -267,11 +267,12 @@ class _PipelineFactory:
                 origins = column_origins(run, here, found.good, inputs, upstream)
                 about_good = dataframe_metadata(found.good, origins)
                 value: Any = found.good
-                about_write = work_metadata(run, here)
                 if step.role is Role.TABLE:
                     written = run.write_table(here, found.good)
                     value, about_write = None, {**table_metadata(run, here, written), **_report_link(run)}
                     about_good = table_columns_metadata(run, here, found.good, origins)
+                else:
+                    about_write = work_metadata(run, here)
                 metadata = {
                     "quarantined_rows": found.written.rows,
                     **about_write,

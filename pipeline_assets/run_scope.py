@@ -29,13 +29,12 @@ class RunScope:
         self._stages: dict[int, tuple[StageTime, ...]] = {}
         self._watch: JobWatch | None = None
 
-    def work(self, step: PlannedStep) -> JobMetrics | None:
-        """Return what Spark's jobs have done for ``step`` so far; None where Spark does not tell."""
-        return self._work.get(step.index)
+    def take_work(self, step: PlannedStep) -> tuple[JobMetrics | None, tuple[StageTime, ...]]:
+        """Return what Spark's jobs have done for ``step`` since the last call, and the longest of their stages.
 
-    def stages(self, step: PlannedStep) -> tuple[StageTime, ...]:
-        """Return the longest of Spark's stages for ``step`` so far, the longest first."""
-        return self._stages.get(step.index, ())
+        What an attempt has told is none of the next one's. None where Spark does not tell.
+        """
+        return self._work.pop(step.index, None), self._stages.pop(step.index, ())
 
     @contextmanager
     def working(self, step: PlannedStep) -> Iterator[None]:
@@ -47,7 +46,7 @@ class RunScope:
 
         def add(work: JobMetrics, stages: tuple[StageTime, ...]) -> None:
             self._work[step.index] = self._work.get(step.index, JobMetrics()).plus(work)
-            self._stages[step.index] = longest((*self.stages(step), *stages))
+            self._stages[step.index] = longest((*self._stages.get(step.index, ()), *stages))
 
         if self._watch is None:
             self._watch = JobWatch(self.context.spark)

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
@@ -15,14 +15,20 @@ from prometheus_client.parser import text_string_to_metric_families
 from devstack.loopback_http import open_without_proxy
 from devstack.ports import free_port
 from devstack.prometheus import PushgatewayServer
+from pipeline_assets.errors import RetryableError
 from pipeline_assets.metrics.records import MetricsRecord
 from pipeline_assets.metrics.run_files import RunFilesReader
+from pipeline_assets.steps.base import LoadResult, StepContext
+from pipeline_assets.steps.load_delta import ToDeltaLake
 from pipeline_assets_tests.config_documents import CUSTOMER_360, batch, extract_file, load, transform
 from pipeline_assets_tests.integration.delta_tables import delta_files
 from pipeline_assets_tests.integration.location import Location
 from pipeline_assets_tests.integration.run_processes import JobProcess, wait_until
 from pipeline_assets_tests.integration.test_streams import from_kafka, stream, to_delta
 from pipeline_assets_tests.integration.topics import Topic, events
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 ROWS = pd.DataFrame({"id": range(5000), "kind": [number % 7 for number in range(5000)]})
 
@@ -100,6 +106,36 @@ def test_delta_reading_its_own_log_is_no_row_of_a_source(location: Location, rec
     for _ in range(3):
         location.run("counted")
     assert by_kind(recorded)["asset", "kinds"].numbers["rows_read"] == len(ROWS)
+
+
+@pytest.fixture
+def retried(location: Location, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A pipeline whose load fails once, when it has read all rows."""
+    done = ToDeltaLake.load
+    tries: list[int] = []
+
+    def read_and_fail_once(self: ToDeltaLake, frame: DataFrame, context: StepContext) -> LoadResult:
+        tries.append(1)
+        if len(tries) == 1:
+            frame.collect()
+            raise RetryableError("nobody answers", kind="connection")
+        return done(self, frame, context)
+
+    monkeypatch.setattr(ToDeltaLake, "load", read_and_fail_once)
+    kinds = load("toDeltaLake", path="/table", inputDataFrame="kinds")
+    return {**counted(location, kinds), "retry": {"maxRetries": 1, "delay": 0}}
+
+
+def test_what_an_attempt_did_is_none_of_the_next(
+    location: Location, recorded: RunFilesReader, retried: dict[str, Any]
+) -> None:
+    location.write(retried)
+    location.run("counted")
+    found = [record for record in recorded.new_records() if record.step == "to_delta_lake"]
+    assert [(record.kind, record.status) for record in found] == [
+        ("step", "retried"), ("asset", None), ("step", "succeeded"),
+    ]  # fmt: skip
+    assert (found[1].attempt, found[1].numbers["rows_read"]) == (2, len(ROWS))
 
 
 def test_a_check_that_fails_and_the_step_that_fails_by_it(location: Location, recorded: RunFilesReader) -> None:
