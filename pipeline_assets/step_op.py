@@ -138,21 +138,23 @@ def told_to_dagster(
 
     A PipelineError becomes a ``dagster.Failure`` that starts with the line to act on and has the facts as metadata,
     with ``work``, what was done until then; or a ``dagster.RetryRequested`` when trying again may help and ``retry``
-    allows it, once the wait before that is over. A PipelineCancelledError becomes the end of a run that is CANCELED.
+    allows it, once the wait before that is over, of which an event tells, with ``work`` too. A PipelineCancelledError
+    becomes the end of a run that is CANCELED.
     """
     try:
         yield
     except PipelineCancelledError as error:
         raise DagsterExecutionInterruptedError(str(error)) from error
     except PipelineError as error:
-        failure = _failure(error, work())
+        done = work()
+        failure = _failure(error, done)
         failure.__cause__ = error
         tries = context.previous_attempt_count
         wait = seconds_before_retry(retry, tries, _seconds_since_start(context), error, random.random)
         if wait is None or retry is None:
             raise failure from error
         context.log.warning(f"{failure.description}; tried again in {wait:.1f} s ({tries + 1} of {retry.max_retries})")
-        told = EngineEventData({WAIT: wait})
+        told = EngineEventData({WAIT: wait, **done})
         dg.DagsterEvent.engine_event(context, f"Waits {wait:.1f} s before the next try.", told)
         # Here, and not by Dagster, whose wait a stop can't end.
         if cancellation.stop.wait(wait):

@@ -3,6 +3,7 @@
 # No postponed annotations here, as in all modules that define what Dagster runs.
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
@@ -12,6 +13,7 @@ from dagster._core.execution.plan.objects import ErrorSource
 from pipeline_assets.dagster_failures import failure_kind
 from pipeline_assets.errors import first_line
 from pipeline_assets.metrics.records import MetricsRecord, Status
+from pipeline_assets.spark.job_metrics import WORK_NUMBERS, JobMetrics
 
 _log = logging.getLogger(__name__)
 
@@ -20,6 +22,8 @@ ROW_COUNTS = ("dagster/row_count", "dagster/partition_row_count")
 WAIT = "seconds_before_next_try"
 """Has an engine event of a step that tells when its attempt has failed: Dagster knows of that after the wait."""
 _CHECKED = ("failed_rows", "total_rows", "dead_letters")
+# What a failed attempt has written is not in the target, and a check writes nothing.
+_UNTOLD = WORK_NUMBERS - {"bytes_written"}
 _ENDS: Mapping[dg.DagsterEventType, Status] = {
     dg.DagsterEventType.STEP_SUCCESS: "succeeded",
     dg.DagsterEventType.STEP_FAILURE: "failed",
@@ -46,6 +50,7 @@ class RunRecords:
         self._partition = run.tags.get("dagster/partition")
         self._starts: dict[str, list[float]] = {}
         self._waits_since: dict[str, float] = {}
+        self._untold: dict[str, JobMetrics] = {}  # what Spark did for a step that no asset tells of, by its key
 
     def records_of(self, entry: dg.EventLogEntry) -> Iterator[MetricsRecord]:
         """Yield the records that the event holds."""
@@ -59,6 +64,7 @@ class RunRecords:
                 self._starts[event.step_key] = [*self._starts_of(event.step_key, entry.timestamp), entry.timestamp]
             case dg.DagsterEventType.ENGINE_EVENT if is_wait(event):
                 self._waits_since[event.step_key] = entry.timestamp
+                self._add_work(event.step_key, event.event_specific_data.metadata)  # type: ignore[union-attr]
             case end if end in _ENDS:
                 yield self._end(entry, event, _ENDS[end])
             case dg.DagsterEventType.ASSET_MATERIALIZATION:
@@ -69,6 +75,7 @@ class RunRecords:
                 if any(isinstance(value.value, int | float) for value in seen.metadata.values()):
                     yield self._numbers("progress", entry, event.step_key, seen.asset_key, seen.metadata)
             case dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                self._add_work(event.step_key, event.asset_check_evaluation_data.metadata)
                 yield self._check(entry, event.step_key, event.asset_check_evaluation_data)
 
     def _end(self, entry: dg.EventLogEntry, event: Any, status: Status) -> MetricsRecord:
@@ -76,6 +83,8 @@ class RunRecords:
         error = None
         if status == "failed":
             failure = event.step_failure_data
+            if failure.user_failure_data is not None:
+                self._add_work(key, failure.user_failure_data.metadata)
             if failure.error_source is ErrorSource.INTERRUPT:
                 status = "canceled"
             else:
@@ -83,11 +92,18 @@ class RunRecords:
         starts = self._starts_of(key, entry.timestamp)
         end = self._waits_since.pop(key, entry.timestamp)
         seconds = max(0.0, end - starts[-1]) if starts else 0.0
+        work = self._untold.pop(key, None)
+        numbers = {name: number for name, number in asdict(work).items() if name in _UNTOLD} if work else {}
         pipeline, _, step = key.partition("__")
         return MetricsRecord(
             "step", entry.timestamp, self._run_id, pipeline, step, partition=self._partition,
-            attempt=max(1, len(starts)), status=status, error=error, numbers={"seconds": round(seconds, 3)},
+            attempt=max(1, len(starts)), status=status, error=error, numbers={"seconds": round(seconds, 3), **numbers},
         )  # fmt: skip
+
+    def _add_work(self, key: str, metadata: Mapping[str, Any]) -> None:
+        found = {name: metadata[name].value for name in WORK_NUMBERS if name in metadata}
+        if found:
+            self._untold[key] = self._untold.get(key, JobMetrics()).plus(JobMetrics(**found))
 
     def _starts_of(self, key: str, before: float) -> list[float]:
         """Return when the attempts of a step began."""

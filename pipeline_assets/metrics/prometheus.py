@@ -102,6 +102,7 @@ class RunMetrics:
                     self._set(self._failed, labels, record, record.time)
                 if record.step == STREAM:
                     self._end_stream(record, labels)
+                self._take_numbers(record, labels)
             case "check":
                 checked = (*labels, record.check or "")
                 self._checked.labels(*checked, record.status).inc()
@@ -155,7 +156,7 @@ class RunMetrics:
 
     def _take_numbers(self, record: MetricsRecord, labels: tuple[str, str]) -> None:
         for name, number in record.numbers.items():
-            if name in self._sums and record.kind == "asset":
+            if name in self._sums and record.kind != "progress":
                 self._sums[name].labels(*labels).inc(max(0, number))
             elif name in self._latest:
                 self._set(self._latest[name], labels, record, number / 1000 if name.endswith("_ms") else number)

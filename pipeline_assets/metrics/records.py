@@ -18,7 +18,8 @@ Status = Literal["succeeded", "failed", "retried", "canceled"]
 class MetricsRecord:
     """What a run told at ``time``, in seconds since 1970.
 
-    - ``step``: an attempt of a step ended, with ``status``; ``numbers`` has its ``seconds``.
+    - ``step``: an attempt of a step ended, with ``status``; ``numbers`` has its ``seconds``, and what Spark did for it
+      that no asset tells of: of a validate step, and of an attempt that failed.
     - ``asset``: a step has materialized ``asset``; ``numbers`` are those of its metadata.
     - ``progress``: how a stream's load goes; ``numbers`` are those of the observation.
     - ``check``: the check ``check`` of ``asset`` was evaluated, with ``status``; ``numbers`` has

@@ -9,8 +9,9 @@ from typing import Any
 import dagster as dg
 
 from pipeline_assets.asset_metadata import OPERATION_TIMES, STAGE_TIMES
-from pipeline_assets.report.event_log import WORK_NUMBERS, values_of
+from pipeline_assets.report.event_log import values_of
 from pipeline_assets.report.model import CheckReport, ProgressPoint
+from pipeline_assets.spark.job_metrics import WORK_NUMBERS
 
 _PER_CHECK = ("failed_rows", "total_rows", "failed_percent", "failed_sample", "dead_letters")
 

@@ -2,16 +2,12 @@
 
 # No postponed annotations here, as in all modules that know Dagster's events.
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
-from pipeline_assets.spark.job_metrics import JobMetrics
-
 _Kinds = frozenset[dg.DagsterEventType]
-WORK_NUMBERS = frozenset(field.name for field in fields(JobMetrics))
-"""The metadata that tell what Spark jobs did."""
 
 
 @dataclass(frozen=True)

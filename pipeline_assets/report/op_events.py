@@ -13,8 +13,9 @@ from pipeline_assets.dagster_failures import error_text, failure_kind, failure_t
 from pipeline_assets.errors import first_line
 from pipeline_assets.metrics.dagster_events import is_wait
 from pipeline_assets.plan import PipelinePlan
-from pipeline_assets.report.event_log import WORK_NUMBERS, values_of
+from pipeline_assets.report.event_log import values_of
 from pipeline_assets.report.model import Attempt, Failure, OpReport, Status
+from pipeline_assets.spark.job_metrics import WORK_NUMBERS
 
 
 class OpEvents:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from heapq import nlargest
 from typing import Any
 
@@ -48,6 +48,10 @@ class JobMetrics:
         sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
         sums["peak_memory_bytes"] = max(self.peak_memory_bytes, other.peak_memory_bytes)
         return JobMetrics(**sums)
+
+
+WORK_NUMBERS = frozenset(field.name for field in fields(JobMetrics))
+"""The metadata that tell what Spark jobs did."""
 
 
 @dataclass(frozen=True)

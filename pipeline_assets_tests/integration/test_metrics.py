@@ -15,9 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from devstack.loopback_http import open_without_proxy
 from devstack.ports import free_port
 from devstack.prometheus import PushgatewayServer
+from pipeline_assets.config_loading import load_file
 from pipeline_assets.errors import RetryableError
+from pipeline_assets.metrics.prometheus import RunMetrics
 from pipeline_assets.metrics.records import MetricsRecord
 from pipeline_assets.metrics.run_files import RunFilesReader
+from pipeline_assets.planner import plan_pipeline
+from pipeline_assets.report.run_history import read_run
 from pipeline_assets.steps.base import LoadResult, StepContext
 from pipeline_assets.steps.load_delta import ToDeltaLake
 from pipeline_assets_tests.config_documents import CUSTOMER_360, batch, extract_file, load, transform
@@ -136,6 +140,8 @@ def test_what_an_attempt_did_is_none_of_the_next(
         ("step", "retried"), ("asset", None), ("step", "succeeded"),
     ]  # fmt: skip
     assert (found[1].attempt, found[1].numbers["rows_read"]) == (2, len(ROWS))
+    assert (found[0].attempt, found[0].numbers["rows_read"]) == (1, len(ROWS))
+    assert found[2].numbers.keys() == {"seconds"}
 
 
 def test_a_check_that_fails_and_the_step_that_fails_by_it(location: Location, recorded: RunFilesReader) -> None:
@@ -149,6 +155,23 @@ def test_a_check_that_fails_and_the_step_that_fails_by_it(location: Location, re
     assert (check.check, check.status, check.numbers["failed_rows"]) == ("expectations_few", "failed", failed)
     step = found["step", "expectations"]
     assert (step.status, step.error) == ("failed", "DataValidationError")
+
+
+@pytest.mark.parametrize("reaction", ["warn", "fail"])
+def test_what_spark_did_for_a_check_is_of_its_step(location: Location, recorded: RunFilesReader, reaction: str) -> None:
+    config = {"expectations": {"few": "n < 715", "some": "n > 0"}, "onFailure": reaction}
+    location.write(counted(location, {"type": "validate", "method": "expectations", "config": config}))
+    location.run("counted", fail=reaction == "fail")
+    report = read_run(location.instance, plan_pipeline(load_file(location.configs / "counted.json")))
+    shown = {step.name: step.numbers.get("spark_task_seconds", 0) for step in report.steps}
+    assert shown["expectations"] > 0
+    records, metrics = list(recorded.new_records()), RunMetrics()
+    for record in records:
+        metrics.take(record)
+    assert sum(record.numbers.get("spark_task_seconds", 0) for record in records) == pytest.approx(sum(shown.values()))
+    for step in ("kinds", "expectations"):
+        name, labels = "pipeline_assets_step_spark_task_seconds_total", {"pipeline": "counted", "step": step}
+        assert metrics.registry.get_sample_value(name, labels) == pytest.approx(shown[step])
 
 
 @pytest.mark.usefixtures("reach_sources")
