@@ -12,7 +12,7 @@ import dagster as dg
 from pipeline_assets.checked_rows import checked_and_references
 from pipeline_assets.errors import PipelineError, error_line
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.metrics.dagster_events import ROW_COUNTS
+from pipeline_assets.metrics.dagster_events import QUARANTINE_OF, ROW_COUNTS
 from pipeline_assets.plan import PlannedStep
 from pipeline_assets.redaction import redact, redact_data
 from pipeline_assets.spark.connect_sessions import session_apart
@@ -288,9 +288,10 @@ def loaded_metadata(
         return {}
 
 
-def quarantine_metadata(run: PipelineRun, path: str, written: DeltaWrite) -> Metadata:
-    """Return where rows in quarantine are, and how many this run has put there."""
-    return {"dagster/uri": path, _row_count_key(run): written.rows, "table_version": written.version}
+def quarantine_metadata(run: PipelineRun, step: PlannedStep, path: str, written: DeltaWrite) -> Metadata:
+    """Return where the rows are that ``step`` puts into quarantine, and how many this run has put there."""
+    rows = {_row_count_key(run): written.rows, "table_version": written.version}
+    return {"dagster/uri": path, QUARANTINE_OF: step.name, **rows}
 
 
 def _row_count_key(run: PipelineRun) -> str:

@@ -259,7 +259,7 @@ class _PipelineFactory:
                 inputs = {index: frames[name] for index, name in names.items()}
                 found = run.quarantine(here, inputs)
                 about_bad = {
-                    **quarantine_metadata(run, found.path, found.written),
+                    **quarantine_metadata(run, here, found.path, found.written),
                     **columns_metadata(found.bad, quarantine_origins(run, here, inputs, upstream)),
                 }
             yield dg.MaterializeResult(asset_key=aside, value=None, metadata=about_bad)

@@ -8,6 +8,7 @@ import dagster as dg
 
 from pipeline_assets.asset_keys import quarantine_key
 from pipeline_assets.asset_metadata import Metadata
+from pipeline_assets.metrics.dagster_events import QUARANTINE_OF
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
 from pipeline_assets.validation_assets import check_results, check_specs
@@ -98,7 +99,12 @@ class StreamChecks:
         if rows:
             total = self._quarantined[step.index]
             aside = quarantine_key(self._keys[step.index])
-            told = {"quarantined_rows": rows, "quarantined_rows_of_run": total, **self._columns.get(aside, {})}
+            told = {
+                QUARANTINE_OF: step.name,
+                "quarantined_rows": rows,
+                "quarantined_rows_of_run": total,
+                **self._columns.get(aside, {}),
+            }
             yield dg.AssetMaterialization(aside, metadata=told)
         for result in check_results(step, checked_key(step, self._keys), self._results_of(step)):
             yield dg.AssetCheckEvaluation(

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 ROW_COUNTS = ("dagster/row_count", "dagster/partition_row_count")
 """Dagster's own keys for the rows of a table, and of a partition."""
+QUARANTINE_OF = "quarantine_of"
+"""Has the metadata of a quarantine table: the name of the step that puts rows there."""
 WAIT = "seconds_before_next_try"
 """Has an engine event of a step that tells when its attempt has failed: Dagster knows of that after the wait."""
 _CHECKED = ("failed_rows", "total_rows", "dead_letters")
@@ -130,6 +132,10 @@ class RunRecords:
             if isinstance(value.value, int | float) and not isinstance(value.value, bool):
                 numbers["rows_written" if name in ROW_COUNTS else name] = value.value
         pipeline, step = _names(asset)
+        if QUARANTINE_OF in metadata:
+            # Its rows are not what the step has written to the target: they are counted by themselves.
+            step = metadata[QUARANTINE_OF].value
+            numbers.pop("rows_written", None)
         return MetricsRecord(
             kind, entry.timestamp, self._run_id, pipeline, step, asset=asset.to_user_string(),
             partition=self._partition, attempt=self._attempt(step_key), numbers=numbers,

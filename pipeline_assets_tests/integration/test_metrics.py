@@ -32,7 +32,7 @@ from pipeline_assets_tests.integration.test_streams import from_kafka, stream, t
 from pipeline_assets_tests.integration.topics import Topic, events
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 ROWS = pd.DataFrame({"id": range(5000), "kind": [number % 7 for number in range(5000)]})
 
@@ -172,6 +172,36 @@ def test_what_spark_did_for_a_check_is_of_its_step(location: Location, recorded:
     for step in ("kinds", "expectations"):
         name, labels = "pipeline_assets_step_spark_task_seconds_total", {"pipeline": "counted", "step": step}
         assert metrics.registry.get_sample_value(name, labels) == pytest.approx(shown[step])
+
+
+def test_quarantine_is_told_the_same_way_of_batches_and_streams(
+    location: Location, recorded: RunFilesReader, spark: SparkSession
+) -> None:
+    spark.createDataFrame(ROWS).write.format("delta").save(str(location.folder / "root" / "rows"))
+    few = {"column": "id", "max": 4899, "onFailure": "quarantine"}
+    steps = [
+        {"type": "extract", "method": "fromDeltaLake", "config": {"path": "/rows", "registerAs": "rows"}},
+        {"type": "validate", "method": "inRange", "name": "good", "config": few},
+    ]
+    location.write(batch("nightly", *steps, load("toDeltaLake", path="/nightly")))
+    to_table = load("toDeltaLake", path="/stream", checkpointLocation="/checkpoint", trigger="availableNow")
+    location.write(stream(*steps, to_table))
+    metrics = RunMetrics()
+    for pipeline in ("nightly", "stream"):
+        location.run(pipeline)
+    for record in recorded.new_records():
+        metrics.take(record)
+    found = {
+        (sample.name, sample.labels["pipeline"], sample.labels["step"]): sample.value
+        for metric in metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name.endswith(("quarantined_rows_total", "written_rows_total"))
+    }
+    assert found == {
+        (f"pipeline_assets_step_{name}_total", pipeline, step): number
+        for pipeline in ("nightly", "stream")
+        for name, step, number in (("quarantined_rows", "good", 100), ("written_rows", "to_delta_lake", 4900))
+    }
 
 
 @pytest.mark.usefixtures("reach_sources")
