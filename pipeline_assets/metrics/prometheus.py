@@ -28,7 +28,7 @@ _PREFIX = "pipeline_assets"
 _SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 
 _SUMS = {
-    "rows_read": ("step_read_rows", "Rows that Spark has read from sources and caches."),
+    "rows_read": ("step_read_rows", "Rows that Spark has read from sources."),
     "rows_written": ("step_written_rows", "Rows that were written to the target."),
     "bytes_read": ("step_read_bytes", "Bytes that Spark has read from sources and caches."),
     "bytes_written": ("step_written_bytes", "Bytes that were written to the target."),

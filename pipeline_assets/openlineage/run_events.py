@@ -22,6 +22,7 @@ from pipeline_assets.connections import Connections
 from pipeline_assets.dagster_failures import error_text, failure_text
 from pipeline_assets.openlineage import facets as f
 from pipeline_assets.openlineage.datasets import DatasetName, Origins, PipelineDatasets
+from pipeline_assets.optimizer import kept_by_config, optimize
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.settings import Settings
 from pipeline_assets.steps.base import ExtractMethod, ValidateMethod
@@ -77,6 +78,8 @@ class _Op:
 
     datasets: PipelineDatasets
     step: PlannedStep | None
+    kept: frozenset[int]
+    """The steps of the pipeline whose rows may be read from a cache."""
 
     @property
     def plan(self) -> PipelinePlan:
@@ -115,8 +118,9 @@ class LineageEvents:
     def planned(self, plan: PipelinePlan, settings: Settings, connections: Connections) -> Iterator[RunEvent]:
         """Take what the run will do, which its first events come before; yield the events that have waited for it."""
         datasets = PipelineDatasets(plan, settings, connections)
-        self._ops[plan.stream_op_name] = _Op(datasets, None)
-        self._ops |= {plan.op_name(step): _Op(datasets, step) for step in plan.steps}
+        kept = _may_be_kept(plan)
+        self._ops[plan.stream_op_name] = _Op(datasets, None, kept)
+        self._ops |= {plan.op_name(step): _Op(datasets, step, kept) for step in plan.steps}
         for attempt in self._attempts.values():
             if self._op(attempt.step_key) is not None:
                 yield from self._start(attempt)
@@ -284,7 +288,7 @@ class LineageEvents:
     def _read_statistics(self, op: _Op, attempt: _Attempt) -> dict[str, int]:
         """Return how much was read of a step's one source, where nothing is kept that could have been read instead."""
         step = op.step
-        if step is None or any(getattr(other.method, "cache", False) for other in op.plan.upstream_of(step)):
+        if step is None or not op.kept.isdisjoint(other.index for other in (*op.plan.upstream_of(step), step)):
             return {}
         told = attempt.metadata.get(asset_key(op.plan, step), {})
         keys = {"rows": "rows_read", "bytes": "bytes_read"}
@@ -351,3 +355,11 @@ class LineageEvents:
         lineage = self._metadata[key].get("dagster/column_lineage")
         deps: Deps = lineage.value.deps_by_column if lineage is not None else {}
         return deps
+
+
+def _may_be_kept(plan: PipelinePlan) -> frozenset[int]:
+    """Return the steps whose rows are kept by the config, by decision, or since they are told good from bad."""
+    every = range(len(plan.steps))
+    decided = optimize(plan)
+    sorted_out = (step.index for step in plan.steps if step.quarantine is not None)
+    return kept_by_config(plan, every).union(decided.kept, decided.same, sorted_out)

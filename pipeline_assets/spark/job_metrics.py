@@ -13,6 +13,7 @@ _DELTA_DESCRIPTION = "Delta: "
 _DELTA_NAME = "DatabricksLogging.scala"
 # How it names the state of a table that it has cached.
 _DELTA_STATE = "Delta Table State"
+_CACHE_SCAN = "InMemoryTableScan"
 # How Spark Connect names all stages of a request, with the text of the request behind it.
 _CONNECT_NAME = "Spark Connect - "
 STAGES_KEPT = 20
@@ -22,9 +23,9 @@ STAGES_KEPT = 20
 class JobMetrics:
     """Sums over Spark's jobs, by Spark's own task metrics, with the names that they are shown by.
 
-    ``spark_seconds``: how long at least one of them ran. ``rows_read`` and ``bytes_read`` are those of sources and
-    caches, without Delta's reading of its own log; ``peak_memory_bytes`` is the largest execution memory of a stage's
-    tasks.
+    ``spark_seconds``: how long at least one of them ran. ``bytes_read`` are those of sources and caches, ``rows_read``
+    those of sources, by stages that read no cache; both without Delta's reading of its own log. ``peak_memory_bytes``
+    is the largest execution memory of a stage's tasks.
 
     Source: https://spark.apache.org/docs/latest/monitoring.html#executor-task-metrics
     """
@@ -104,7 +105,7 @@ def work_of_jobs(
         spark_tasks=sum(stage.numCompleteTasks() for _, stage in ran),
         spark_seconds=_seconds_covered(_interval(job) for job in jobs),
         spark_task_seconds=sum(stage.executorRunTime() for _, stage in ran) / 1000,
-        rows_read=sum(stage.inputRecords() for is_own, stage in ran if is_own),
+        rows_read=sum(_rows_read(store, stage) for is_own, stage in ran if is_own),
         bytes_read=sum(stage.inputBytes() for is_own, stage in ran if is_own),
         bytes_written=sum(stage.outputBytes() for _, stage in ran),
         shuffle_read_bytes=sum(stage.shuffleReadBytes() for _, stage in ran),
@@ -126,12 +127,18 @@ def _stage_time(store: Any, stage: Any, interval: tuple[int, int], is_own: bool)
         start=interval[0] / 1000,
         seconds=(interval[1] - interval[0]) / 1000,
         tasks=stage.numCompleteTasks(),
-        rows_read=stage.inputRecords(),
+        rows_read=_rows_read(store, stage),
         bytes_read=stage.inputBytes(),
         shuffle_read_bytes=stage.shuffleReadBytes(),
         shuffle_write_bytes=stage.shuffleWriteBytes(),
         spilled_bytes=stage.diskBytesSpilled(),
     )
+
+
+def _rows_read(store: Any, stage: Any) -> int:
+    rows: int = stage.inputRecords()
+    # Of a cache Spark counts batches, each of thousands of rows.
+    return 0 if rows and _CACHE_SCAN in _operators(store, stage.stageId()) else rows
 
 
 def _what(store: Any, stage: Any) -> str:

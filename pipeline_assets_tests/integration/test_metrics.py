@@ -174,6 +174,29 @@ def test_what_spark_did_for_a_check_is_of_its_step(location: Location, recorded:
         assert metrics.registry.get_sample_value(name, labels) == pytest.approx(shown[step])
 
 
+def test_batches_of_a_cache_are_no_rows(location: Location, recorded: RunFilesReader) -> None:
+    count = 25_000
+    pd.DataFrame({"id": range(count)}).to_parquet(location.folder / "many.parquet", index=False)
+    few = {"column": "id", "max": 24_000, "onFailure": "quarantine"}
+    location.write(
+        batch(
+            "many",
+            extract_file("rows", f"file://{location.folder}/many.parquet"),
+            {"type": "validate", "method": "inRange", "name": "good", "config": few},
+            load("toDeltaLake", path="/table"),
+        )
+    )
+    location.run("many")
+    read = {
+        step: record.numbers["rows_read"] for (kind, step), record in by_kind(recorded).items()
+        if kind == "asset" and "rows_read" in record.numbers
+    }  # fmt: skip
+    assert read == {"rows": 0, "good": count, "to_delta_lake": 0}
+    stages = location.metadata("many", "to_delta_lake")["spark_stage_times"].records
+    assert stages
+    assert {stage.data["rows_read"] for stage in stages if stage.data["what"] != "Delta reads its log"} == {0}
+
+
 def test_quarantine_is_told_the_same_way_of_batches_and_streams(
     location: Location, recorded: RunFilesReader, spark: SparkSession
 ) -> None:

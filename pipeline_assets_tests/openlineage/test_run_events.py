@@ -236,6 +236,43 @@ def test_datasets_are_those_behind_the_views(instance: dg.DagsterInstance, tmp_p
     assert (sql["query"], sql["dialect"]) == (SALES["steps"][4]["config"]["query"], "spark")
 
 
+PARSED = extract_file("rows", "/rows.csv")
+SORTED = {
+    "type": "validate",
+    "method": "notNull",
+    "name": "good",
+    "config": {"columns": ["a"], "onFailure": "quarantine"},
+}
+SMALL = transform("selectColumns", columns=["a"], registerAs="small")
+OUT = {**load("toS3", path="/out"), "name": "out"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_told"),
+    [
+        pytest.param([PARSED, SMALL], True, id="nothing-kept"),
+        pytest.param([extract_file("rows", "/rows.csv", cache=True), SMALL], False, id="cache"),
+        pytest.param([PARSED, transform("cache", dataFrames=["rows"]), SMALL], False, id="cache-step"),
+        pytest.param([PARSED, SORTED], False, id="quarantine"),
+        pytest.param([PARSED, SMALL, load("toS3", path="/all", inputDataFrame="rows")], False, id="by-decision"),
+    ],
+)
+def test_what_was_read_of_a_source_is_told_where_no_cache_was_read_instead(
+    instance: dg.DagsterInstance, tmp_path: Path, steps: list[Any], is_told: bool
+) -> None:
+    @dg.asset(key=key("out"))
+    def out() -> dg.MaterializeResult[Any]:
+        return dg.MaterializeResult(metadata={"rows_read": 7, "bytes_read": 70})
+
+    events = Heard(instance, [out]).events(planned(tmp_path, batch("sales", *steps, OUT)))
+    (source,) = of(events, "sales.out", "COMPLETE")["inputs"]
+    assert names([source]) == [("file", "/sandbox/rows.csv")]
+    found = source.get("inputFacets", {}).get("inputStatistics", {})
+    assert {name: found[name] for name in ("rowCount", "size") if name in found} == (
+        {"rowCount": 7, "size": 70} if is_told else {}
+    )
+
+
 def test_checks_of_what_a_source_holds(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     end = of(Heard(instance, assets()).events(planned(tmp_path, SALES)), "sales.paid", "COMPLETE")
     (checked,) = end["inputs"]
