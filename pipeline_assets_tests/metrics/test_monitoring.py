@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,66 @@ def test_progress_tells_whether_a_stream_goes_on(tmp_path: Path, trigger: str | 
     (load,) = plan_pipeline(load_file(write_config(tmp_path, document), {})).stream_loads()
     progress = BatchProgress(load, "id", 0, "2026-11-28T10:00:00Z", 1, 1.0, 1.0, 10, {}, {}, {}, None)
     assert progress_metadata(progress)["continuous"] == goes_on
+
+
+_M = "pipeline_assets"
+# One load is killed each night, after its source was read; one pipeline only has views.
+_ENDED = {
+    f'{_M}_step_last_success_timestamp_seconds{{pipeline="orders", step="rows"}}': "7200x400",
+    f'{_M}_step_last_success_timestamp_seconds{{pipeline="orders", step="load"}}': "60x400",
+    f'{_M}_step_written_rows_total{{pipeline="orders", step="load"}}': "5x400",
+    f'{_M}_step_last_success_timestamp_seconds{{pipeline="views", step="rows"}}': "30x400",
+    f'{_M}_step_last_success_timestamp_seconds{{pipeline="nightly", step="stream"}}': "90x400",
+}
+# Of two streams that have failed, one has told of itself for long enough since.
+_FAILED = {
+    f'{_M}_step_last_failure_timestamp_seconds{{pipeline="clicks", step="stream"}}': "120x400",
+    f'{_M}_stream_last_progress_timestamp_seconds{{pipeline="clicks", step="out"}}': "7200x400",
+    f'{_M}_step_last_failure_timestamp_seconds{{pipeline="loops", step="stream"}}': "6900x400",
+    f'{_M}_stream_last_progress_timestamp_seconds{{pipeline="loops", step="out"}}': "7200x400",
+    f'{_M}_step_last_failure_timestamp_seconds{{pipeline="orders", step="load"}}': "180x400",
+}
+# One step of an hour with two tasks at a time, and thirty days of a stream.
+_RAN = {
+    f'{_M}_step_duration_seconds_sum{{pipeline="orders", step="load"}}': "100x200 3700x200",
+    f'{_M}_step_spark_task_seconds_total{{pipeline="orders", step="load"}}': "200x200 7400x200",
+    f'{_M}_step_spark_seconds_total{{pipeline="orders", step="load"}}': "100x200 3700x200",
+    f'{_M}_step_duration_seconds_sum{{pipeline="clicks", step="stream"}}': "100x200 2592100x200",
+}
+
+
+@pytest.mark.parametrize(
+    ("dashboard", "title", "series", "answer"),
+    [
+        (
+            "pipelines", "Last success", _ENDED,
+            {'{pipeline="orders"}': 60_000, '{pipeline="views"}': 30_000, '{pipeline="nightly"}': 90_000},
+        ),
+        ("pipelines", "Steps that have failed since they last succeeded", _FAILED, {"{}": 2}),
+        (
+            "pipelines", "Failed since their last success", _FAILED,
+            {'{pipeline="loops", step="stream"}': 6_900_000, '{pipeline="orders", step="load"}': 180_000},
+        ),
+        ("pipelines", "Time in steps", _RAN, {'{pipeline="orders"}': 0.04}),  # one in 24
+        ("pipelines", "Time of executors", _RAN, {'{pipeline="orders"}': 0.08}),
+        ("pipeline", "Time of a step in which Spark ran its jobs", _RAN, {'{step="load"}': 0.04}),
+    ],
+)  # fmt: skip
+def test_a_panel_says(
+    dashboard: str, title: str, series: Mapping[str, str], answer: Mapping[str, float], tmp_path: Path
+) -> None:
+    """What it says, rounded, when it has a value of each series in five minutes, in the middle of the second day."""
+    (query,) = (asked for name, asked in queries(MONITORING / "dashboards" / f"{dashboard}.json") if name == title)
+    expected = [{"labels": labels, "value": value} for labels, value in answer.items()]
+    test = {
+        "interval": "5m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [{"expr": f"round({query}, 0.01)", "eval_time": "30h", "exp_samples": expected}],
+    }
+    (tmp_path / "test.yaml").write_text(json.dumps({"tests": [test]}))
+    command = ["promtool", "test", "rules", "test.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_alert_is_tested() -> None:
