@@ -44,7 +44,7 @@ def report(name: str, run_id: str | None, output: Path | None) -> None:
                 raise click.ClickException("DAGSTER_HOME is not set: it is the folder where Dagster keeps its runs")
             with _instance_errors(), dg.DagsterInstance.get() as instance:
                 found = read_run(instance, plan, run_id)
-            file = output or Path(f"{found.pipeline}-{found.run_id[:8]}.html")
+            file = output or Path(f"{plan.name}-{found.run_id[:8]}.html")
             save(render_page(found), file)
     except OSError as error:
         raise click.ClickException(f"the report can't be written: {error.strerror}: {error.filename}") from error

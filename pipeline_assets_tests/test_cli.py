@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
 
@@ -22,6 +23,7 @@ from pipeline_assets.credentials.audit import AuditFile
 from pipeline_assets.credentials.local_sources import read_local
 from pipeline_assets.credentials.references import Reference
 from pipeline_assets.errors import ConfigurationError
+from pipeline_assets.report.run_reports import report_file
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
@@ -642,6 +644,27 @@ def test_a_report_without_an_instance(
     assert said.startswith("Error: Dagster's instance can't be read: ")
     assert told in said
     assert "hunter2" not in result.output
+
+
+def test_a_report_has_the_name_that_those_of_runs_have(
+    configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    @dg.job
+    def customer_360() -> None:
+        dg.op(name="customer_360__customers")(lambda: None)()
+
+    with dg.DagsterInstance.get() as instance:
+        run_id = customer_360.execute_in_process(instance=instance).run_id
+    of_run = report_file(Settings(reports=tmp_path), "customer_360", run_id)
+    result = run("report", "customer-360")
+    assert result.stdout.strip() == f"customer_360-{run_id[:8]}.html", result.output
+    assert of_run is not None
+    assert of_run.name.startswith(result.stdout.strip().removesuffix(".html"))
+    assert "customer-360" in (tmp_path / result.stdout.strip()).read_text()
 
 
 def test_sql_is_checked_where_runs_have_a_remote(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
