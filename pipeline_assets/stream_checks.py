@@ -84,7 +84,12 @@ class StreamChecks:
     def results(self) -> Iterator[dg.AssetCheckResult]:
         """Yield the result of every check for the whole run."""
         for step in validate_steps(self._plan):
-            yield from check_results(step, checked_key(step, self._keys), self._results_of(step))
+            yield from self._check_results(step)
+
+    def _check_results(self, step: PlannedStep) -> Iterator[dg.AssetCheckResult]:
+        # Also of none: the quarantine table is told of only once it has rows.
+        aside = {} if step.quarantine is None else {"quarantined_rows_of_run": self._quarantined.get(step.index, 0)}
+        return check_results(step, checked_key(step, self._keys), self._results_of(step), aside)
 
     def _results_of(self, step: PlannedStep) -> Sequence[ExpectationResult]:
         sums = self._sums.get(step.index, {})
@@ -106,7 +111,7 @@ class StreamChecks:
                 **self._columns.get(aside, {}),
             }
             yield dg.AssetMaterialization(aside, metadata=told)
-        for result in check_results(step, checked_key(step, self._keys), self._results_of(step)):
+        for result in self._check_results(step):
             yield dg.AssetCheckEvaluation(
                 asset_key=checked_key(step, self._keys),
                 check_name=str(result.check_name),

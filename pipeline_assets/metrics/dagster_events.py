@@ -23,7 +23,7 @@ QUARANTINE_OF = "quarantine_of"
 """Has the metadata of a quarantine table: the name of the step that puts rows there."""
 WAIT = "seconds_before_next_try"
 """Has an engine event of a step that tells when its attempt has failed: Dagster knows of that after the wait."""
-_CHECKED = ("failed_rows", "total_rows", "dead_letters")
+_CHECKED = ("failed_rows", "total_rows", "quarantined_rows_of_run", "dead_letters")
 # What a failed attempt has written is not in the target, and a check writes nothing.
 _UNTOLD = WORK_NUMBERS - {"bytes_written"}
 _ENDS: Mapping[dg.DagsterEventType, Status] = {

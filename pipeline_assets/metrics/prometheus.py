@@ -9,11 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
 from prometheus_client.registry import Collector
 
-from pipeline_assets.metrics.records import MetricsRecord
+from pipeline_assets.metrics.records import MetricsRecord, Status
 from pipeline_assets.metrics.run_files import RunFilesReader
 
 # They would double the series, for a text format that no one asks for.
@@ -24,6 +25,11 @@ _OF_ONE = (*_STEP, "check", "source")
 STREAM = "stream"
 """What a stream as a whole is called, in place of a step."""
 _PREFIX = "pipeline_assets"
+_SET_ASIDE = {
+    "quarantined_rows_of_run": ("quarantined_rows", "_quarantine"),
+    "dead_letters": ("dead_letters", "_dead_letters"),
+}
+"""What a stream's checks tell all of, by what it is summed up as and what the asset's name has more than theirs."""
 # From a view's planning to a load of hours.
 _SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 
@@ -94,7 +100,7 @@ class RunMetrics:
         labels = (record.pipeline, record.step)
         match record.kind:
             case "step":
-                self._attempts.labels(*labels, record.status).inc()
+                self._count(self._attempts, labels, get_args(Status), record)
                 self._duration.labels(*labels).observe(record.numbers.get("seconds", 0.0))
                 if record.status == "succeeded":
                     self._set(self._succeeded, labels, record, record.time)
@@ -105,20 +111,29 @@ class RunMetrics:
                 self._take_numbers(record, labels)
             case "check":
                 checked = (*labels, record.check or "")
-                self._checked.labels(*checked, record.status).inc()
+                self._count(self._checked, checked, ("succeeded", "failed"), record)
                 self._set(self._met, checked, record, record.status == "succeeded")
                 for rows in ("failed_rows", "dead_letters"):
                     if rows in record.numbers:
                         self._set(self._bad, checked, record, record.numbers[rows])
+                for told in _SET_ASIDE.keys() & record.numbers.keys():
+                    # At 0, as in _count: the asset that it is counted at tells of it only once there is something.
+                    rows, suffix = _SET_ASIDE[told]
+                    self._sums[rows].labels(record.pipeline, record.step + suffix)
             case "secret":
                 asked = (record.pipeline, record.source or "")
-                self._secrets.labels(*asked, record.status).inc()
+                self._count(self._secrets, asked, ("succeeded", "failed"), record)
                 if record.status == "failed":
                     self._set(self._denied, asked, record, record.time)
             case "asset" | "progress":
                 self._take_numbers(record, labels)
                 if record.kind == "progress":
                     self._set(self._progressed, labels, record, record.time)
+
+    def _count(self, counter: Counter, labels: tuple[str, ...], statuses: Iterable[str], record: MetricsRecord) -> None:
+        # The others are there as well, at 0: Prometheus sees no increase in a series that begins with 1.
+        for status in statuses:
+            counter.labels(*labels, status).inc(status == record.status)
 
     def _end_stream(self, record: MetricsRecord, labels: tuple[str, str]) -> None:
         """Have no series about the stream's progress any more; of one that was stopped, none about an earlier failure.

@@ -23,7 +23,7 @@ class MetricsRecord:
     - ``asset``: a step has materialized ``asset``; ``numbers`` are those of its metadata.
     - ``progress``: how a stream's load goes; ``numbers`` are those of the observation.
     - ``check``: the check ``check`` of ``asset`` was evaluated, with ``status``; ``numbers`` has
-      ``failed_rows``, or the stream's ``dead_letters``.
+      ``failed_rows``, or the stream's ``dead_letters``, and with its ``quarantined_rows_of_run``.
     - ``secret``: ``source`` (vault, env, file) was asked for a secret, with ``status``; ``numbers`` has ``seconds``.
 
     ``pipeline`` and ``step`` are names as in asset keys; ``step`` is ``stream`` for a stream as a whole, and empty for

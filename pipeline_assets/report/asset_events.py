@@ -13,7 +13,9 @@ from pipeline_assets.report.event_log import values_of
 from pipeline_assets.report.model import CheckReport, ProgressPoint
 from pipeline_assets.spark.job_metrics import WORK_NUMBERS
 
-_PER_CHECK = ("failed_rows", "total_rows", "failed_percent", "failed_sample", "dead_letters")
+_PER_CHECK = (
+    "failed_rows", "total_rows", "failed_percent", "failed_sample", "quarantined_rows_of_run", "dead_letters",
+)  # fmt: skip
 
 
 @dataclass

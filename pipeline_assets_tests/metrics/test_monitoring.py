@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -14,11 +15,14 @@ import pytest
 from prometheus_client import generate_latest
 
 from devstack.prometheus import PrometheusServer
+from pipeline_assets.asset_keys import dead_letters_key
 from pipeline_assets.config_loading import load_file
 from pipeline_assets.metrics.dagster_events import RunRecords
 from pipeline_assets.metrics.prometheus import RunMetrics
 from pipeline_assets.planner import plan_pipeline
-from pipeline_assets.stream_report import progress_metadata
+from pipeline_assets.steps.base import ExpectationResult
+from pipeline_assets.stream_report import StreamReport, progress_metadata
+from pipeline_assets.streaming.micro_batches import BatchChecks
 from pipeline_assets.streaming.queries import BatchProgress
 from pipeline_assets_tests.config_documents import EVENT_STREAM, write_config
 from pipeline_assets_tests.integration.run_processes import wait_until
@@ -64,6 +68,50 @@ def test_progress_tells_whether_a_stream_goes_on(tmp_path: Path, trigger: str | 
     (load,) = plan_pipeline(load_file(write_config(tmp_path, document), {})).stream_loads()
     progress = BatchProgress(load, "id", 0, "2026-11-28T10:00:00Z", 1, 1.0, 1.0, 10, {}, {}, {}, None)
     assert progress_metadata(progress)["continuous"] == goes_on
+
+
+def test_what_a_stream_puts_aside_is_counted_from_none_on(tmp_path: Path) -> None:
+    """A panel with an increase needs a series before there is one."""
+    document = copy.deepcopy(EVENT_STREAM)
+    config = {"column": "amount", "max": 20, "onFailure": "quarantine"}
+    document["steps"].insert(1, {"type": "validate", "method": "inRange", "name": "good", "config": config})
+    plan = plan_pipeline(load_file(write_config(tmp_path, document), {}))
+    keys = {step.index: dg.AssetKey([plan.name, step.name]) for step in plan.steps}
+    letters = dead_letters_key(keys[0])
+    of_run: Any = SimpleNamespace(plan=plan)
+    report = StreamReport(of_run, keys, {}, {"from_kafka": letters}, {"from_kafka": keys[0]}, {})
+    report._views_told = True
+
+    def events() -> Iterator[Any]:
+        (load,) = plan.stream_loads()
+        for number, bad in enumerate((0, 0, 3, 1)):
+            results = (ExpectationResult("amount is <= 20", bad == 0, bad, 10),)
+            yield from report.take(BatchChecks(load, plan.steps[1], number, results, quarantined=bad))
+            broken = {"from_kafka": bad}
+            yield from report.take(BatchProgress(load, "id", number, "", 1, 1.0, 1.0, 9, {}, {}, {}, None, broken))
+        yield from report.rest()
+        yield dg.Output(None)
+
+    @dg.job(name="clicks")
+    def clicks() -> None:
+        dg.op(name=plan.stream_op_name, out=dg.Out(dg.Nothing))(events)()
+
+    told: dict[tuple[str, str], list[float]] = {}
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = clicks.execute_in_process(instance=instance).dagster_run
+        metrics, records = RunMetrics(), RunRecords(run, instance)
+        for found in (found for entry in instance.all_logs(run.run_id) for found in records.records_of(entry)):
+            metrics.take(found)
+            for sample in (sample for family in metrics.registry.collect() for sample in family.samples):
+                values = told.setdefault((sample.name, sample.labels["step"]), [])
+                if sample.value not in values:
+                    values.append(sample.value)
+    assert {
+        series: values for series, values in told.items() if "quarantine" in series[0] or "letter" in series[0]
+    } == {
+        ("pipeline_assets_step_quarantined_rows_total", "good_quarantine"): [0, 4],
+        ("pipeline_assets_step_dead_letter_records_total", letters.path[-1]): [0, 4],
+    }
 
 
 _M = "pipeline_assets"

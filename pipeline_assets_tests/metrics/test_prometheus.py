@@ -192,6 +192,37 @@ def test_a_stream_that_was_stopped_is_not_one_that_has_failed() -> None:
     assert streams_of(metrics)["failure"] == {"failed", "batch"}
 
 
+@pytest.mark.parametrize(
+    ("told", "counter", "labels", "statuses"),
+    [
+        (
+            {"kind": "step"}, "step_attempts", {"pipeline": "orders", "step": "load"},
+            {"succeeded", "failed", "retried", "canceled"},
+        ),
+        (
+            {"kind": "check", "check": "c"}, "check_evaluations", {"pipeline": "orders", "step": "load", "check": "c"},
+            {"succeeded", "failed"},
+        ),
+        (
+            {"kind": "secret", "step": "", "source": "vault"}, "secret_requests",
+            {"pipeline": "orders", "source": "vault"}, {"succeeded", "failed"},
+        ),
+    ],
+)  # fmt: skip
+def test_what_has_not_happened_yet_is_there_as_none(
+    told: dict[str, str], counter: str, labels: dict[str, str], statuses: set[str]
+) -> None:
+    metrics = RunMetrics()
+    for _ in range(2):
+        metrics.take(record(**told, status="succeeded"))
+    (family,) = (found for found in metrics.registry.collect() if found.name == f"pipeline_assets_{counter}")
+    assert {found.labels.pop("status"): (found.value, found.labels) for found in family.samples} == {
+        status: (2 if status == "succeeded" else 0, labels) for status in statuses
+    }
+    written = {found.name for family in metrics.registry.collect() for found in family.samples}
+    assert "pipeline_assets_step_written_rows_total" not in written, "an alert goes by that: it is of steps that write"
+
+
 class Meeting(dict[str, int]):
     """How far files were read. Two threads that look it up meet there, if both can be there."""
 

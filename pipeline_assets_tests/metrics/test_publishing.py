@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,14 +67,14 @@ def told(pipeline: str, steps: Mapping[str, bool], job: str = "__ASSET_JOB", ret
 
 
 def samples(gateway: PushgatewayServer, pipeline: str) -> dict[tuple[str, str], float]:
-    """Return what the gateway has of ``pipeline``, by metric and step."""
+    """Return what the gateway has of ``pipeline``, by metric and step; of attempts, how many there were."""
     families = text_string_to_metric_families(gateway.exposition())
-    return {
-        (found.name.removeprefix("pipeline_assets_"), found.labels["step"]): found.value
-        for family in families
-        for found in family.samples
-        if found.labels.get("pipeline") == pipeline and found.name.startswith("pipeline_assets_")
-    }
+    values: Counter[tuple[str, str]] = Counter()
+    for family in families:
+        for found in family.samples:
+            if found.labels.get("pipeline") == pipeline and found.name.startswith("pipeline_assets_"):
+                values[found.name.removeprefix("pipeline_assets_"), found.labels["step"]] += found.value
+    return values
 
 
 @pytest.fixture
