@@ -15,6 +15,8 @@ from pipeline_assets.steps.base import Dataset, StepMethod, ValidateMethod
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.paths import delta_dataset, warehouse_dataset
 
+DEAD_LETTERS_CHECK = "no_dead_letters"
+"""The check of a stream's extract with ``dead_letters``."""
 T = TypeVar("T")
 
 

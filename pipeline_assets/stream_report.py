@@ -21,7 +21,7 @@ from pipeline_assets.asset_metadata import (
     quarantine_origins,
 )
 from pipeline_assets.execution import PipelineRun
-from pipeline_assets.plan import Role
+from pipeline_assets.plan import DEAD_LETTERS_CHECK, Role
 from pipeline_assets.steps.delta_log import rows_written
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.streaming_load import StreamingLoad
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pipeline_assets.streaming.micro_batches import BatchChecks
     from pipeline_assets.streaming.queries import BatchProgress
 
-DEAD_LETTERS_CHECK = "no_dead_letters"
 _MAX_PARTITIONS_SHOWN = 200
 Event = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 

@@ -10,13 +10,13 @@ import dagster as dg
 
 from pipeline_assets.asset_keys import dead_letters_key, quarantine_key
 from pipeline_assets.asset_metadata import SourceAssets
-from pipeline_assets.plan import PipelinePlan
+from pipeline_assets.plan import DEAD_LETTERS_CHECK, PipelinePlan
 from pipeline_assets.settings import Settings
 from pipeline_assets.step_op import RunSource, told_to_dagster
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_checks import stream_check_specs
-from pipeline_assets.stream_report import DEAD_LETTERS_CHECK, StreamReport
+from pipeline_assets.stream_report import StreamReport
 from pipeline_assets.streaming.checkpoint_lease import Process
 from pipeline_assets.streaming.process_tags import process_tags
 from pipeline_assets.validation_assets import quarantine_properties, set_aside_properties

@@ -7,7 +7,7 @@ many series as there are steps and checks, and no more with each run.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import get_args
 
@@ -200,10 +200,17 @@ class _Collected(Collector):
 
 
 class RecordedMetrics(Collector):
-    """What all runs have recorded in a folder, brought up to date whenever Prometheus asks."""
+    """What all runs have recorded in a folder, brought up to date whenever Prometheus asks.
 
-    def __init__(self, reader: RunFilesReader) -> None:
+    ``known`` is then asked for what tells by a series' labels whether it is of something that there still is: gauges of
+    what there is no more are left out.
+    """
+
+    def __init__(
+        self, reader: RunFilesReader, known: Callable[[], Callable[[Mapping[str, str]], bool]] | None = None
+    ) -> None:
         self._reader = reader
+        self._known = known
         self._metrics = RunMetrics()
         self._lock = threading.Lock()
 
@@ -212,4 +219,8 @@ class RecordedMetrics(Collector):
         with self._lock:  # two may ask at a time, and each record counts once
             for record in self._reader.new_records():
                 self._metrics.take(record)
-        yield from self._metrics.registry.collect()
+        is_known = None if self._known is None else self._known()
+        for metric in self._metrics.registry.collect():
+            if is_known is not None and metric.type == "gauge":
+                metric.samples = [sample for sample in metric.samples if is_known(sample.labels)]
+            yield metric

@@ -44,9 +44,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def exporter(folder: Path) -> Iterator[str]:
-    """``pipeline-assets metrics serve`` on the folder; its ``host:port``."""
+    """``pipeline-assets metrics serve`` on the folder, without configs; its ``host:port``."""
     command = [Path(sys.executable).parent / "pipeline-assets", "metrics", "serve", "--port", "0"]
-    environment = {**os.environ, "PIPELINE_ASSETS_METRICS": str(folder)}
+    environment = {
+        **os.environ, "PIPELINE_ASSETS_METRICS": str(folder), "PIPELINE_ASSETS_CONFIGS": str(folder.parent / "configs"),
+    }  # fmt: skip
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         found = re.search(r"http://(127\.0\.0\.1:\d+)/metrics", process.stdout.readline())

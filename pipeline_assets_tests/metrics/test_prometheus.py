@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,8 +18,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from devstack.prometheus import PrometheusServer
+from pipeline_assets.code_location import build_definitions
 from pipeline_assets.metrics.prometheus import RecordedMetrics, RunMetrics
 from pipeline_assets.metrics.run_files import RunFile, RunFilesReader
+from pipeline_assets.metrics_commands import in_configs
+from pipeline_assets.settings import Settings
+from pipeline_assets_tests.config_documents import EVENT_STREAM, batch, extract_file, write_config
 from pipeline_assets_tests.integration.run_processes import wait_until
 from pipeline_assets_tests.metrics.records import record
 
@@ -221,6 +226,66 @@ def test_what_has_not_happened_yet_is_there_as_none(
     }
     written = {found.name for family in metrics.registry.collect() for found in family.samples}
     assert "pipeline_assets_step_written_rows_total" not in written, "an alert goes by that: it is of steps that write"
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    """A stream, and a batch that puts rows aside."""
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    checks = [
+        {"type": "validate", "method": "notNull", "name": name, "config": {"columns": ["id"], "onFailure": reaction}}
+        for name, reaction in (("whole", "warn"), ("good", "quarantine"))
+    ]
+    write_config(folder, batch("a-b", extract_file("rows", "/in.csv"), *checks))
+    write_config(folder, EVENT_STREAM)
+    return folder
+
+
+def test_all_that_dagster_knows_of_the_configs_is_known(configs: Path) -> None:
+    definitions = build_definitions(Settings(configs=configs))
+    is_known, graph = in_configs(configs), definitions.resolve_asset_graph()
+    assets = [key.path for key in graph.materializable_asset_keys]
+    checks = [(*key.asset_key.path, key.name) for key in graph.asset_check_keys]
+    ops = [node.name.split("__") for job in ("a_b", "event_stream") for node in definitions.resolve_job_def(job).nodes]
+    assert min(len(assets), len(checks), len(ops)) > 2
+    for pipeline, step, *check in (*assets, *checks, *ops):
+        labels = {"pipeline": pipeline, "step": step}
+        assert is_known({**labels, **({"check": check[0]} if check else {})}), (pipeline, step, check)
+        assert not is_known({"pipeline": pipeline, "step": f"{step}_2"})
+        assert not is_known({**labels, "check": f"{step}_2"})
+
+
+def left(registry: CollectorRegistry) -> set[tuple[str, ...]]:
+    """Return what there are gauges of."""
+    families = [family for family in registry.collect() if family.type == "gauge"]
+    return {tuple(found.labels.values()) for family in families for found in family.samples}
+
+
+def test_gauges_of_what_no_config_has_are_left_out(configs: Path, tmp_path: Path) -> None:
+    file = RunFile(tmp_path / "metrics", "a")
+    steps = {("a_b", "rows"), ("a_b", "renamed"), ("event_stream", "stream"), ("orders", "load")}
+    for pipeline, step in steps:
+        file.append(record(kind="step", pipeline=pipeline, step=step, status="failed"))
+    for check in ("whole", "renamed"):
+        file.append(record(kind="check", pipeline="a_b", step="rows", check=check, status="failed"))
+    for pipeline in ("a_b", "orders", ""):
+        file.append(record(kind="secret", pipeline=pipeline, step="", source="vault", status="failed"))
+    secrets = {("a_b", "vault"), ("orders", "vault"), ("", "vault")}
+    checks = {("a_b", "rows", "whole"), ("a_b", "rows", "renamed")}
+    registry = CollectorRegistry()
+    registry.register(RecordedMetrics(RunFilesReader(tmp_path / "metrics"), lambda: in_configs(configs)))
+    known = {("a_b", "rows"), ("event_stream", "stream"), ("a_b", "rows", "whole"), ("a_b", "vault"), ("", "vault")}
+    assert left(registry) == known
+    labels = {"pipeline": "orders", "step": "load", "status": "failed"}
+    assert registry.get_sample_value("pipeline_assets_step_attempts_total", labels) == 1, "sums stay"
+    # Of a config that does not load, nobody knows what it has.
+    write_config(configs, "{", "orders.json")
+    assert left(registry) == known | {("orders", "load"), ("orders", "vault")}
+    write_config(configs, batch("orders", extract_file("load", "/in.csv")), "orders.json")
+    assert left(registry) == known | {("orders", "load"), ("orders", "vault")}
+    shutil.rmtree(configs)
+    assert left(registry) == steps | checks | secrets
 
 
 class Meeting(dict[str, int]):
