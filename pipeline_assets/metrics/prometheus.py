@@ -14,7 +14,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
 from prometheus_client.registry import Collector
 
-from pipeline_assets.metrics.records import MetricsRecord, Status
+from pipeline_assets.metrics.records import DURATIONS, MetricsRecord, Status
 from pipeline_assets.metrics.run_files import RunFilesReader
 
 # They would double the series, for a text format that no one asks for.
@@ -30,8 +30,6 @@ _SET_ASIDE = {
     "dead_letters": ("dead_letters", "_dead_letters"),
 }
 """What a stream's checks tell all of, by what it is summed up as and what the asset's name has more than theirs."""
-# From a view's planning to a load of hours.
-_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 
 _SUMS = {
     "rows_read": ("step_read_rows", "Rows that Spark has read from sources."),
@@ -73,7 +71,7 @@ class RunMetrics:
         self._latest = {name: self._gauge(*told) for name, told in (_LATEST | _PROGRESS).items()}
         self._attempts = self._counter("step_attempts", "Attempts of steps that have ended.", (*_STEP, "status"))
         self._duration = Histogram(
-            f"{_PREFIX}_step_duration_seconds", "How long attempts took.", _STEP, buckets=_SECONDS,
+            f"{_PREFIX}_step_duration_seconds", "How long attempts took.", _STEP, buckets=DURATIONS,
             registry=self.registry,
         )  # fmt: skip
         self._succeeded = self._gauge("step_last_success_timestamp_seconds", "When the step last succeeded.")
@@ -101,7 +99,9 @@ class RunMetrics:
         match record.kind:
             case "step":
                 self._count(self._attempts, labels, get_args(Status), record)
-                self._duration.labels(*labels).observe(record.numbers.get("seconds", 0.0))
+                times = record.times or 1
+                for _ in range(times):
+                    self._duration.labels(*labels).observe(record.numbers.get("seconds", 0.0) / times)
                 if record.status == "succeeded":
                     self._set(self._succeeded, labels, record, record.time)
                 elif record.status == "failed":
@@ -133,7 +133,7 @@ class RunMetrics:
     def _count(self, counter: Counter, labels: tuple[str, ...], statuses: Iterable[str], record: MetricsRecord) -> None:
         # The others are there as well, at 0: Prometheus sees no increase in a series that begins with 1.
         for status in statuses:
-            counter.labels(*labels, status).inc(status == record.status)
+            counter.labels(*labels, status).inc(record.times or 1 if status == record.status else 0)
 
     def _end_stream(self, record: MetricsRecord, labels: tuple[str, str]) -> None:
         """Have no series about the stream's progress any more; of one that was stopped, none about an earlier failure.

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 SCHEMA_VERSION = 1
+
+# From a view's planning to a load of hours.
+DURATIONS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
+"""The buckets of the attempts' seconds."""
+LATEST = frozenset({"peak_memory_bytes", "cached_memory_bytes", "cached_disk_bytes"})
+"""Numbers of an asset of which the last one counts; all others add up."""
 
 Kind = Literal["step", "asset", "progress", "check", "secret"]
 Status = Literal["succeeded", "failed", "retried", "canceled"]
@@ -27,7 +34,7 @@ class MetricsRecord:
     - ``secret``: ``source`` (vault, env, file) was asked for a secret, with ``status``; ``numbers`` has ``seconds``.
 
     ``pipeline`` and ``step`` are names as in asset keys; ``step`` is ``stream`` for a stream as a whole, and empty for
-    secrets. ``attempt`` counts from 1.
+    secrets. ``attempt`` counts from 1. ``times`` is how many records this one stands for; None for itself alone.
     """
 
     kind: Kind
@@ -43,6 +50,7 @@ class MetricsRecord:
     status: Status | None = None
     error: str | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
+    times: int | None = None
 
     def line(self) -> str:
         """Return it as a line of JSON, with its end; what is not known is left out."""
@@ -61,6 +69,28 @@ class MetricsRecord:
             return cls(**{**known, "time": datetime.fromisoformat(says["time"]).timestamp()})
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+def summed(records: Iterable[MetricsRecord]) -> list[MetricsRecord]:
+    """Return records from which Prometheus has the same as from ``records``: no more than there are series."""
+    found: dict[tuple[object, ...], MetricsRecord] = {}
+    for record in records:
+        seconds = record.numbers.get("seconds", 0.0) / (record.times or 1)
+        key = (
+            record.kind, record.pipeline, record.step, record.check, record.source, record.status,
+            bisect_left(DURATIONS, seconds) if record.kind == "step" else None,
+        )  # fmt: skip
+        found[key] = _plus(found[key], record) if key in found else record
+    return list(found.values())
+
+
+def _plus(one: MetricsRecord, other: MetricsRecord) -> MetricsRecord:
+    earlier, later = (one, other) if one.time <= other.time else (other, one)
+    numbers = {**earlier.numbers, **later.numbers}
+    if later.kind in ("step", "asset"):
+        for name in (earlier.numbers.keys() & later.numbers.keys()) - LATEST:
+            numbers[name] = round(max(0, earlier.numbers[name]) + max(0, later.numbers[name]), 3)
+    return replace(later, numbers=numbers, times=(earlier.times or 1) + (later.times or 1))
 
 
 _NAMES = {field.name for field in fields(MetricsRecord)}

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
-from pipeline_assets.metrics.records import MetricsRecord
+from filelock import FileLock, Timeout
+
+from pipeline_assets.metrics.records import MetricsRecord, summed
 
 # A run of a few steps has a few kilobytes; a load of a stream up to two lines in five seconds, one such file in a day.
 _FILE_BYTES = 16 * 1024 * 1024
 _FILES_KEPT = 1000
+# What the files that had to make room have told. Not *.jsonl, as it is no run's.
+_TOTALS = ".totals"
+_LOCK_SECONDS = 10.0
 # A line has its time before that.
 _TOLD_APART_BY = 200
 
@@ -37,9 +44,27 @@ class RunFile:
 
 
 def _remove_oldest(folder: Path) -> None:
+    if not _too_many(folder):
+        return
+    with suppress(Timeout), FileLock(folder / f"{_TOTALS}.lock", timeout=_LOCK_SECONDS):  # else the next run does it
+        files = _too_many(folder)
+        told = summed(chain.from_iterable(_records_in(file) for file in (folder / _TOTALS, *files)))
+        unfinished = folder / f"{_TOTALS}.new"
+        unfinished.write_text("".join(record.line() for record in told))
+        unfinished.replace(folder / _TOTALS)
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def _too_many(folder: Path) -> list[Path]:
+    """Return the files that have to make room for another one, the oldest."""
     files = sorted(folder.glob("*.jsonl"), key=_changed)
-    for file in files[: max(0, len(files) - _FILES_KEPT + 1)]:
-        file.unlink(missing_ok=True)
+    return files[: max(0, len(files) - _FILES_KEPT + 1)]
+
+
+def _records_in(file: Path) -> Iterator[MetricsRecord]:
+    with suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace") as lines:
+        yield from filter(None, map(MetricsRecord.parse, lines))
 
 
 def _changed(file: Path) -> float:
@@ -50,17 +75,21 @@ def _changed(file: Path) -> float:
 
 
 class RunFilesReader:
-    """Reads what runs have written to ``folder``, each line once."""
+    """Reads what runs have written to ``folder``, each line once, and first the totals of files that are gone."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: dict[str, tuple[bytes, int]] = {}
         """How each file begins, and how far it has been read."""
+        self._has_totals = False
 
     def new_records(self) -> Iterator[MetricsRecord]:
         """Yield the records that were written since the last call, run by run in the order of their last lines."""
         paths = sorted(self._folder.glob("*.jsonl"), key=_changed)
         self._read = {path.name: self._read.get(path.name, (b"", 0)) for path in paths}
+        if not self._has_totals:  # after the files' names: one that makes room meanwhile is in the totals by then
+            self._has_totals = True
+            yield from _records_in(self._folder / _TOTALS)
         for path in paths:
             known, start = self._read[path.name]
             try:

@@ -19,7 +19,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from devstack.prometheus import PrometheusServer
 from pipeline_assets.code_location import build_definitions
+from pipeline_assets.metrics import run_files
 from pipeline_assets.metrics.prometheus import RecordedMetrics, RunMetrics
+from pipeline_assets.metrics.records import LATEST, Status
 from pipeline_assets.metrics.run_files import RunFile, RunFilesReader
 from pipeline_assets.metrics_commands import in_configs
 from pipeline_assets.settings import Settings
@@ -154,6 +156,46 @@ def streams_of(metrics: RunMetrics) -> dict[str, set[str]]:
 PROGRESS = dict.fromkeys(
     ("lag", "input_rows_per_second", "processed_rows_per_second", "batch_duration_ms", "continuous"), 1
 )
+
+
+def samples(metrics: RecordedMetrics) -> dict[tuple[str, ...], float]:
+    """Return the value of each series."""
+    found = (sample for family in metrics.collect() for sample in family.samples)
+    return {(sample.name, *sample.labels.values()): sample.value for sample in found}
+
+
+def test_an_exporter_that_is_started_again_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has not read the files that had to make room; the one that has run all the time has."""
+    monkeypatch.setattr(run_files, "_FILES_KEPT", 4)
+    exporter = RecordedMetrics(RunFilesReader(tmp_path))
+    statuses: list[Status] = ["succeeded", "failed", "retried", "canceled", "succeeded"]
+    for number in range(40):
+        status = statuses[number % 5]
+        told = {"run_id": f"run{number}", "time": float(number)}
+        numbers = {"rows_written": number, "spark_seconds": 0.1, "peak_memory_bytes": 100 - number, "table_version": 7}
+        file = RunFile(tmp_path, f"run{number}")
+        file.append(record(**told, step=f"step{number % 2}", numbers=numbers))
+        # On the bounds of buckets, too.
+        seconds = {"seconds": (0.1, 0.5, 0.6, 7200.0, 9000.0, 0.0)[number % 6]}
+        file.append(record(**told, kind="step", status=status, numbers=seconds))
+        if status in ("succeeded", "failed"):
+            failed = {"failed_rows": number, "dead_letters": number}
+            file.append(record(**told, kind="check", check=f"c{number % 3}", status=status, numbers=failed))
+            file.append(record(**told, kind="secret", step="", source="vault", status=status, numbers=seconds))
+        file.append(record(**told, kind="progress", pipeline=f"p{number % 3}", numbers={**PROGRESS, "lag": number}))
+        if number in (20, 39):
+            file.append(record(**told, kind="step", pipeline="p2", step="stream", status=status, numbers=seconds))
+        os.utime(tmp_path / f"run{number}.jsonl", (number, number))
+        list(exporter.collect())
+    assert len(list(tmp_path.glob("*.jsonl"))) == 4
+    expected = samples(exporter)
+    assert len(expected) > 50
+    assert samples(RecordedMetrics(RunFilesReader(tmp_path))) == pytest.approx(expected)
+
+
+def test_numbers_that_add_up_are_those_of_counters() -> None:
+    gauges = {found.name for found in RunMetrics().registry.collect() if found.type == "gauge"}
+    assert {f"pipeline_assets_step_{name}" for name in LATEST} == {name for name in gauges if name.endswith("_bytes")}
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed", "canceled"])

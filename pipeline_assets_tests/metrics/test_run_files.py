@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,4 +95,16 @@ def test_the_oldest_files_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for number in range(6):
         RunFile(tmp_path, str(number)).append(record())
         os.utime(tmp_path / f"{number}.jsonl", (number, number))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["3.jsonl", "4.jsonl", "5.jsonl"]
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["3.jsonl", "4.jsonl", "5.jsonl"]
+
+
+def test_runs_that_start_at_once_make_room_without_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_files, "_FILES_KEPT", 20)
+
+    def write(number: int) -> None:
+        RunFile(tmp_path, str(number)).append(record(time=float(number), numbers={"rows_written": 1}))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert len(list(tmp_path.glob("*.jsonl"))) <= 20 + 8
+    assert sum(found.numbers["rows_written"] for found in RunFilesReader(tmp_path).new_records()) == 200
