@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from pipeline_assets.config_loading import load_folder, pipeline_files
+from pipeline_assets.config_files import pipeline_files
+from pipeline_assets.config_loading import load_folder
 from pipeline_assets.errors import PipelineError
 from pipeline_assets.metrics.run_files import RunFilesReader
 from pipeline_assets.plan import DEAD_LETTERS_CHECK, PipelinePlan, Role, check_name
