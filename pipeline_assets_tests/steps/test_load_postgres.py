@@ -494,7 +494,9 @@ def test_nobody_says_whether_rows_are_in(
     """The step is not tried again by itself: it might write the rows twice."""
     lose_the_answer(monkeypatch, after_commit=after_commit)
     monkeypatch.setattr(load_postgres, "_LOOKS", 0)
-    with pytest.raises(PipelineExecutionError, match=r"look for the table shop\._staging_\w+ before") as caught:
+    with pytest.raises(
+        PipelineExecutionError, match=r"look for the table shop\._staging_\w+\. If it is there"
+    ) as caught:
         load(NEW, postgres_context, "log")
     assert caught.value.transient_kind is None
     assert stored(database, "log") == (in_order([*OLD, *NEW]) if after_commit else OLD)
