@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from pipeline_assets.errors import (
     PipelineExecutionError,
     RetryableError,
 )
+from pipeline_assets.redaction import redact_field
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext
 from pipeline_assets.steps.columns import ColumnName
 from pipeline_assets.steps.counted_rows import CountedRows
@@ -56,21 +58,44 @@ SELECT DISTINCT conrelid::regclass::text FROM pg_catalog.pg_constraint JOIN empt
 WHERE contype = 'f' AND confdeltype IN ('c', 'n', 'd') AND (%(itself)s OR conrelid NOT IN (SELECT id FROM emptied))
 ORDER BY 1 LIMIT 10
 """
-# The columns of %(table)s and their types. Of a domain, and of an array of one, it is the type beneath: a cast to the
-# domain itself would cut a text that is too long for it. -1 and not NULL: to a cast, `character` is `character(1)`,
-# which cuts, too; `bpchar` has no length.
+# The columns of %(table)s and their types: without length and precision, and with them. Of a domain, and of an array of
+# one, it is the type beneath: a cast to the domain itself would cut a text that is too long for it. -1 and not NULL: to
+# a cast, `character` is `character(1)`, which cuts, too; `bpchar` has no length.
 _COLUMNS = """
 WITH RECURSIVE types AS (
-    SELECT attnum, attname, atttypid AS id, '' AS brackets, 0 AS depth FROM pg_catalog.pg_attribute
+    SELECT attnum, attname, atttypid AS id, atttypmod AS modifier, '' AS brackets, 0 AS depth
+    FROM pg_catalog.pg_attribute
     WHERE attrelid = %(table)s::regclass AND attnum > 0 AND NOT attisdropped
     UNION ALL
     SELECT attnum, attname, CASE typtype WHEN 'd' THEN typbasetype ELSE typelem END,
+        CASE typtype WHEN 'd' THEN typtypmod ELSE modifier END,
         CASE typtype WHEN 'd' THEN brackets ELSE brackets || '[]' END, depth + 1
     FROM types JOIN pg_catalog.pg_type ON oid = id
     WHERE typtype = 'd' OR typcategory = 'A' AND typelem IN (SELECT oid FROM pg_catalog.pg_type WHERE typtype = 'd')
 )
-SELECT DISTINCT ON (attnum) attname, format_type(id, -1) || brackets FROM types ORDER BY attnum, depth DESC
+SELECT DISTINCT ON (attnum) attname, format_type(id, -1) || brackets, format_type(id, modifier) || brackets
+FROM types ORDER BY attnum, depth DESC
 """
+# By the type of a target's column, those whose values its cast makes others of without an error.
+_WITH_FRACTIONS = {"real", "double precision", "numeric"}
+_CUT = {
+    "smallint": _WITH_FRACTIONS,
+    "integer": _WITH_FRACTIONS,
+    "bigint": _WITH_FRACTIONS,
+    "date": {"timestamp with time zone", "timestamp without time zone", "text"},
+    "name": {"text"},
+    '"char"': {"text"},
+}
+# Those that it rounds, which is left to PostgreSQL, but not where rows are found by the value.
+_ROUNDED = {
+    "real": {"integer", "bigint", "double precision", "numeric"},
+    "double precision": {"bigint", "numeric"},
+    "numeric": {"real", "double precision"},
+    "bpchar": {"text"},
+}
+_TEXTS = {"text", "character varying", "bpchar", "name", '"char"'}
+_LENGTH = re.compile(r"\(.*?\)")
+_SHOWN_CHARACTERS = 100
 
 
 class ToPostgres(LoadMethod):
@@ -81,6 +106,12 @@ class ToPostgres(LoadMethod):
     a partition column of its own, the rows get the column `partition_key`. upsert takes rows of any partition, and
     finds those to update by `keys` in all of them. Rows are not replaced where that would delete or change those of
     another table, by a foreign key with ON DELETE CASCADE, SET NULL or SET DEFAULT.
+
+    A value that its column would change is refused, and nothing is written: a fraction in an integer column, a time of
+    day in a `date`, a text that is too long for `name` or `"char"`, and any change of one in `keys` or in the
+    partition's column. Cast or round such values before. In other columns PostgreSQL rounds: to the scale of
+    numeric(p,s), to what real and double precision hold, times to the precision of timestamp(p); and in numeric a
+    DOUBLE has 15 digits, a FLOAT 6.
     """
 
     method = "toPostgres"
@@ -276,8 +307,8 @@ class _Move:
         self._wait_for_others(database)
         # No task of Spark's that was given up may add rows once they have been counted.
         database.execute(f"LOCK TABLE {self.staging.sql}")
-        self._check_staging(database, expected)
         there = self._checked_columns(database)
+        self._check_staging(database, expected, {} if there is None else self._changes(database, there))
         if there is None:
             database.execute(f"CREATE TABLE {self.target.sql} ({self._definitions()})")
             if self.step.keys:
@@ -321,7 +352,23 @@ class _Move:
         """Return the types of the target's columns, without lengths and precisions; None when it is missing."""
         if not self.target.exists(database):
             return None
-        return dict(database.execute(_COLUMNS, {"table": self.target.sql}).fetchall())
+        return {name: base for name, base, _ in database.execute(_COLUMNS, {"table": self.target.sql})}
+
+    def _changes(self, database: psycopg.Connection[Any], there: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+        """Return, by column, its type and what is true of a staged value that it would change.
+
+        Columns that change none, or only as the step's documentation says, are left out.
+        """
+        exact = set(self.step.keys)
+        if self.context.partition is not None and self.step.mode != "upsert":
+            exact.add(self.context.partition.partition_column)
+        stored = {name: full for name, _, full in database.execute(_COLUMNS, {"table": self.target.sql})}
+        changes = {}
+        for name, staged in self.types.items():
+            type_ = stored[name] if name in exact else there[name]
+            if _may_change(staged, there[name], type_, exact=name in exact):
+                changes[name] = (type_, _is_changed(quoted(name), staged, there[name], type_))
+        return changes
 
     def _check_columns(self, there: Mapping[str, str]) -> None:
         missing = [name for name in self.types if name not in there]
@@ -370,7 +417,8 @@ class _Move:
 
     def _insert(self, there: Mapping[str, str]) -> str:
         columns = ", ".join(map(quoted, self.types))
-        # Without a length in the cast: a text that is too long is an error then, and not cut.
+        # Without a length in the cast: a text that is too long is an error then, and not cut. What the cast itself
+        # changes has been refused.
         values = ", ".join(
             quoted(name) if there[name] == type_ else f"{quoted(name)}::{there[name]}"
             for name, type_ in self.types.items()
@@ -410,14 +458,26 @@ class _Move:
                 "'keys'; nothing was written"
             ) from None
 
-    def _check_staging(self, database: psycopg.Connection[Any], expected: int | None) -> None:
-        """Hold that every row is there once (Spark repeats tasks), and, in a partitioned run, in its partition."""
+    def _check_staging(
+        self, database: psycopg.Connection[Any], expected: int | None, changes: Mapping[str, tuple[str, str]]
+    ) -> None:
+        """Hold that every row is there once (Spark repeats tasks), and, in a partitioned run, in its partition.
+
+        And that the target holds each value as it is. ``changes``: as ``_changes`` returns them.
+        """
         partition = self.context.partition.of(self.types) if self.context.partition else None
         predicate = spark_predicate(partition.predicate) if partition else "true"
-        row = database.execute(
-            f"SELECT count(*), count(*) FILTER (WHERE ({predicate}) IS NOT TRUE) FROM {self.staging.sql}"  # noqa: S608
-        ).fetchone()
-        staged, outside = row or (0, 0)
+        counts = ", ".join(f"count(*) FILTER (WHERE {condition})" for _, condition in changes.values())
+        examples = ", ".join(
+            f"min(left({quoted(name)}::text, {_SHOWN_CHARACTERS})) FILTER (WHERE {condition})"
+            for name, (_, condition) in changes.items()
+        )
+        check = (
+            f"SELECT count(*), count(*) FILTER (WHERE ({predicate}) IS NOT TRUE), "  # noqa: S608
+            f"ARRAY[{counts}]::bigint[], ARRAY[{examples}]::text[] FROM {self.staging.sql}"
+        )
+        row = database.execute(check.encode()).fetchone()
+        staged, outside, changed, shown = row or (0, 0, [], [])
         if expected is not None and staged != expected:
             raise RetryableError(
                 f"{staged} rows arrived in PostgreSQL of {expected} that Spark computed: a task was repeated, or the "
@@ -429,6 +489,13 @@ class _Move:
                 f"{outside} of the DataFrame's rows are outside partition {partition.key!r} ({partition.predicate}): "
                 "keep the partition's own with filterRows before; nothing was written"
             )
+        for (name, (type_, _)), count, example in zip(changes.items(), changed, shown, strict=True):
+            if count:
+                raise PipelineExecutionError(
+                    f"column {name!r} of {self.target} is of type {type_}, which would change the values of {count} of "
+                    f"the DataFrame's rows, e.g. {redact_field(name, example)!r}: cast or round them by withColumns "
+                    "before, or alter the table's column; nothing was written"
+                )
 
     def _empty(self, database: psycopg.Connection[Any]) -> None:
         import psycopg
@@ -452,3 +519,24 @@ class _Move:
             "SELECT relkind IN ('r', 'p') FROM pg_catalog.pg_class WHERE oid = %s::regclass", (self.target.sql,)
         ).fetchone()
         return bool(row and row[0])
+
+
+def _may_change(staged: str, base: str, type_: str, *, exact: bool) -> bool:
+    """Whether ``type_`` may make another value of one of type ``staged``, without an error.
+
+    ``base``: ``type_`` without length and precision. ``exact``: whether by rounding it, too.
+    """
+    kind, given = base.removesuffix("[]"), _LENGTH.sub("", staged).removesuffix("[]")
+    if given in _CUT.get(kind, ()):
+        return True
+    return exact and staged != type_ and (type_ != base or given in _ROUNDED.get(kind, ()))
+
+
+def _is_changed(column: str, staged: str, base: str, type_: str) -> str:
+    """Return SQL that is true where the value of ``column`` is another one as ``type_``, to which it can be cast."""
+    kind, brackets = base.removesuffix("[]"), "[]" if base.endswith("[]") else ""
+    compared = staged
+    if staged.removesuffix("[]") == "text" and kind not in _TEXTS:
+        # One date, one number may be written in several ways.
+        compared = f"timestamp{brackets}" if kind == "date" else base
+    return f"{column}::{type_}::{compared} <> {column}::{compared}"

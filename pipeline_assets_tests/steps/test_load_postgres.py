@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -118,6 +119,91 @@ def test_texts_of_a_domain_are_not_cut(
     with pytest.raises(PipelineExecutionError, match="too long"):
         load([(longer,)], postgres_context, "codes", f"code {spark_type}")
     assert stored(database, "codes", "to_jsonb(code)") == [(fits,)]
+
+
+EXACT = {"mode": "upsert", "keys": ["value"]}
+
+
+@pytest.mark.parametrize(
+    ("column_type", "spark_type", "taken", "changed", "type_told", "shown", "config"),
+    [
+        ("integer", "DOUBLE", 12.0, 12.75, "integer", "12.75", {}),
+        ("bigint", "FLOAT", 12.0, 12.5, "bigint", "12.5", {}),
+        ("smallint", "DECIMAL(10,2)", Decimal(12), Decimal("12.01"), "smallint", "12.01", {}),
+        ("shop.whole", "DOUBLE", 12.0, 12.75, "integer", "12.75", {}),
+        ("integer[]", "ARRAY<DOUBLE>", [1.0, None], [1.0, 1.5], "integer[]", "{1,1.5}", {}),
+        ("date", "TIMESTAMP_NTZ", datetime(2024, 5, 1), datetime(2024, 5, 1, 12), "date", "2024-05-01 12:00:00", {}),
+        ("date", "STRING", "2024-5-1", "2024-05-01 12:00", "date", "2024-05-01 12:00", {}),
+        ("date[]", "ARRAY<STRING>", ["2024-5-1"], ["2024-05-01 12:00"], "date[]", '{"2024-05-01 12:00"}', {}),
+        ("name", "STRING", "n" * 63, "n" * 64, "name", "n" * 64, {}),
+        ('"char"', "STRING", "a", "ab", '"char"', "ab", {}),
+        ("numeric(10,1)", "DOUBLE", 12.5, 12.25, "numeric(10,1)", "12.25", EXACT),
+        ("numeric(10,1)", "DECIMAL(10,2)", Decimal("12.5"), Decimal("12.25"), "numeric(10,1)", "12.25", EXACT),
+        ("shop.tenths", "STRING", "12.50", "12.25", "numeric(10,1)", "12.25", EXACT),
+        ("numeric", "FLOAT", 0.5, 16777216.0, "numeric", "1.6777216e+07", EXACT),
+        ("real", "DOUBLE", 0.5, 0.1, "real", "0.1", EXACT),
+        ("double precision", "BIGINT", 2**53, 2**53 + 1, "double precision", str(2**53 + 1), EXACT),
+        ("char(3)", "STRING", "a", "a ", "character(3)", "a ", EXACT),
+        ("varchar(3)", "STRING", "abc", "abc ", "character varying(3)", "abc ", EXACT),
+        ("time(0)", "STRING", "12:00", "12:00:00.7", "time(0) without time zone", "12:00:00.7", EXACT),
+    ],
+)
+def test_values_that_a_type_would_change(
+    column_type: str,
+    spark_type: str,
+    taken: Any,
+    changed: Any,
+    type_told: str,
+    shown: str,
+    config: dict[str, Any],
+    postgres_context: StepContext,
+    database: Database,
+) -> None:
+    database.execute(
+        "CREATE DOMAIN shop.whole AS integer; CREATE DOMAIN shop.tenths AS numeric(10,1); "
+        f"CREATE TABLE shop.told (id int, value {column_type}{' UNIQUE' if config else ''})".encode()
+    )
+    schema = f"id INT, value {spark_type}"
+    load([(1, taken), (2, None)], postgres_context, "told", schema, **config)
+    before = stored(database, "told", "id, value::text")
+    assert database.execute(
+        f"SELECT id FROM shop.told WHERE value = %s::{column_type}".encode(), (taken,)
+    ).fetchall() == [(1,)]
+    with pytest.raises(PipelineExecutionError, match="of 1 of the DataFrame's rows, .* cast or round them") as caught:
+        load([(3, taken), (4, changed), (5, None)], postgres_context, "told", schema, **config)
+    assert f"column 'value' of shop.told is of type {type_told}, " in caught.value.message
+    assert f"e.g. {shown!r}: " in caught.value.message
+    assert stored(database, "told", "id, value::text") == before
+    assert staging_tables(database) == []
+
+
+def test_values_that_postgres_rounds(postgres_context: StepContext, database: Database) -> None:
+    """Where nothing is found by them."""
+    database.execute("CREATE TABLE shop.told (id int PRIMARY KEY, price numeric(10,2), share real, at timestamptz(0))")
+    moment = datetime(2024, 5, 1, 12, 0, 0, 700_000, ZoneInfo("UTC"))
+    rows: Rows = [(1, Decimal("12.125"), 0.1, moment)]
+    schema = "id INT, price DECIMAL(10,3), share DOUBLE, at TIMESTAMP"
+    load(rows, postgres_context, "told", schema, mode="upsert", keys=["id"])
+    columns = "price::text, share::text, at = '2024-05-01 12:00:01+00'"
+    assert stored(database, "told", columns) == [("12.13", "0.1", True)]
+
+
+def test_moments_that_would_be_those_of_the_next_day(postgres_context: StepContext, database: Database) -> None:
+    database.execute("CREATE DOMAIN shop.second AS timestamptz(0); CREATE TABLE shop.days (id int, at shop.second)")
+    daily = Partitions(type="daily", start=date(2024, 10, 1), timezone="Europe/Berlin", column="at")
+    context = dataclasses.replace(postgres_context, partition=daily.slice("2024-10-27"))
+    last = datetime(2024, 10, 27, 23, 59, 59, tzinfo=ZoneInfo("Europe/Berlin"))
+    load([(1, last)], context, "days", "id INT, at TIMESTAMP")
+    with pytest.raises(PipelineExecutionError, match=r"'at' of .* timestamp\(0\) with time zone, .* '.*:59\.7\+00'"):
+        load([(2, last.replace(microsecond=700_000))], context, "days", "id INT, at TIMESTAMP")
+    assert stored(database, "days", "id, at") == [(1, last)]
+
+
+def test_a_value_under_a_secret_name_is_not_shown(postgres_context: StepContext, database: Database) -> None:
+    database.execute("CREATE TABLE shop.told (password name)")
+    with pytest.raises(PipelineExecutionError, match="column 'password' of shop.told is of type name") as caught:
+        load([("z" * 64,)], postgres_context, "told", "password STRING")
+    assert "zzz" not in str(caught.value)
 
 
 def test_a_domain_of_moments_tells_a_day_as_they_do(postgres_context: StepContext, database: Database) -> None:
