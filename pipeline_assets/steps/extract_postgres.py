@@ -63,6 +63,9 @@ class FromPostgres(ExtractMethod):
     later steps: a condition by their own order, or one that is to use their index, is a `predicate`. Values of char(n)
     have no spaces at the end. Texts are ordered by their collation where a filter is pushed down, and by their bytes
     where the rows are kept before it: a `query` with `COLLATE "C"` has both the same.
+
+    A `timestamp` (without time zone) is read as a TIMESTAMP, as if it were UTC's: `CAST(at AS TIMESTAMP_NTZ)` in
+    withColumns makes the clock's time of it again.
     """
 
     method = "fromPostgres"

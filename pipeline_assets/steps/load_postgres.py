@@ -389,13 +389,18 @@ class _Move:
         staged, stored = (
             next(type_ for name, type_ in types.items() if name.casefold() == column) for types in (self.types, there)
         )
-        wanted = "a TIMESTAMP"
+        wanted = "a TIMESTAMP by withColumns before"
         if partition.of(there).predicate != partition.moments:
-            wanted = "local time of the partitions' zone, e.g. convert_timezone('Europe/Berlin', ...)"
+            name, local = partition.partition_column, "DATE" if stored == "date" else "TIMESTAMP_NTZ"
+            wanted = (
+                "local time of the partitions' zone by withColumns before, e.g. "
+                f"CAST(convert_timezone('Europe/Berlin', {name}) AS {local}), or CAST({name} AS {local}) where "
+                "fromPostgres has read it from a column of type timestamp"
+            )
         raise ConfigurationError(
             f"column {partition.partition_column!r} is {staged} in the DataFrame and {stored} in table {self.target}: "
             "one type stores a moment, the other local time, so that a run would delete the rows of another period "
-            f"than it writes; make the DataFrame's column {wanted} by withColumns before, or alter the table's; "
+            f"than it writes; make the DataFrame's column {wanted}; or alter the table's; "
             "nothing was written"
         )
 

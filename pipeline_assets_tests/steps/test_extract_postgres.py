@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -360,3 +360,9 @@ def test_invalid_config(config: dict[str, Any], message: str) -> None:
 def test_dates_are_dates(postgres_context: StepContext) -> None:
     frame = FromPostgres(table="shop.orders", columns=("day",), predicate="id = 1").extract(postgres_context)
     assert rows_of(frame) == [(date(2024, 1, 2),)]
+
+
+def test_a_timestamp_is_read_as_if_it_were_of_utc(postgres_context: StepContext) -> None:
+    frame = FromPostgres(query="SELECT timestamp '2024-10-27 02:30:00.5' AS at").extract(postgres_context)
+    found = frame.selectExpr("typeof(at)", "at = TIMESTAMP'2024-10-27 02:30:00.5Z'", "CAST(at AS TIMESTAMP_NTZ)")
+    assert rows_of(found) == [("timestamp", True, datetime(2024, 10, 27, 2, 30, 0, 500_000))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,9 @@ from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets.steps import load_postgres
 from pipeline_assets.steps.base import LoadResult, StepContext
 from pipeline_assets.steps.counted_rows import CountedRows
+from pipeline_assets.steps.extract_postgres import FromPostgres
 from pipeline_assets.steps.load_postgres import ToPostgres, _Move
+from pipeline_assets.steps.transform import WithColumns
 from pipeline_assets_tests.integration.run_processes import wait_until
 from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order
 
@@ -379,8 +382,6 @@ def test_upsert_creates_its_index(postgres_context: StepContext, database: Datab
 
 
 def test_a_table_may_feed_itself(postgres_context: StepContext, database: Database) -> None:
-    from pipeline_assets.steps.extract_postgres import FromPostgres
-
     frame = FromPostgres(table="shop.log").extract(postgres_context).where("id = 2")
     ToPostgres(table="shop.log", mode="overwrite").load(frame, postgres_context)
     assert stored(database, "log") == [OLD[1]]
@@ -701,6 +702,35 @@ def test_a_day_that_the_table_tells_otherwise(
         load(rows, context, "days", f"id INT, at {spark_type}")
     assert stored(database, "days", "id, at::text") == before
     assert staging_tables(database) == []
+
+
+@pytest.mark.parametrize("stored_type", ["timestamp", "date"])
+@pytest.mark.parametrize("source", ["timestamp", "timestamptz"])
+def test_what_the_error_about_a_day_advises(
+    source: str, stored_type: str, postgres_context: StepContext, database: Database
+) -> None:
+    """Its first example is for moments, the second for local times that have been read as moments."""
+    database.execute(
+        "SET TIME ZONE 'Europe/Berlin'; "
+        f"CREATE TABLE shop.visits (at {source}); CREATE TABLE shop.days (at {stored_type}); "
+        "INSERT INTO shop.visits VALUES ('2024-10-27 00:30'), ('2024-10-27 23:30'); "
+        "INSERT INTO shop.days VALUES ('2024-10-26 12:00'), ('2024-10-27 12:00')".encode()
+    )
+    daily = Partitions(type="daily", start=date(2024, 10, 1), timezone="Europe/Berlin", column="at")
+    context = dataclasses.replace(postgres_context, partition=daily.slice("2024-10-27"))
+    frame = FromPostgres(table="shop.visits").extract(context)
+    with pytest.raises(ConfigurationError) as caught:
+        ToPostgres(table="shop.days").load(frame, context)
+    advised = re.search(r"e\.g\. (CAST\(.*\)), or (CAST\(.*\)) where fromPostgres", caught.value.message)
+    assert advised
+    columns = {"at": advised[2 if source == "timestamp" else 1]}
+    visits = WithColumns.model_validate({"columns": columns}).transform({"visits": frame}, context)
+    ToPostgres(table="shop.days").load(visits, context)
+    expected = database.execute(
+        f"SELECT timestamp '2024-10-26 12:00'::{stored_type}::text UNION ALL SELECT at::{stored_type}::text "
+        "FROM shop.visits ORDER BY 1".encode()
+    ).fetchall()
+    assert stored(database, "days", "at::text") == expected
 
 
 def test_partitions_with_a_column(postgres_context: StepContext, database: Database) -> None:
