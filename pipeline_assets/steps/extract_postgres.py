@@ -66,6 +66,10 @@ class FromPostgres(ExtractMethod):
 
     A `timestamp` (without time zone) is read as a TIMESTAMP, as if it were UTC's: `CAST(at AS TIMESTAMP_NTZ)` in
     withColumns makes the clock's time of it again.
+
+    A `numeric` without precision is read as DECIMAL(38,18), which rounds after the 18th digit of a fraction: cast it to
+    a numeric(p,s) or to a text in a `query`. The times `infinity` and `-infinity` are read as the end of the year
+    9999 and the start of the year 1: make NULL of them in a `query`, by `NULLIF(at, 'infinity')`.
     """
 
     method = "fromPostgres"

@@ -366,3 +366,24 @@ def test_a_timestamp_is_read_as_if_it_were_of_utc(postgres_context: StepContext)
     frame = FromPostgres(query="SELECT timestamp '2024-10-27 02:30:00.5' AS at").extract(postgres_context)
     found = frame.selectExpr("typeof(at)", "at = TIMESTAMP'2024-10-27 02:30:00.5Z'", "CAST(at AS TIMESTAMP_NTZ)")
     assert rows_of(found) == [("timestamp", True, datetime(2024, 10, 27, 2, 30, 0, 500_000))]
+
+
+def test_values_that_are_read_as_others(postgres_context: StepContext, database: Database) -> None:
+    database.execute(
+        "CREATE TABLE shop.edges (amount numeric, at timestamp, moment timestamptz, day date); INSERT INTO shop.edges "
+        "VALUES (1.5 + 1e-19, 'infinity', 'infinity', 'infinity'), (6e-19, '-infinity', '-infinity', '-infinity')"
+    )
+
+    def found(**config: str) -> list[tuple[Any, ...]]:
+        frame = FromPostgres.model_validate(config).extract(postgres_context)
+        return rows_of(frame.selectExpr("CAST(amount AS STRING)", "year(at)", "year(moment)", "year(day)"))
+
+    assert found(table="shop.edges") == [
+        ("0.000000000000000001", 1, 1, 1),
+        ("1.500000000000000000", 9999, 9999, 9999),
+    ]
+    times = ", ".join(f"NULLIF(NULLIF({name}, 'infinity'), '-infinity') AS {name}" for name in ("at", "moment", "day"))
+    assert found(query=f"SELECT amount::text, {times} FROM shop.edges") == [
+        ("0.0000000000000000006", None, None, None),
+        ("1.5000000000000000001", None, None, None),
+    ]
