@@ -336,14 +336,17 @@ class PipelineRun:
         """Raise DataValidationError when rows that ``step`` is to move fail a check that is no part of the run.
 
         Views that the run leaves out are planned here anew: what was checked may be another state of their sources.
+        Tables that it leaves out are as they were.
         """
         views = {view.index for view in self.plan.views_under(step)}
+        read = {source for index in (step.index, *views) for source in self.plan.steps[index].inputs}
+        checked = views | (read & self._selected)
         for check in self.plan.steps:
             if check.index in self._selected | self._held or not isinstance(check.method, ValidateMethod):
                 continue
             if check.quarantine is not None and check.index in views:
                 self._hold_to_quarantine(check)
-            elif check.method.reaction == "fail" and check.inputs[0] in views:
+            elif check.method.reaction == "fail" and check.inputs[0] in checked:
                 results = self.checked_rows.results(check, self.inputs(check))
                 with self.scope.errors_of(check):
                     raise_for_failures(check, results)

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import dagster as dg
@@ -21,7 +22,7 @@ from pipeline_assets.config import Retry
 from pipeline_assets.errors import PipelineCancelledError, PipelineError
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.metrics.dagster_events import WAIT
-from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
+from pipeline_assets.plan import PipelinePlan, PlannedStep, Role, check_name
 from pipeline_assets.retries import seconds_before_retry
 from pipeline_assets.run_log import RunLog
 from pipeline_assets.spark.failures import is_spark_error, original_error, spark_failure
@@ -99,17 +100,25 @@ def step_op(
 
 
 def _selected(context: StepExecutionContext, plan: PipelinePlan) -> frozenset[int]:
-    """Return the steps of ``plan`` that the run materializes, and the checks of what it materializes.
+    """Return the steps of ``plan`` that the run materializes, and those that make all of their checks of these.
 
     A run from the failure of another is for what is left of that one alone.
     """
-    keys, left = context.job_def.asset_layer.selected_asset_keys, context.dagster_run.step_keys_to_execute
+    layer, left = context.job_def.asset_layer, context.dagster_run.step_keys_to_execute
+    keys = layer.selected_asset_keys
     shown = (step if step.role is not Role.CHECK else plan.steps[step.inputs[0]] for step in plan.steps)
+    # Whoever starts a run may leave out checks of what is in it.
+    checks = {key for data in layer.data for key in data.assets_def.check_keys}
     return frozenset(
         step.index
-        for step, asset in zip(plan.steps, shown, strict=True)
-        if asset_key(plan, asset) in keys and (left is None or plan.op_name(step) in left)
+        for step, asset in zip(plan.steps, map(partial(asset_key, plan), shown), strict=True)
+        if asset in keys and checks.issuperset(_checks(step, asset)) and (left is None or plan.op_name(step) in left)
     )
+
+
+def _checks(step: PlannedStep, asset: dg.AssetKey) -> list[dg.AssetCheckKey]:
+    names = step.validate_method.expectation_names() if step.role is Role.CHECK else ()
+    return [dg.AssetCheckKey(asset, check_name(step.name, name)) for name in names]
 
 
 def _waiting(context: StepExecutionContext, plan: PipelinePlan) -> frozenset[int]:

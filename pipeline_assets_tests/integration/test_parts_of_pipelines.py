@@ -139,6 +139,40 @@ def test_rows_are_held_to_checks_that_are_no_part_of_the_run(
     same_rows(rows_of(lake / "t"), pd.DataFrame({"amount": [loaded], "twice": [2 * loaded]}))
 
 
+@pytest.mark.parametrize("chosen", [(), ("validated_even",)], ids=["none", "one"])
+@pytest.mark.parametrize("materialized", ["view", "table"])
+def test_rows_are_held_to_checks_that_the_run_of_their_asset_leaves_out(
+    location: Location, source: Path, lake: Path, materialized: str, chosen: tuple[str, ...]
+) -> None:
+    location.write(
+        batch(
+            "p",
+            extract_file("rows", f"file://{source}", materialized=materialized),
+            {
+                "type": "validate",
+                "method": "expectations",
+                "name": "validated",
+                "config": {"expectations": {"even": "amount % 2 = 0", "positive": "amount > 0"}},
+            },
+            {**load("toDeltaLake", path="/lake/t", mode="overwrite"), "name": "publish"},
+        )
+    )
+    write_rows(source, {"amount": 2})
+    location.run("p")
+    rows, publish = dg.AssetKey(["p", "rows"]), dg.AssetKey(["p", "publish"])
+    part = job().get_subset(
+        asset_selection={rows, publish}, asset_check_selection={dg.AssetCheckKey(rows, name) for name in chosen}
+    )
+    write_rows(source, {"amount": 4})
+    assert part.execute_in_process(instance=location.instance).success
+    same_rows(rows_of(lake / "t"), pd.DataFrame({"amount": [4]}))
+    write_rows(source, {"amount": 4}, {"amount": -4})
+    result = part.execute_in_process(instance=location.instance, raise_on_error=False)
+    assert result.is_node_success("p__rows")
+    assert "the data do not meet what is expected" in failure_text(result)
+    same_rows(rows_of(lake / "t"), pd.DataFrame({"amount": [4]}))
+
+
 def test_a_run_from_a_failure_needs_what_is_left_alone(location: Location, source: Path, lake: Path) -> None:
     """Not the sources of what its first run has written."""
     write_rows(source, {"id": 1}, {"id": 2})
