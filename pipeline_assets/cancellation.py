@@ -37,7 +37,7 @@ class Cancellation:
         self._grace_seconds = grace_seconds
         self._requested_at = 0.0
         self._is_guarding = False
-        self._interrupts: list[Callable[[], object]] = []
+        self._interrupts: list[_Interrupt] = []
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -91,12 +91,16 @@ class Cancellation:
 
     @contextmanager
     def interrupting(self, interrupt: Callable[[], object]) -> Iterator[None]:
-        """While inside, have a stop call ``interrupt``, from another thread, again and again."""
-        self._interrupts.append(interrupt)
+        """While inside, have a stop call ``interrupt``, from other threads, again and again.
+
+        It is not waited for: a call that is still on its way when what is inside has ended is left to itself.
+        """
+        own = _Interrupt(interrupt)
+        self._interrupts.append(own)
         try:
             yield
         finally:
-            self._interrupts.remove(interrupt)
+            self._interrupts.remove(own)
 
     def _watch(self, ended: threading.Event) -> None:
         while not self.stop.is_set() and not ended.wait(_INTERRUPT_SECONDS):
@@ -104,10 +108,7 @@ class Cancellation:
         deadline = time.monotonic() + self._grace_seconds
         while not ended.is_set():
             for interrupt in list(self._interrupts):
-                try:
-                    interrupt()
-                except Exception as error:  # noqa: BLE001  (what can't be interrupted is left after the grace period)
-                    _log.debug("interrupting: %s", type(error).__name__)
+                interrupt.call()
             if time.monotonic() > deadline and self._is_guarding:
                 self.hurry.set()
                 os.kill(os.getpid(), signal.SIGINT)
@@ -124,3 +125,23 @@ class Cancellation:
                 self._is_guarding = False
                 # Py4J closes its connection to the JVM for this exception alone.
                 raise KeyboardInterrupt
+
+
+class _Interrupt:
+    """Calls ``action`` in a thread of its own: a Spark that does not answer holds it for minutes, or for good."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._action = action
+        self._thread: threading.Thread | None = None
+
+    def call(self) -> None:
+        """Begin a call, unless the last one is on its way still."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="interrupt", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._action()
+        except Exception as error:  # noqa: BLE001  (what can't be interrupted is left after the grace period)
+            _log.debug("interrupting: %s", type(error).__name__)

@@ -50,6 +50,37 @@ def test_what_does_not_end_is_left_after_the_grace_period() -> None:
     assert isinstance(raised.value.__cause__, KeyboardInterrupt)
 
 
+@pytest.mark.parametrize(("grace_seconds", "signals"), [(0.5, 1), (300.0, 2)], ids=["late", "twice"])
+def test_what_does_not_end_is_left_while_an_interrupt_does_not_return(
+    grace_seconds: float, signals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a Spark that answers nobody: it is called once, and not waited for."""
+    monkeypatch.setattr("pipeline_assets.cancellation._SAME_REQUEST_SECONDS", 0.0)
+    left = threading.Event()
+    begun = threading.Semaphore(0)
+    returned: list[bool] = []
+
+    def interrupt() -> None:
+        begun.release()
+        returned.append(left.wait(60))
+
+    with (  # noqa: PT012
+        Cancellation(grace_seconds) as cancellation,
+        pytest.raises(PipelineCancelledError) as raised,
+        cancellation.guard(),
+        cancellation.interrupting(interrupt),
+    ):
+        kill_self()
+        assert begun.acquire(timeout=60)
+        for _ in range(1, signals):
+            kill_self()
+        threading.Event().wait(300)
+    assert isinstance(raised.value.__cause__, KeyboardInterrupt)
+    assert not returned
+    assert not begun.acquire(blocking=False)
+    left.set()
+
+
 def test_what_ends_all_the_same_counts() -> None:
     with Cancellation() as cancellation, cancellation.guard():
         kill_self()
