@@ -25,6 +25,7 @@ from pipeline_assets.resumed_runs import ResumedRuns
 from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.caching import DataFrameCache
+from pipeline_assets.spark.driver_start import bounded
 from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets.step_op import file_stops_as_canceled, step_op
 from pipeline_assets.steps.base import StepContext
@@ -108,7 +109,8 @@ class SparkResource(dg.ConfigurableResource[Any]):
             alone = self._settings.in_one_process
             ending.callback(self._close_secrets, revoke=alone or self._settings.spark_remote is None)
             ending.callback(self._sessions.close, release=alone)
-            ending.callback(self._release_caches)
+            # PySpark asks a Connect server that is gone for minutes, for each DataFrame.
+            ending.callback(bounded, self._release_caches, "letting go of what is cached")
             with self._cancellation:
                 yield self
 

@@ -5,12 +5,15 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import dagster as dg
 import grpc
 import psutil
 import pytest
@@ -20,6 +23,7 @@ from devstack.ports import free_port
 from devstack.spark_servers import SparkConnect, SparkConnectServer
 from devstack.stack import Stack
 from pipeline_assets.errors import ConfigurationError, PipelineError, RetryableError
+from pipeline_assets.resources import SparkResource
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark import driver_start
 from pipeline_assets.spark.connect_sessions import KeptSessions, cloned_session, connect_url
@@ -271,6 +275,23 @@ def test_a_connect_server_that_died_does_not_hold_up_the_end(tmp_path: Path) -> 
     sessions.close()
     assert time.monotonic() - begun < 60
     assert opened.client.is_closed
+
+
+def test_what_is_cached_where_nobody_answers_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_start, "_STOP_SECONDS", 0.2)
+    asked, ended = threading.Event(), threading.Event()
+    answered: list[bool] = []
+
+    def release_cache() -> None:
+        asked.set()
+        answered.append(ended.wait(60))
+
+    run: Any = SimpleNamespace(release_cache=release_cache)
+    with SparkResource().yield_for_execution(dg.build_init_resource_context()) as opened:
+        opened._runs["run", "orders", None] = run
+    assert asked.is_set()
+    assert not answered
+    ended.set()
 
 
 @pytest.mark.timeout(600)
