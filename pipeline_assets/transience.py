@@ -96,7 +96,9 @@ _POSTGRES_WORDS = {
     r"deadlock detected": "40P01",
     r"canceling statement due to lock timeout|could not obtain lock on": "55P03",
     r"server closed the connection unexpectedly|An I/O error occurred while sending to the backend": "08006",
+    r"SSL (?:connection has been closed unexpectedly|SYSCALL error: EOF detected|error: unexpected eof)": "08006",
     r"Connection attempt timed out": "08001",  # pgjdbc's loginTimeout
+    r"Temporary failure in name resolution": "08001",
 }
 
 

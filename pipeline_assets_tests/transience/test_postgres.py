@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +19,7 @@ from devstack.postgres import PostgresServer
 from pipeline_assets.connections import PostgresConnection
 from pipeline_assets.credentials import Secrets
 from pipeline_assets.steps.postgres import connect, database_errors, jdbc_options
+from pipeline_assets_tests.credentials.vault_front import self_signed
 from pipeline_assets_tests.integration.run_processes import wait_until
 from pipeline_assets_tests.transience.cases import Case, answering_server, failure, silent_server, table
 
@@ -163,6 +168,47 @@ BY_PSYCOPG: tuple[Case[Database], ...] = (
 @table(*BY_PSYCOPG)
 def test_by_psycopg(case: Case[Database], database: Database) -> None:
     assert failure(lambda: case.provoke(database)).transient_kind == case.kind
+
+
+@pytest.mark.parametrize("after", ["the request", "the handshake", "goodbye"])
+def test_a_connection_that_is_lost_under_tls(database: Database, tmp_path: Path, after: str) -> None:
+    """OpenSSL has words of its own for each."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            accepted, _ = server.accept()
+            with accepted:
+                accepted.recv(65536)
+                accepted.sendall(b"S")  # PostgreSQL's yes to TLS
+                if after == "the request":
+                    accepted.recv(65536)
+                    return
+                with context.wrap_socket(accepted, server_side=True) as secured:
+                    secured.recv(65536)
+                    if after == "goodbye":
+                        secured.unwrap()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        error = failure(lambda: database.open(port=server.getsockname()[1], options={"sslmode": "require"}))
+        thread.join()
+    assert error.transient_kind == "connection"
+
+
+@pytest.mark.parametrize(("code", "kind"), [(socket.EAI_AGAIN, "connection"), (socket.EAI_NONAME, None)])
+def test_a_name_that_is_not_resolved(
+    database: Database, monkeypatch: pytest.MonkeyPatch, code: int, kind: str | None
+) -> None:
+    said = ctypes.CDLL(None).gai_strerror
+    said.restype = ctypes.c_char_p
+
+    def unresolved(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(code, said(code).decode())
+
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
+    assert failure(lambda: database.open(host="db.example")).transient_kind == kind
 
 
 @dataclass(frozen=True)
