@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
+from pipeline_assets.spark.storage_levels import StorageLevelName
 from pipeline_assets.steps.base import (
     CacheControlMethod,
     DataFrameMethod,
@@ -119,19 +120,25 @@ def optimize(
 
 def kept_by_config(plan: PipelinePlan, selected: Collection[int]) -> frozenset[int]:
     """Return the DataFrames that the config of ``plan`` says to keep, in a run of the ``selected`` steps."""
-    steps = (step for step in plan.steps if isinstance(step.method, Cache) and step.index in selected)
-    by_steps = frozenset(index for step in steps for index in step.inputs)
-    return by_steps.union(
-        step.index for step in plan.steps if isinstance(step.method, DataFrameMethod) and step.method.cache
-    )
+    return frozenset(index for index, level in _levels_by_config(plan, selected) if level != "NONE")
+
+
+def _levels_by_config(plan: PipelinePlan, selected: Collection[int]) -> Iterator[tuple[int, StorageLevelName]]:
+    """Yield the DataFrames of which the config says how they are kept; ``NONE``: not at all."""
+    for step in plan.steps:
+        if isinstance(step.method, Cache) and step.index in selected:
+            yield from ((index, step.method.storage_level) for index in step.inputs)
+        if isinstance(step.method, DataFrameMethod) and step.method.cache:
+            yield step.index, step.method.cache_storage_level
 
 
 class _Keeping:
     """Finds the DataFrames that cost less to keep than to compute again. All its tables are by step index."""
 
     def __init__(self, plan: PipelinePlan, selected: frozenset[int], own_costs: Mapping[int, float]) -> None:
-        self.same = dict(_same_extracts(plan))
         self.kept_by_config = kept_by_config(plan, selected)
+        self._never_kept = {index for index, _ in _levels_by_config(plan, selected)} - self.kept_by_config
+        self.same = dict(_same_extracts(plan, self._never_kept))
         self._steps = plan.steps
         self._selected = selected
         self._readers: dict[int, list[PlannedStep]] = {step.index: [] for step in plan.steps}
@@ -202,7 +209,9 @@ class _Keeping:
 
     def _is_worth_it(self, step: PlannedStep, cost: float, chance: str | None) -> bool:
         index = step.index
-        if step.role is not Role.VIEW or step.quarantine or index in self.same or index in self.kept_by_config:
+        if step.role is not Role.VIEW or step.quarantine or index in self.same:
+            return False
+        if index in self.kept_by_config or index in self._never_kept:
             return False
         readers = self._readers[index]
         if len(readers) == 1 and _passes(readers[0].method) == 1:
@@ -290,11 +299,14 @@ class _Keeping:
 _NOT_READ_BY = {"register_as", "cache", "cache_storage_level", "materialized"}
 
 
-def _same_extracts(plan: PipelinePlan) -> Iterator[tuple[int, int]]:
-    """Yield (step, earlier step) of the extracts that read the same, whenever their rows are taken."""
+def _same_extracts(plan: PipelinePlan, never_kept: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Yield (step, earlier step) of the extracts that read the same, whenever their rows are taken.
+
+    Not of those that are ``never_kept``: they are read each time.
+    """
     found: dict[tuple[object, ...], int] = {}
     for step in plan.steps:
-        differs = _is_rewritten(plan, step) or chance_of(step.method) is not None
+        differs = step.index in never_kept or _is_rewritten(plan, step) or chance_of(step.method) is not None
         if isinstance(step.method, ExtractMethod) and step.role is Role.VIEW and not differs:
             config = step.method.model_dump_json(exclude=_NOT_READ_BY)
             writers = tuple(writer.index for writer in plan.writers_before(step))

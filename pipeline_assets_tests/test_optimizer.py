@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline_assets.config_loading import load_file
-from pipeline_assets.optimizer import Optimizations, optimize
+from pipeline_assets.optimizer import Optimizations, kept_by_config, optimize
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.planner import plan_pipeline
 from pipeline_assets_tests.config_documents import CUSTOMER_360, batch, extract_file, transform, write_config
@@ -234,6 +234,19 @@ def test_sources_that_are_read_twice_are_read_once(tmp_path: Path) -> None:
     assert found.told(plan, plan.steps[1]) == "not read again: it reads the same as rows"
     other = {**POSTGRES, "config": {"table": "t", "registerAs": "again", "predicate": "id > 3"}}
     assert optimize(planned(tmp_path, POSTGRES, other, load("a", "rows"), load("b", "again"))).same == {}
+
+
+@pytest.mark.parametrize("by_step", [False, True], ids=["cache", "step"])
+def test_what_the_config_keeps_by_storage_level_none_is_read_each_time(tmp_path: Path, *, by_step: bool) -> None:
+    own = {} if by_step else {"cache": True, "cacheStorageLevel": "NONE"}
+    step = [transform("cache", dataFrames=["rows"], storageLevel="NONE")] if by_step else []
+    rows, again = extract_file("rows", "/in.csv", **own), extract_file("again", "/in.csv")
+    plan = planned(tmp_path, rows, *step, again, load("a", "rows"), load("b", "again"))
+    found = optimize(plan)
+    assert (found.kept, found.same, kept_by_config(plan, range(len(plan.steps)))) == ({}, {}, frozenset())
+    assert [found.told(plan, step) for step in plan.steps] == [None] * len(plan.steps)
+    loads = [load(name, source) for source in ("rows", "again") for name in (f"{source}_1", f"{source}_2")]
+    assert kept(tmp_path, rows, *step, again, *loads) == {"again": {"again_1", "again_2"}}
 
 
 def test_a_source_that_was_written_in_between_is_read_again(tmp_path: Path) -> None:
