@@ -146,10 +146,14 @@ class _TellingExecutor(Executor):
             return
         kept = KeptSessions(settings.spark_remote, run.run_id)
         own = {plan.name: plan for plan in self._plans.values()}
+        pipeline_of = {plan.op_name(step): plan.name for plan in own.values() for step in plan.steps}
+        pipeline_of |= {plan.stream_op_name: plan.name for plan in own.values()}
 
         def keep(event: dg.DagsterEvent) -> None:
-            if event.asset_key is not None and event.asset_key.path[0] in own:
-                kept.keep(event.asset_key.path[0])
+            # Not by its asset: a step that is to be tried again tells of none, and has opened the session.
+            pipeline = pipeline_of.get(event.step_key or "")
+            if pipeline is not None:
+                kept.keep(pipeline)
 
         try:
             yield keep

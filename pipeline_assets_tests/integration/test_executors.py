@@ -8,11 +8,25 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import cast
 
+import dagster as dg
 import pytest
+from dagster._core.executor.base import Executor
 
 from devstack.demo_data import cdnow_customers, cdnow_purchases, flight_logs
-from pipeline_assets_tests.config_documents import CUSTOMER_360, OPTIMIZED_AGGREGATION, write_config
+from pipeline_assets.config_loading import load_file
+from pipeline_assets.executors import _TellingExecutor
+from pipeline_assets.planner import plan_pipeline
+from pipeline_assets.settings import Settings
+from pipeline_assets.spark.session import KeptSessions
+from pipeline_assets_tests.config_documents import (
+    CUSTOMER_360,
+    OPTIMIZED_AGGREGATION,
+    batch,
+    extract_file,
+    write_config,
+)
 from pipeline_assets_tests.integration.conftest import CONNECTIONS
 from pipeline_assets_tests.integration.delta_tables import rows_of, same_rows
 from pipeline_assets_tests.integration.run_processes import MARK, processes_of
@@ -30,6 +44,22 @@ def spark_address(request: pytest.FixtureRequest) -> dict[str, str]:
         assert cluster.workers == 2
         return dict(cluster.environment)
     return {}
+
+
+@pytest.mark.parametrize("step", ["p__rows", "p__stream"])
+def test_the_session_of_a_step_that_is_to_be_tried_again_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """One that has opened it and told of no asset yet."""
+    kept: list[str] = []
+    monkeypatch.setattr(KeptSessions, "keep", lambda _, pipeline: kept.append(pipeline))
+    plan = plan_pipeline(load_file(write_config(tmp_path, batch("p", extract_file("rows", "/rows.csv")))))
+    executor = _TellingExecutor(cast(Executor, None), {"p": plan}, own_processes=True)
+    run = dg.DagsterRun("p", "run")
+    with executor._kept_sessions(Settings(spark_remote="sc://server"), run) as keep:
+        for key in (step, "of_others", None):
+            keep(dg.DagsterEvent(dg.DagsterEventType.STEP_UP_FOR_RETRY.value, "p", step_key=key))
+    assert kept == ["p"]
 
 
 @pytest.mark.parametrize(
