@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -27,6 +28,7 @@ from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
 from pipeline_assets.spark.connect_sessions import KeptSessions
+from pipeline_assets.spark.driver_start import bounded
 from pipeline_assets.spark.session import SparkSessions
 
 _log = logging.getLogger(__name__)
@@ -158,8 +160,9 @@ class _TellingExecutor(Executor):
         try:
             yield keep
         finally:
+            plans = [own[pipeline] for pipeline in kept.pipelines]
+            bounded(partial(self._release_shared, settings, run, plans), "letting go of what is cached")
             kept.end()
-            self._release_shared(settings, run, [own[pipeline] for pipeline in kept.pipelines])
 
     def _release_shared(self, settings: Settings, run: dg.DagsterRun, plans: Sequence[PipelinePlan]) -> None:
         """Let go of what the steps' processes have left in Spark's cache for each other, and of those sessions."""

@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -117,17 +117,22 @@ class KeptSessions:
             self._signs[pipeline] = SignsOfLife(partial(self._ask, pipeline))
 
     def _ask(self, pipeline: str) -> None:
+        self._client(pipeline).get_configs(_ASKED)
+
+    def _client(self, pipeline: str) -> Any:
         from pyspark.sql.connect.client import SparkConnectClient
 
         client = self._clients.get(pipeline)
         if client is None or client.is_closed:  # it closes itself when the server has been started anew
-            self._clients[pipeline] = SparkConnectClient(connect_url(self._remote, self._run_id, pipeline))
-        self._clients[pipeline].get_configs(_ASKED)
+            client = self._clients[pipeline] = SparkConnectClient(connect_url(self._remote, self._run_id, pipeline))
+        return client
 
     def end(self) -> None:
-        """Keep none any more."""
+        """Keep none any more: they end on the server, with their temp views and settings."""
         for signs in self._signs.values():
             signs.end()
+        if self._signs and not connect_problem(self._remote):
+            bounded(partial(_release_all, [self._client(each) for each in self._signs]), "closing the run's sessions")
         for client in list(self._clients.values()):
             _close_client(client)
 
@@ -179,6 +184,15 @@ def close_remote(session: Any, *, release: bool) -> None:
     session.release_session_on_close = release
     bounded(session.stop, "closing the Spark Connect session")
     _close_client(session.client)
+
+
+def _release_all(clients: Iterable[Any]) -> None:
+    """End the sessions of ``clients`` on the server."""
+    for client in clients:
+        try:
+            client.release_session()
+        except Exception as error:  # noqa: BLE001  (the others are to end, too)
+            _log.debug("a session was not closed: %s", type(error).__name__)
 
 
 def _close_client(client: Any) -> None:

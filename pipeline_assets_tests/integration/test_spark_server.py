@@ -197,7 +197,10 @@ def test_the_session_of_a_run_that_was_killed_goes(
 def test_a_session_outlives_the_wait_for_another_pipeline(
     location: Location, server: SparkServer, tmp_path: Path
 ) -> None:
-    """Of a run with a process for each step: none works in it meanwhile, for longer than the server keeps it."""
+    """Of a run with a process for each step: none works in it meanwhile, for longer than the server keeps it.
+
+    And not the run.
+    """
     pd.DataFrame({"id": range(4)}).to_parquet(location.folder / "rows.parquet", index=False)
     rows = extract_file("rows", f"file://{location.folder}/rows.parquet")
     slow = "reflect('java.lang.Thread', 'sleep', 9000L) IS NULL OR id >= 0"
@@ -224,6 +227,9 @@ def test_a_session_outlives_the_wait_for_another_pipeline(
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    opened = set(re.findall(r"over Connect, session (\S+) of the server", done.stdout + done.stderr))
+    assert len(opened) == 2
+    assert all(has_closed(server.log(), session) for session in opened)
     assert sorted(rows_of(location.table("second", "joined"))["id"]) == list(range(4))
 
 

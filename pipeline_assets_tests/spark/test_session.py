@@ -35,6 +35,7 @@ from pipeline_assets.spark.session_conf import driver_jars, session_conf
 from pipeline_assets_tests.conftest import SPARK_CONF
 from pipeline_assets_tests.spark.fresh_process import in_fresh_process
 from pipeline_assets_tests.spark_jobs import wait_for_events
+from pipeline_assets_tests.transience.cases import silent_server
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -348,6 +349,35 @@ def test_kept_sessions_are_asked_for_by_a_client_that_is_open(monkeypatch: pytes
     ]
     kept.end()
     assert clients[1].is_closed
+
+
+def test_kept_sessions_are_closed_on_the_server_when_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, also where one can't be."""
+    urls: list[str] = []
+
+    class Client:
+        is_closed = False
+
+        def __init__(self, url: str) -> None:
+            self.url = url
+
+        def release_session(self) -> None:
+            urls.append(self.url)
+            if len(urls) == 1:
+                raise RuntimeError("closed by the server already")
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    monkeypatch.setattr("pyspark.sql.connect.client.SparkConnectClient", Client)
+    with silent_server() as port:
+        remote = f"sc://127.0.0.1:{port}"
+        kept = KeptSessions(remote, "run")
+        for pipeline in ("orders", "customers"):
+            kept.keep(pipeline)
+        kept.end()
+    assert sorted(urls) == [connect_url(remote, "run", pipeline) for pipeline in ("customers", "orders")]
+    assert all(client.is_closed for client in kept._clients.values())
 
 
 def test_a_cluster_runs_the_queries(
