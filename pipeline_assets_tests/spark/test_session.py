@@ -4,10 +4,12 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ from pipeline_assets.spark.jars import EXCLUDES, PACKAGES, resolve_jars
 from pipeline_assets.spark.jvm_log import log_options
 from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets.spark.session_conf import driver_jars, session_conf
+from pipeline_assets.spark.temporary_conf import temporary_conf
 from pipeline_assets_tests.conftest import SPARK_CONF
 from pipeline_assets_tests.spark.fresh_process import in_fresh_process
 from pipeline_assets_tests.spark_jobs import wait_for_events
@@ -378,6 +381,29 @@ def test_kept_sessions_are_closed_on_the_server_when_the_run_ends(monkeypatch: p
         kept.end()
     assert sorted(urls) == [connect_url(remote, "run", pipeline) for pipeline in ("customers", "orders")]
     assert all(client.is_closed for client in kept._clients.values())
+
+
+def test_the_conf_of_a_shared_session_is_held_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shared: dict[str, str] = {}
+    conf = SimpleNamespace(get=lambda key, _: shared.get(key), set=shared.__setitem__, unset=shared.pop)
+    session_type = type("SparkSession", (), {"__module__": "pyspark.sql.connect.session"})
+    found: list[tuple[str | None, str | None]] = []
+
+    def work(number: int) -> None:
+        session: Any = session_type()
+        session.client, session.conf = SimpleNamespace(_session_id="shared"), conf
+        for _ in range(10):
+            with temporary_conf(session, {"mark": str(number)}):
+                before = shared.get("mark")
+                time.sleep(0.001)
+                found.append((before, shared.get("mark")))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert sorted(found) == sorted((str(number), str(number)) for number in range(8) for _ in range(10))
+    assert shared == {}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cluster_runs_the_queries(

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -19,14 +20,18 @@ import pyarrow.parquet
 import pytest
 from pyspark.errors import PySparkException
 
+from devstack.spark_servers import SparkConnectServer
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, PipelineError, PipelineExecutionError
 from pipeline_assets.partitions import Partitions
+from pipeline_assets.settings import Settings
+from pipeline_assets.spark.session import SparkSessions
 from pipeline_assets.steps import delta_table
 from pipeline_assets.steps.base import LoadResult, StepContext, Transaction
 from pipeline_assets.steps.delta_stream import MergeBatch, append_once, rows_of_append
-from pipeline_assets.steps.delta_table import write_delta
+from pipeline_assets.steps.delta_table import DeltaWrite, write_delta
 from pipeline_assets.steps.file_systems import LocalFolder
 from pipeline_assets.steps.load_delta import ToDeltaLake
+from pipeline_assets_tests.integration.run_processes import wait_until
 from pipeline_assets_tests.steps.frames import Rows, frame_of, in_order, rows_of
 
 if TYPE_CHECKING:
@@ -132,6 +137,35 @@ def test_null_keys_never_match(table: Path, context: StepContext) -> None:
     load(rows, context, table, mode="merge", mergeKeys=["id"])
     load(rows, context, table, mode="merge", mergeKeys=["id"])
     assert table_rows(table) == in_order([*OLD, *rows, *rows])
+
+
+def test_merges_of_two_processes_in_one_session_of_a_server_keep_their_marks(
+    spark_connect_server: SparkConnectServer, tmp_path: Path
+) -> None:
+    """A slow one that begins while the other is at work, and ends after it."""
+    remote = Settings(spark_remote=spark_connect_server.remote)
+
+    def merge(spark: SparkSession, name: str, seconds: int) -> DeltaWrite:
+        slow = f"reflect('java.lang.Thread', 'sleep', {seconds}000L) IS NULL OR id >= 0"
+        frame = spark.sql(f"SELECT id FROM range(1) WHERE {slow}")
+        return write_delta(
+            frame, str(tmp_path / name), mode="merge", merge_keys=["id"], transaction=Transaction(name, name)
+        )
+
+    with SparkSessions(remote) as first, ThreadPoolExecutor() as pool, ExitStack() as ending:
+        second = SparkSessions(remote)
+        ending.callback(second.close, release=False)
+        one, other = first.session("run", "p"), second.session("run", "p")
+        for name in "ab":
+            write_delta(one.range(1), str(tmp_path / name), mode="overwrite")
+        merging = pool.submit(merge, one, "a", 4)
+        wait_until(lambda: one.conf.get("spark.databricks.delta.commitInfo.userMetadata", None) == "a")
+        assert [merge(other, "b", 6).rows, merging.result().rows] == [1, 1]
+        assert one.conf.get("spark.databricks.delta.commitInfo.userMetadata", None) is None
+    for name in "ab":
+        log = (tmp_path / name / "_delta_log" / f"{1:020}.json").read_text().splitlines()
+        (commit,) = (json.loads(line)["commitInfo"] for line in log if "commitInfo" in line)
+        assert commit["userMetadata"] == name
 
 
 def test_merge_schema(table: Path, context: StepContext) -> None:
