@@ -18,6 +18,7 @@ from py4j.protocol import Py4JError, Py4JNetworkError
 from pyspark.errors import PySparkException
 
 from pipeline_assets.cancellation import Cancellation
+from pipeline_assets.code_location import build_definitions
 from pipeline_assets.config import Retry
 from pipeline_assets.config_loading import load_file
 from pipeline_assets.errors import (
@@ -31,8 +32,8 @@ from pipeline_assets.errors import (
 from pipeline_assets.execution import PipelineRun
 from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.settings import Settings
-from pipeline_assets.step_op import step_op, told_to_dagster
-from pipeline_assets_tests.config_documents import batch, extract_file
+from pipeline_assets.step_op import _selected, step_op, told_to_dagster
+from pipeline_assets_tests.config_documents import batch, extract_file, write_config
 
 STEP = StepLocation("orders", 2, "load", "toDeltaLake")
 
@@ -239,3 +240,26 @@ def test_what_is_not_of_spark_beside_the_work_of_a_step_passes(tmp_path: Path) -
 
     (event,) = outcome_of_step(tmp_path, Living(), explain).filter_events(lambda event: event.is_step_failure)
     assert event.step_failure_data.error.cause.cls_name == "KeyError"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "selected"), [([], {0, 2}), (["check_a"], {0, 2}), (["check_a", "check_b"], {0, 1, 2})]
+)
+def test_a_check_is_part_of_a_run_that_makes_all_of_it(tmp_path: Path, chosen: list[str], selected: set[int]) -> None:
+    """Of one that a sensor or a schedule asks for, too: it does not say which steps it has."""
+    check = {"type": "validate", "method": "expectations", "name": "check",
+             "config": {"expectations": {"a": "x > 0", "b": "x < 9"}}}  # fmt: skip
+    load = {"type": "load", "method": "toDeltaLake", "name": "load", "config": {"path": "/t"}}
+    write_config(tmp_path, batch("p", extract_file("rows", "/rows.json"), check, load))
+    plan = plan_pipeline(load_file(tmp_path / "p.json"))
+    rows = dg.AssetKey(["p", "rows"])
+    part = (
+        build_definitions(Settings(configs=tmp_path))
+        .resolve_job_def("p")
+        .get_subset(
+            asset_selection={rows, dg.AssetKey(["p", "load"])},
+            asset_check_selection={dg.AssetCheckKey(rows, name) for name in chosen},
+        )
+    )
+    context: Any = SimpleNamespace(job_def=part, dagster_run=SimpleNamespace(step_keys_to_execute=None))
+    assert _selected(context, plan) == selected
