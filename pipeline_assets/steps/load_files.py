@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline_assets.errors import PipelineError, PipelineExecutionError
+from pipeline_assets.errors import PipelineError, PipelineExecutionError, RetryableError
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.spark.failures import explained_by
 from pipeline_assets.steps.base import Dataset, LoadMethod, LoadResult, StepContext, Transaction
@@ -123,12 +123,8 @@ class ToS3(LoadMethod):
             with explained_by(lambda cause: row_outside(cause, partition)):
                 rows = self._write(frame, f"{path.rstrip('/')}/{staging}", clusters=context.optimize)
             new = _visible(root.below(staging).names())
-            if rows and not new:
-                raise PipelineExecutionError(
-                    f"Spark has written {rows} rows below {path}, and no file of them is there for readers: does a "
-                    "column of 'partitionBy' begin with a dot, or is the path another place for Spark than for this "
-                    "process? No file was moved or deleted"
-                )
+            if rows != 0 and not new:
+                raise _unseen(rows, path)
             names = {name: _named_after(own_id, name) for name in new}
             target.take(root.below(staging), names)
         finally:
@@ -175,6 +171,18 @@ def _named_after(own_id: str | None, name: str) -> str:
         return name
     folder, slash, file = name.rpartition("/")
     return f"{folder}{slash}{_UUID.sub(own_id, file)}"
+
+
+def _unseen(rows: int | None, path: str) -> PipelineExecutionError:
+    """Return the error for ``rows``, None when Spark does not tell how many, of which readers see no file."""
+    problem = (
+        "no file of them is there for readers: does a column of 'partitionBy' begin with a dot, or is the path another "
+        "place for Spark than for this process? No file was moved or deleted"
+    )
+    if rows is None:
+        told = f"Spark does not tell how many rows it has written below {path}, and {problem}"
+        return RetryableError(told, kind="unavailable")
+    return PipelineExecutionError(f"Spark has written {rows} rows below {path}, and {problem}")
 
 
 def _clean(root: Folder, staging: str, *, is_new: bool) -> None:

@@ -18,9 +18,15 @@ import pytest
 from pyspark.errors import PySparkException
 
 from devstack.s3 import S3Server
-from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError, PipelineExecutionError
+from pipeline_assets.errors import (
+    ConfigurationError,
+    DataFrameResolutionError,
+    PipelineExecutionError,
+    RetryableError,
+)
 from pipeline_assets.partitions import Partitions
 from pipeline_assets.steps.base import LoadResult, StepContext, Transaction
+from pipeline_assets.steps.counted_rows import CountedRows
 from pipeline_assets.steps.extract_files import FromFile
 from pipeline_assets.steps.file_systems import Folder
 from pipeline_assets.steps.load_files import ToS3
@@ -189,14 +195,31 @@ def test_a_column_whose_name_begins_with_an_underscore(
     assert in_order(tuple(row) for row in read_back.collect()) == in_order(expected)
 
 
-def test_rows_that_no_reader_would_see_are_refused(context: StepContext, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("told", "error", "message"),
+    [
+        (True, PipelineExecutionError, "written 2 rows"),
+        (False, RetryableError, "does not tell how many rows"),
+    ],
+)
+def test_rows_that_no_reader_would_see_are_refused(
+    told: bool,
+    error: type[PipelineExecutionError],
+    message: str,
+    context: StepContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = tmp_path / "out"
     load(OLD, context, str(folder))
     before = on_disk(folder)
     frame = frame_of(context.spark, "id INT, `.name` STRING", NEW)
     method = ToS3.model_validate({"path": str(folder), "partitionBy": [".name"], "mode": "overwrite"})
-    with pytest.raises(PipelineExecutionError, match="2 rows .*begin with a dot.*No file was moved"):
+    if not told:
+        monkeypatch.setattr(CountedRows, "get", lambda self: None)
+    with pytest.raises(error, match=f"{message} .*begin with a dot.*No file was moved") as caught:
         method.load(frame, context)
+    assert type(caught.value) is error
     assert on_disk(folder) == before
 
 
