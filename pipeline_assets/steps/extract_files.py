@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class FilesExtract(ExtractMethod):
     """What extracts from files have in common."""
 
-    behavior_version = "2"
+    behavior_version = "3"
 
     format: FileFormat | None = None
     """Format of the files; told from the path's extension when left out (a compression's, as in `.json.gz`, may
@@ -41,11 +41,14 @@ class FilesExtract(ExtractMethod):
     CSV means reading them once. The header of each CSV file has to name these columns in this order, and where they are
     given, a record of CSV or JSON that does not fit them fails the run."""
     options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
-    """Options of Spark's reader for the format, e.g. `multiLine` or `pathGlobFilter`. CSV files are read with
-    `header` and, when there is no schema, `inferSchema`, unless these say otherwise. `enforceSchema` (true) takes the
-    columns of CSV by their position, whatever the header says, and, with a schema, `mode` (`PERMISSIVE`) gives nulls
-    for what does not fit. Of Parquet and ORC files whose columns differ, Spark takes those of one file and leaves the
-    others' out, unless `{"options": {"mergeSchema": true}}` has it look into all of them, or a schema names them."""
+    """Options of Spark's reader for the format, e.g. `multiLine` or `pathGlobFilter`. CSV files are read with `header`,
+    with a double quote as `escape` (so that a quote in a value stands there twice) and, when there is no schema,
+    `inferSchema`, unless these say otherwise. Where a backslash goes before such a quote, as Spark itself writes it,
+    `escape` has to be a backslash. Values of CSV that hold line breaks need `multiLine` (true); each file is then read
+    by one task. `enforceSchema` (true) takes the columns of CSV by their position, whatever the header says, and, with
+    a schema, `mode` (`PERMISSIVE`) gives nulls for what does not fit. Of Parquet and ORC files whose columns differ,
+    Spark takes those of one file and leaves the others' out, unless `{"options": {"mergeSchema": true}}` has it look
+    into all of them, or a schema names them."""
 
     if TYPE_CHECKING:
         # Each has them as fields of its own: which paths it takes, and how they are explained, is not the same.
@@ -119,6 +122,8 @@ class FilesExtract(ExtractMethod):
         defaults: dict[str, OptionValue] = {}
         if format_ == "csv":
             defaults["header"] = True
+            # Spark's own is a backslash, which other programs that write CSV do not mean.
+            defaults["escape"] = '"'
             if self.schema_ is None and not inferred:
                 defaults["inferSchema"] = True
             else:

@@ -36,9 +36,15 @@ _ESCAPED = re.compile(r"[\x00-\x1f\x7f\"#%'*/:=?\\{\[\]^]")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Files of finished tasks need not be moved once more by the job: nobody reads here before it is done.
 _COMMITTER: dict[str, OptionValue] = {"mapreduce.fileoutputcommitter.algorithm.version": "2"}
-# Spark cuts off white space by itself, where it writes.
+# Spark by itself cuts off white space where it writes, and puts a backslash before quotes.
 _DEFAULTS: dict[str, dict[str, OptionValue]] = {
-    "csv": {"header": True, "ignoreLeadingWhiteSpace": False, "ignoreTrailingWhiteSpace": False, **TIME_FORMATS},
+    "csv": {
+        "header": True,
+        "escape": '"',
+        "ignoreLeadingWhiteSpace": False,
+        "ignoreTrailingWhiteSpace": False,
+        **TIME_FORMATS,
+    },
     "json": {**TIME_FORMATS},
 }
 
@@ -61,13 +67,15 @@ class ToS3(LoadMethod):
 
     method = "toS3"
     kinds = frozenset({"spark", "s3"})
-    behavior_version = "2"
+    behavior_version = "3"
 
     path: Annotated[str, AfterValidator(check_s3_or_local)]
     """The folder to write to, e.g. `s3a://data/report`, or a local path."""
     format: Literal["parquet", "json", "csv"] = "parquet"
-    """Format of the files. CSV files get a header, and keep the spaces around values; times are written to the
-    microsecond there and in JSON; unless `options` say otherwise."""
+    """Format of the files. CSV files get a header, and keep the spaces around values; a value with quotes, commas or
+    line breaks stands in quotes, and each quote in it stands there twice (to read values with line breaks back, give
+    `fromS3` the option `multiLine`); times are written to the microsecond there and in JSON; unless `options` say
+    otherwise."""
     mode: Literal["append", "overwrite", "errorIfExists"] = "append"
     """append adds files; overwrite replaces the folder's files; errorIfExists fails when there are any."""
     partition_by: tuple[ColumnName, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import gzip
 import json
@@ -109,6 +110,21 @@ def test_schema_decides_over_inference(context: StepContext, tmp_path: Path) -> 
     assert rows_of(given.extract(context)) == [("1", "a"), ("2", "b")]
 
 
+@pytest.mark.parametrize("schema", [None, 'id INT, `na"me, x` STRING'])
+@pytest.mark.parametrize("line_breaks", [False, True])
+def test_quotes_in_csv_are_doubled(line_breaks: bool, schema: str | None, context: StepContext, tmp_path: Path) -> None:
+    texts = ['say "hi", now', '"', '""', '"a', 'a"', '","', "\\", "a,\\", '\\"', '"\\', *(['a\n"b"\n'] * line_breaks)]
+    rows = list(enumerate(texts))
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("id", 'na"me, x'), *rows])
+    config = {"path": f"{tmp_path}/rows.csv", "schema": schema, "options": {"multiLine": True} if line_breaks else {}}
+    found = FromFile.model_validate(config).extract(context)
+    assert rows_of(found) == in_order(rows)
+    assert rows_of(found.select("id")) == in_order((number,) for number, _ in rows)
+    assert rows_of(found.where("id > 0").select('`na"me, x`')) == in_order((text,) for text in texts[1:])
+    assert found.count() == len(rows)
+
+
 FITTING = {
     "no value": ("csv", "id,name\n,a\n2,\n", [(None, "a"), (2, None)]),
     "names in another case, after a byte order mark": ("csv", "\ufeffID,Name\r\n1,a\r\n", [(1, "a")]),
@@ -177,6 +193,7 @@ def test_headers_that_spark_completes(header: str, context: StepContext, tmp_pat
         ("id,name\nx,a\n", "id INT, name STRING, b STRING", {"columnNameOfCorruptRecord": "b"}, [(None, "a", "x,a")]),
         ("id,name\n1,a,b\n", None, {}, [(1, "a")]),
         ("id,name\n1,a\n", None, {"HEADER": False}, [("1", "a"), ("id", "name")]),
+        ('id,name\n1,"a \\"b\\", c"\n', "id INT, name STRING", {"Escape": "\\"}, [(1, 'a "b", c')]),
     ],
 )
 def test_options_have_the_last_word(

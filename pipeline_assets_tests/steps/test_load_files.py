@@ -129,6 +129,8 @@ TIMED: Rows = [
     (2, "", datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), datetime(2024, 5, 1)),
     (3, None, None, None),
     (4, "\ttab", datetime(2024, 5, 1, tzinfo=UTC), None),
+    (5, 'a "b", c', None, None),
+    (6, '\\"', None, None),
 ]
 
 
@@ -166,11 +168,11 @@ def test_texts_and_times_are_written_as_they_are(
 
 @pytest.mark.parametrize("format_", ["csv", "json"])
 def test_options_go_before_the_formats_own(format_: str, context: StepContext, tmp_path: Path) -> None:
-    options = {"TimestampFormat": "yyyy", "IGNORELEADINGWHITESPACE": True, "Header": False}
+    options = {"TimestampFormat": "yyyy", "IGNORELEADINGWHITESPACE": True, "Header": False, "ESCAPE": "\\"}
     method = ToS3.model_validate({"path": str(tmp_path / "out"), "format": format_, "options": options})
-    method.load(frame_of(context.spark, "name STRING, at TIMESTAMP", [(" a ", TIMED[0][2])]), context)
+    method.load(frame_of(context.spark, "name STRING, at TIMESTAMP", [(' a"b ', TIMED[0][2])]), context)
     (text,) = on_disk(tmp_path / "out").values()
-    assert text.decode() == ("a ,2024\n" if format_ == "csv" else '{"name":" a ","at":"2024"}\n')
+    assert text.decode() == ('"a\\"b ",2024\n' if format_ == "csv" else '{"name":" a\\"b ","at":"2024"}\n')
 
 
 def test_partition_by_replaces_old_folders(context: StepContext, tmp_path: Path) -> None:
