@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pipeline_assets.credentials import Secrets
 
 _AT_ONCE = 8
+# What S3 copies by one request, and with it pyarrow.
+_MOST_COPIED = 5 * 1024**3
+# Two of the parts that pyarrow uploads.
+_CHUNK = 20 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Folder(ABC):
     def _make(self) -> None: ...
 
     @abstractmethod
-    def _move(self, source: str, target: str) -> None: ...
+    def _move(self, source: str, target: str, size: int) -> None: ...
 
     @abstractmethod
     def _delete(self, path: str) -> None: ...
@@ -91,17 +95,20 @@ class Folder(ABC):
             return True
         return False
 
-    def take(self, source: Folder, names: Mapping[str, str]) -> None:
+    def take(self, source: Folder, names: Mapping[str, str], sizes: Mapping[str, int]) -> None:
         """Move files from ``source`` here; ``names``: what is to be called how. Of that name, one is replaced.
 
-        When a file can't be moved, all are taken away again.
+        ``sizes``: those of the files in ``source``. When a file can't be moved, all are taken away again.
         """
         for folder in sorted({name.rpartition("/")[0] for name in names.values()}):
             with _file_errors(self.path):
                 self.below(folder)._make()
         done = False
         try:
-            self._each(lambda name: self._move(f"{source.path}/{name}", f"{self.path}/{names[name]}"), list(names))
+            self._each(
+                lambda name: self._move(f"{source.path}/{name}", f"{self.path}/{names[name]}", sizes[name]),
+                list(names),
+            )
             done = True
         finally:
             if not done:
@@ -149,7 +156,7 @@ class LocalFolder(Folder):
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # else the new name may outlive a power failure, and what is in the file not
-            self._move(staged, f"{self.path}/{name}")
+            os.replace(staged, f"{self.path}/{name}")
 
     def exists(self) -> bool:
         with _file_errors(self.path):
@@ -162,7 +169,7 @@ class LocalFolder(Folder):
     def _make(self) -> None:
         os.makedirs(self.path, exist_ok=True)
 
-    def _move(self, source: str, target: str) -> None:
+    def _move(self, source: str, target: str, size: int) -> None:
         os.replace(source, target)
 
     def _delete(self, path: str) -> None:
@@ -209,8 +216,19 @@ class S3Folder(Folder):
     def _make(self) -> None:
         self.files.create_dir(self.path, recursive=True)
 
-    def _move(self, source: str, target: str) -> None:
-        self.files.move(source, target)
+    def _move(self, source: str, target: str, size: int) -> None:
+        if size <= _MOST_COPIED:
+            self.files.move(source, target)
+            return
+        # By the name alone, pyarrow would compress what is compressed already.
+        with (
+            self.files.open_input_file(source) as content,
+            self.files.open_output_stream(target, compression=None) as copy,
+        ):
+            while chunk := content.read(_CHUNK):
+                copy.write(chunk)
+                copy.flush()  # else all that is not yet uploaded is kept in memory
+        self.files.delete_file(source)
 
     def _delete(self, path: str) -> None:
         self.files.delete_file(path)

@@ -58,6 +58,8 @@ class ToS3(LoadMethod):
     and old ones, for a moment; and a process that is killed just then leaves them so, until the step is run again.
     What is appended is known by the UUID in the files' names: a step that is tried again, by `retry` or in a run from
     the failure of that one, replaces the files that an earlier try has left. Each file is complete whenever it is seen.
+    On S3 a file above 5 GB is copied by way of the run's own process, which takes its time, and one above 100 GB can't
+    be: `numFiles` makes more and smaller ones. Of a copy that fails, readers may see the beginning until it is deleted.
     For atomic tables there is toDeltaLake.
 
     In a partitioned run whose path does not contain `${partition}`, files go to `partition_key=<key>/` below the path.
@@ -134,7 +136,7 @@ class ToS3(LoadMethod):
             if rows != 0 and not new:
                 raise _unseen(rows, path)
             names = {name: _named_after(own_id, name) for name in new}
-            target.take(root.below(staging), names)
+            target.take(root.below(staging), names, new)
         finally:
             _clean(root, staging, is_new=is_new)
         replaces_all = self.mode == "overwrite" or (self.mode == "append" and partition is not None)

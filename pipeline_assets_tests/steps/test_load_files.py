@@ -7,7 +7,9 @@ import dataclasses
 import gzip
 import io
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from pipeline_assets.errors import (
     RetryableError,
 )
 from pipeline_assets.partitions import Partitions
+from pipeline_assets.steps import file_systems
 from pipeline_assets.steps.base import LoadResult, StepContext, Transaction
 from pipeline_assets.steps.counted_rows import CountedRows
 from pipeline_assets.steps.extract_files import FromFile
@@ -255,14 +258,72 @@ def test_a_failed_move_is_taken_back(context: StepContext, tmp_path: Path, monke
     before = on_disk(folder)
     take = Folder.take
 
-    def with_a_missing_file(self: Folder, source: Folder, names: Mapping[str, str]) -> None:
+    def with_a_missing_file(self: Folder, source: Folder, names: Mapping[str, str], sizes: Mapping[str, int]) -> None:
         (Path(source.path) / next(reversed(names))).unlink()
-        take(self, source, names)
+        take(self, source, names, sizes)
 
     monkeypatch.setattr(Folder, "take", with_a_missing_file)
     with pytest.raises(PipelineExecutionError, match=str(folder)):
         load([(number, "x") for number in range(100)], context, str(folder), mode="overwrite", numFiles=5)
     assert on_disk(folder) == before
+
+
+class SmallCopies:
+    """A file system on S3 where the limit for copies is 10 MB, and may be told to lose the connection."""
+
+    limit = 10_000_000
+
+    def __init__(self, files: Any, *, fails: bool = False) -> None:
+        self._files, self._fails = files, fails
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def move(self, source: str, target: str) -> None:
+        if self._files.get_file_info(source).size > self.limit:
+            raise OSError("the specified copy source is larger than the maximum allowable size for a copy source")
+        self._files.move(source, target)
+
+    @contextmanager
+    def open_input_file(self, path: str) -> Iterator[Any]:
+        with self._files.open_input_file(path) as file:
+            yield BrokenOff(file) if self._fails else file
+
+
+class BrokenOff:
+    """A file that can be read from once."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        if self._file.tell():
+            raise OSError("curlCode: 56, Failure when receiving data from the peer")
+        return bytes(self._file.read(size))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_file_that_s3_does_not_copy_at_once(
+    fails: bool, s3: S3Server, s3_context: StepContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_systems, "_MOST_COPIED", SmallCopies.limit)
+    # Compressed by their names.
+    new = {"small.gz": random.Random(1).randbytes(1000), "b/large.csv.gz": random.Random(2).randbytes(25_000_000)}
+    prefix = f"load/large-{fails}"
+    for name, content in ({"old": b"old"} | {f"_staging/{name}": content for name, content in new.items()}).items():
+        s3.client().put_object(Bucket=s3.bucket, Key=f"{prefix}/{name}", Body=content)
+    opened = file_systems.open_folder(f"s3a://{s3.bucket}/{prefix}", "default", s3_context.connections)
+    assert isinstance(opened, file_systems.S3Folder)
+    folder = dataclasses.replace(opened, files=SmallCopies(opened.files, fails=fails))
+    staging = folder.below("_staging")
+    sizes = {name: len(content) for name, content in new.items()}
+    if fails:
+        with pytest.raises(PipelineExecutionError, match="receiving data"):
+            folder.take(staging, {name: name for name in new}, sizes)
+        assert set(on_s3(s3, prefix)) == {"old", "_staging/b/large.csv.gz"}
+    else:
+        folder.take(staging, {name: name for name in new}, sizes)
+        assert on_s3(s3, prefix) == new | {"old": b"old"}
 
 
 @pytest.mark.parametrize("mode", ["append", "overwrite", "errorIfExists"])
