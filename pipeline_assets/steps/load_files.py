@@ -81,7 +81,8 @@ class ToS3(LoadMethod):
     mode: Literal["append", "overwrite", "errorIfExists"] = "append"
     """append adds files; overwrite replaces the folder's files; errorIfExists fails when there are any."""
     partition_by: tuple[ColumnName, ...] = ()
-    """Columns whose values become folders, as in `day=2024-05-01/`."""
+    """Columns whose values become folders, as in `day=2024-05-01/`. Readers tell their types from these names (the text
+    `007` is read as the number 7): where the files are read, name these columns in `schema`, too."""
     num_files: int | None = Field(default=None, gt=0)
     """At most how many files (in each folder of `partitionBy`); as many as Spark has partitions when left out."""
     options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}

@@ -186,6 +186,17 @@ def test_partition_by_replaces_old_folders(context: StepContext, tmp_path: Path)
     assert contents(on_disk(folder)) == NEW
 
 
+@pytest.mark.parametrize("format_", ["parquet", "csv", "json"])
+def test_texts_in_the_names_of_folders(format_: str, context: StepContext, tmp_path: Path) -> None:
+    rows: Rows = [(1, "007"), (2, "1e3"), (3, "2024-05-01"), (4, "a b/c=%")]
+    config = {"path": str(tmp_path / "out"), "format": format_}
+    load(rows, context, partitionBy=["name"], **config)
+    found = FromFile.model_validate({**config, "schema": "id INT, name STRING"}).extract(context)
+    assert rows_of(found) == rows
+    load(rows[:1], context, partitionBy=["name"], mode="overwrite", **config)
+    assert rows_of(FromFile.model_validate(config).extract(context)) == [(1, 7)]
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("append", [*OLD, *NEW]), ("overwrite", NEW)])
 def test_a_column_whose_name_begins_with_an_underscore(
     mode: str, expected: Rows, context: StepContext, tmp_path: Path
