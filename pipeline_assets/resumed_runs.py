@@ -7,7 +7,8 @@ from functools import cached_property
 
 import dagster as dg
 
-# "From failure" and "from asset failure" in the UI; `run_retries` makes the first of them.
+# "From failure" and "from asset failure" in the UI; `run_retries` makes the first of them. Other runs of some steps of
+# another run have no tag.
 _RESUMES = ("dagster/is_resume_retry", "dagster/is_asset_resume_retry")
 
 
@@ -45,4 +46,6 @@ class ResumedRuns:
 
 
 def _resumed_by(run: dg.DagsterRun) -> str | None:
-    return run.parent_run_id if any(run.tags.get(tag) == "true" for tag in _RESUMES) else None
+    """Return the id of the run that ``run`` goes on from; not of one that it runs again from the start."""
+    is_part = run.step_keys_to_execute is not None or any(run.tags.get(tag) == "true" for tag in _RESUMES)
+    return run.parent_run_id if is_part else None

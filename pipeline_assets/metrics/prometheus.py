@@ -26,10 +26,10 @@ STREAM = "stream"
 """What a stream as a whole is called, in place of a step."""
 _PREFIX = "pipeline_assets"
 _SET_ASIDE = {
-    "quarantined_rows_of_run": ("quarantined_rows", "_quarantine"),
+    "quarantined_rows_of_run": ("quarantined_rows", ""),
     "dead_letters": ("dead_letters", "_dead_letters"),
 }
-"""What a stream's checks tell all of, by what it is summed up as and what the asset's name has more than theirs."""
+"""What a stream's checks tell all of: what it is summed up as, and what its step there is called more than theirs."""
 
 _SUMS = {
     "rows_read": ("step_read_rows", "Rows that Spark has read from sources."),

@@ -109,7 +109,7 @@ def test_what_a_stream_puts_aside_is_counted_from_none_on(tmp_path: Path) -> Non
     assert {
         series: values for series, values in told.items() if "quarantine" in series[0] or "letter" in series[0]
     } == {
-        ("pipeline_assets_step_quarantined_rows_total", "good_quarantine"): [0, 4],
+        ("pipeline_assets_step_quarantined_rows_total", "good"): [0, 4],
         ("pipeline_assets_step_dead_letter_records_total", letters.path[-1]): [0, 4],
     }
 
