@@ -40,7 +40,7 @@ class FilesExtract(ExtractMethod):
     """Columns as Spark DDL, e.g. `id BIGINT, day DATE`. Left out, Spark takes it from the files, which for JSON and
     CSV means reading them once. The header of each CSV file has to name these columns in this order, and where they are
     given, a record of CSV or JSON that does not fit them fails the run. Names of folders such as `code=007/` are
-    columns, too: of one that is not named here, Spark tells the type from the values, so that `007` becomes the number 7."""
+    columns, too: of one that is not named here, Spark tells the type from the values, so `007` becomes the number 7."""
     options: Annotated[dict[str, OptionValue], AfterValidator(check_options)] = {}
     """Options of Spark's reader for the format, e.g. `multiLine` or `pathGlobFilter`. CSV files are read with `header`,
     with a double quote as `escape` (so that a quote in a value stands there twice) and, when there is no schema,
