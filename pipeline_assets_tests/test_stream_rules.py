@@ -138,7 +138,7 @@ def test_event_stream_as_written(tmp_path: Path) -> None:
         (
             (EVENTS, load(trigger="availableNow"), load(path="/other", checkpointLocation="/checkpoints/other")),
             "/steps",
-            "give all one kind of trigger",
+            "give all loads one kind of trigger",
         ),
         *(
             ((EVENTS, load(checkpointLocation=inside)), "/steps/1/config/checkpointLocation", "table at /out, whose V")
