@@ -102,6 +102,8 @@ def write_delta(
         frame, partition = _in_partition(frame, partition, there, path, merge_schema=evolves)
         if partition.column is None:
             partition_by = tuple(dict.fromkeys((PARTITION_KEY_COLUMN, *partition_by)))
+    if dynamic_partitions and partition is None:
+        _check_partitioned(spark, path, partition_by, exists=there is not None)
     mark, marked = _marked(mode, transaction, mark)
     with explained_by(lambda cause: _explain(cause, path, partition)):
         if transaction is not None and there is not None:
@@ -143,6 +145,23 @@ def _in_partition(
     if there is not None:
         _check_slice_column(there.names, partition, path, merge_schema=merge_schema)
     return frame, partition
+
+
+def _check_partitioned(spark: SparkSession, path: str, partition_by: Sequence[str], *, exists: bool) -> None:
+    """Raise ConfigurationError when dynamic mode would find no partitions: Delta then replaces the whole table."""
+    if not exists:
+        if not partition_by:
+            raise ConfigurationError(
+                f"partitionOverwriteMode 'dynamic' needs partitions, and there is no table at {path} yet: give "
+                "'partitionBy', the columns by which it is made"
+            )
+        return
+    (detail,) = spark.sql(f"DESCRIBE DETAIL delta.{quote(path)}").select("partitionColumns").collect()
+    if not detail[0]:
+        raise ConfigurationError(
+            f"partitionOverwriteMode 'dynamic' needs partitions, and the table at {path} has none: replace rows by "
+            "'replaceWhere' instead, or write to another path with 'partitionBy'"
+        )
 
 
 def _marked(mode: DeltaMode, transaction: Transaction | None, mark: str | None) -> tuple[str, dict[str, str]]:

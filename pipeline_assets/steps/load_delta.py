@@ -59,7 +59,8 @@ class ToDeltaLake(StreamingLoad):
     partition_by: tuple[ColumnName, ...] = ()
     """Columns that a new table is partitioned by."""
     partition_overwrite_mode: Literal["static", "dynamic"] = "static"
-    """With overwrite: dynamic replaces only those partitions of the table that the new rows are in."""
+    """With overwrite: dynamic replaces only those partitions of the table that the new rows are in. It fails when the
+    table has no partitions; a new table gets those of `partitionBy`."""
     merge_schema: bool = False
     """Add columns that the table does not have."""
     overwrite_schema: bool = False

@@ -295,6 +295,28 @@ def test_refused(
     assert table_rows(table) == OLD
 
 
+@pytest.mark.parametrize("partition_by", [[], ["day"]], ids=str)
+def test_dynamic_overwrite_of_a_table_without_partitions(
+    partition_by: list[str], context: StepContext, tmp_path: Path
+) -> None:
+    path = tmp_path / "table"
+    frame_of(context.spark, SCHEMA, OLD).write.format("delta").save(str(path))
+    config = {"mode": "overwrite", "partitionOverwriteMode": "dynamic", "partitionBy": partition_by}
+    with pytest.raises(ConfigurationError, match="'dynamic' needs partitions, and the table at .* has none"):
+        load(NEW, context, path, **config)
+    assert (table_rows(path), versions(path)) == (OLD, 1)
+
+
+def test_dynamic_overwrite_where_there_is_no_table(context: StepContext, tmp_path: Path) -> None:
+    path, config = tmp_path / "new", {"mode": "overwrite", "partitionOverwriteMode": "dynamic"}
+    with pytest.raises(ConfigurationError, match="there is no table at .* yet: give 'partitionBy'"):
+        load(OLD, context, path, **config)
+    assert not path.exists()
+    load(OLD, context, path, partitionBy=["day"], **config)
+    load(NEW, context, path, **config)
+    assert table_rows(path) == in_order([*OLD[:2], *NEW])
+
+
 def test_rows_outside_replace_where_do_not_create_a_table(context: StepContext, tmp_path: Path) -> None:
     with pytest.raises(PipelineExecutionError, match="do not meet replaceWhere"):
         load(NEW, context, tmp_path / "new", mode="overwrite", replaceWhere="id = 3")
