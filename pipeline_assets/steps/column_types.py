@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,3 +52,20 @@ def holds(wanted: DataType, given: DataType) -> bool:
     else:
         return False
     return wanted.scale >= scale and wanted.precision - wanted.scale >= whole
+
+
+def parts(kind: DataType) -> Iterator[tuple[tuple[str, ...], DataType]]:
+    """Yield ``kind`` and each type nested in it, with its place: the folded names of the fields that lead to it."""
+    from pyspark.sql.types import ArrayType, MapType, StructType
+
+    inner: list[tuple[str, DataType]] = []
+    if isinstance(kind, StructType):
+        inner = [(field.name.casefold(), field.dataType) for field in kind.fields]
+    elif isinstance(kind, ArrayType):
+        inner = [("element", kind.elementType)]
+    elif isinstance(kind, MapType):
+        inner = [("key", kind.keyType), ("value", kind.valueType)]
+    yield (), kind
+    for name, nested in inner:
+        for place, part in parts(nested):
+            yield (name, *place), part

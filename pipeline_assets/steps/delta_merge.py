@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.spark.temporary_conf import temporary_conf
-from pipeline_assets.steps.column_types import are_comparable, holds
+from pipeline_assets.steps.column_types import are_comparable, holds, parts
 from pipeline_assets.steps.columns import quote
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def check_merged_columns(
         if name not in new and not _fits(kind, known[name.casefold()], is_key=name.casefold() in keyed)
     }
     if others and merge_schema and _widens_types(frame.sparkSession, path):
-        others = {name: kinds for name, kinds in others.items() if not _is_widened(*kinds)}
+        others = {name: kinds for name, kinds in others.items() if not _are_widened(*kinds)}
     details = [
         f"{name}: {kind.simpleString()}, {wanted.simpleString()} in the table"
         for name, (kind, wanted) in others.items()
@@ -57,11 +57,23 @@ def check_merged_columns(
 
 
 def _fits(given: DataType, wanted: DataType, *, is_key: bool) -> bool:
-    """Whether values of type ``given`` stay what they are in the table; of what is nested Delta tells itself."""
-    if is_key and not are_comparable(given, wanted):
-        return False
-    is_nested = wanted.typeName() in ("struct", "array", "map")
-    return given.typeName() == wanted.typeName() if is_nested else holds(wanted, given)
+    """Whether values of type ``given`` stay what they are in the table."""
+    return not _altered(given, wanted) and (not is_key or are_comparable(given, wanted))
+
+
+def _altered(given: DataType, wanted: DataType) -> list[tuple[DataType, DataType]]:
+    """Return the types, given and wanted, of those parts of the two that do not fit.
+
+    Of fields that only one of them has Delta tells itself.
+    """
+    known = dict(parts(wanted))
+    pairs = [(part, known[place]) for place, part in parts(given) if place in known]
+    return [(part, other) for part, other in pairs if not (holds(other, part) or _are_alike(part, other))]
+
+
+def _are_alike(given: DataType, wanted: DataType) -> bool:
+    """Whether both are structs, both arrays, or both maps, whose parts are looked at by themselves."""
+    return given.typeName() == wanted.typeName() and wanted.typeName() in ("struct", "array", "map")
 
 
 def _widens_types(spark: SparkSession, path: str) -> bool:
@@ -70,8 +82,14 @@ def _widens_types(spark: SparkSession, path: str) -> bool:
     return str(detail[0].get("delta.enableTypeWidening")) == "true"
 
 
+def _are_widened(given: DataType, wanted: DataType) -> bool:
+    """Whether schema evolution widens a column of type ``wanted`` such that values of type ``given`` fit."""
+    altered = _altered(given, wanted)
+    return bool(altered) and all(_is_widened(*kinds) for kinds in altered)
+
+
 def _is_widened(given: DataType, wanted: DataType) -> bool:
-    """Whether schema evolution makes a column of type ``wanted`` one of type ``given``.
+    """Whether schema evolution makes a column of type ``wanted``, or a part of one, one of type ``given``.
 
     Source: https://docs.delta.io/latest/delta-type-widening.html
     """

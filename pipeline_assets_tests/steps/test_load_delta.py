@@ -194,6 +194,26 @@ MISFITS: dict[str, tuple[str, str, Rows, str, str]] = {
         "day DATE, amount INT", "SELECT DATE '2024-05-01' AS day, 1 AS amount",
         [(datetime(2024, 5, 1, 10, tzinfo=UTC), 2)], "Day TIMESTAMP, amount INT", "Day: timestamp, date in the table",
     ),
+    "in a struct": (
+        "day STRING, amount STRUCT<X: INT>", "SELECT 'mon' AS day, named_struct('X', 1) AS amount",
+        [("mon", {"x": 12.75})], "day STRING, amount STRUCT<x: DOUBLE>",
+        "amount: struct<x:double>, struct<X:int> in the table",
+    ),
+    "in an array": (
+        "day STRING, amount ARRAY<INT>", "SELECT 'mon' AS day, array(1) AS amount",
+        [("mon", [Decimal("12.75")])], "day STRING, amount ARRAY<DECIMAL(10, 2)>",
+        "amount: array<decimal(10,2)>, array<int> in the table",
+    ),
+    "in a map, deeper": (
+        "day STRING, amount MAP<STRING, STRUCT<at: DATE>>",
+        "SELECT 'mon' AS day, map('a', named_struct('at', DATE '2024-05-01')) AS amount",
+        [("mon", [("a", {"at": datetime(2024, 5, 1, 10, tzinfo=UTC)})])],
+        "day STRING, amount MAP<STRING, STRUCT<at: TIMESTAMP>>", "amount: map<string,struct<at:timestamp>>, ",
+    ),
+    "keys of a map": (
+        "day STRING, amount MAP<INT, INT>", "SELECT 'mon' AS day, map(1, 1) AS amount",
+        [("mon", [(12.75, 1)])], "day STRING, amount MAP<DOUBLE, INT>", "amount: map<double,int>, map<int,int> in",
+    ),
 }  # fmt: skip
 
 
@@ -218,22 +238,32 @@ def test_merge_converts_nothing(
 @pytest.mark.parametrize("merge_schema", [False, True])
 def test_merge_takes_types_that_the_table_holds(merge_schema: bool, context: StepContext, tmp_path: Path) -> None:
     path = str(tmp_path / "table")
-    old = "0 AS id, 1L AS count, CAST(1 AS DECIMAL(12, 4)) AS amount, 'a' AS name, named_struct('x', 1L) AS nested"
-    new = "0 AS id, 2 AS count, 2.25 AS amount, NULL AS name, named_struct('x', 2) AS nested"
+    old = (
+        "0 AS id, 1L AS count, CAST(1 AS DECIMAL(12, 4)) AS amount, 'a' AS name, named_struct('x', 1L) AS nested, "
+        "array(1L) AS list, map('a', named_struct('x', array(1D))) AS deep, named_struct('x', 1) AS gone"
+    )
+    new = (
+        "0 AS id, 2 AS count, 2.25 AS amount, NULL AS name, named_struct('X', 2) AS nested, array(2, NULL) AS list, "
+        "map('b', named_struct('x', array(2))) AS deep, NULL AS gone"
+    )
     context.spark.sql(f"SELECT {old}").write.format("delta").save(path)
     frame = context.spark.sql(f"SELECT {new}")
     write_delta(frame, path, mode="merge", merge_keys=["id"], merge_schema=merge_schema)
     read = context.spark.read.format("delta").load(path)
     assert dict(read.dtypes)["count"] == "bigint"
-    assert rows_of(read.select("id", "count", "amount", "name", "nested.x")) == [(0, 2, Decimal("2.2500"), None, 2)]
+    (row,) = rows_of(read.select("id", "count", "amount", "name", "nested.x", "list", "deep.b.x", "gone"))
+    assert row == (0, 2, Decimal("2.2500"), None, 2, [2, None], [2.0], None)
 
 
 def test_merge_schema_of_a_table_that_widens_types(context: StepContext, tmp_path: Path) -> None:
     path = str(tmp_path / "table")
-    old = "0 AS id, 1 AS count, CAST(1 AS FLOAT) AS part, CAST(1 AS DECIMAL(10, 2)) AS amount, DATE '2024-05-01' AS at"
+    old = (
+        "0 AS id, 1 AS count, CAST(1 AS FLOAT) AS part, CAST(1 AS DECIMAL(10, 2)) AS amount, DATE '2024-05-01' AS at, "
+        "array(named_struct('x', 1, 'y', 1L)) AS nested"
+    )
     new = (
         "0L AS id, 3000000000L AS count, 0.1D AS part, CAST(1.2345 AS DECIMAL(12, 4)) AS amount, "
-        "TIMESTAMP_NTZ '2024-05-01 10:00:00' AS at"
+        "TIMESTAMP_NTZ '2024-05-01 10:00:00' AS at, array(named_struct('x', 3000000000L, 'y', 2)) AS nested"
     )
     writer = context.spark.sql(f"SELECT {old}").write.format("delta")
     features = {"delta.enableTypeWidening": "true", "delta.feature.timestampNtz": "supported"}
@@ -247,9 +277,13 @@ def test_merge_schema_of_a_table_that_widens_types(context: StepContext, tmp_pat
         merge(new, merge_schema=False)
     with pytest.raises(ConfigurationError, match="(?s)do not fit .*count: decimal.2,1., int in the table"):
         merge("0 AS id, 1.5 AS count", merge_schema=True)
+    with pytest.raises(
+        ConfigurationError, match="(?s)do not fit .*nested: array<struct<x:double>>, array<struct<x:int"
+    ):
+        merge("0 AS id, array(named_struct('x', 1.5D)) AS nested", merge_schema=True)
     merge(new, merge_schema=True)
     found = rows_of(context.spark.read.format("delta").load(path))
-    assert found == [(0, 3_000_000_000, 0.1, Decimal("1.2345"), datetime(2024, 5, 1, 10))]
+    assert found == [(0, 3_000_000_000, 0.1, Decimal("1.2345"), datetime(2024, 5, 1, 10), [(3_000_000_000, 2)])]
 
 
 FAILING = "assert_true(id < 4) IS NULL"
