@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ _HELD = {
     "double": {"byte", "short", "integer", "float"},
 }
 _INTEGER_DIGITS = {"byte": 3, "short": 5, "integer": 10, "long": 19}
+# As Spark counts them where it makes a DECIMAL of a BIGINT and another one.
+_SPARK_DIGITS = _INTEGER_DIGITS | {"long": 20}
+_MOST_DIGITS = 38
 
 
 def is_text(kind: DataType) -> bool:
@@ -27,11 +30,11 @@ def is_text(kind: DataType) -> bool:
 
 
 def are_comparable(left: DataType, right: DataType) -> bool:
-    """Whether Spark compares values of the two types as they are, or as numbers."""
+    """Whether Spark compares values of the two types as they are, or as numbers, of which it rounds no DECIMAL."""
     from pyspark.sql.types import NullType, NumericType
 
     if isinstance(left, NumericType) and isinstance(right, NumericType):
-        return True
+        return not lose_digits(left, right)
     if is_text(left) and is_text(right):
         return True
     return NullType() in (left, right) or left.simpleString() == right.simpleString()
@@ -45,13 +48,25 @@ def holds(wanted: DataType, given: DataType) -> bool:
         return True
     if not isinstance(wanted, DecimalType):
         return given.typeName() in _HELD.get(wanted.typeName(), ())
-    if isinstance(given, DecimalType):
-        whole, scale = given.precision - given.scale, given.scale
-    elif given.typeName() in _INTEGER_DIGITS:
-        whole, scale = _INTEGER_DIGITS[given.typeName()], 0
-    else:
+    digits = _digits(given, _INTEGER_DIGITS)
+    return digits is not None and wanted.precision - wanted.scale >= digits[0] and wanted.scale >= digits[1]
+
+
+def lose_digits(one: DataType, other: DataType) -> bool:
+    """Whether the DECIMAL that Spark makes of the two types has too few digits behind the point for one of them."""
+    mine, theirs = _digits(one, _SPARK_DIGITS), _digits(other, _SPARK_DIGITS)
+    if mine is None or theirs is None:
         return False
-    return wanted.scale >= scale and wanted.precision - wanted.scale >= whole
+    return max(mine[0], theirs[0]) + max(mine[1], theirs[1]) > _MOST_DIGITS
+
+
+def _digits(kind: DataType, of_integers: Mapping[str, int]) -> tuple[int, int] | None:
+    """Return how many digits values of type ``kind`` have before the point, and behind it; None when that differs."""
+    from pyspark.sql.types import DecimalType
+
+    if isinstance(kind, DecimalType):
+        return kind.precision - kind.scale, kind.scale
+    return (of_integers[kind.typeName()], 0) if kind.typeName() in of_integers else None
 
 
 def parts(kind: DataType) -> Iterator[tuple[tuple[str, ...], DataType]]:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline_assets.errors import ConfigurationError, DataFrameResolutionError
 from pipeline_assets.steps.base import StepContext, TransformMethod
-from pipeline_assets.steps.column_types import are_comparable
+from pipeline_assets.steps.column_types import are_comparable, lose_digits
 from pipeline_assets.steps.columns import ColumnName, quote, require_columns
 from pipeline_assets.steps.sql_texts import SqlExpression
 from pipeline_assets.steps.transform import refuse_duplicates
@@ -60,6 +60,10 @@ class JoinDataFrames(TransformMethod):
     - Semi and anti joins keep the left columns alone.
 
     Names are compared without regard to case, as Spark compares them.
+
+    Keys have the same type on both sides, or are numbers, or texts. DECIMALs whose digits no DECIMAL has all are
+    refused: cast one of them before. A BIGINT or DECIMAL is compared with a DOUBLE or FLOAT as a DOUBLE, which has some
+    15 digits, as in other databases.
     """
 
     method = "joinDataFrames"
@@ -264,9 +268,17 @@ def check_comparable(left: tuple[str, str, DataType], right: tuple[str, str, Dat
     if are_comparable(left_type, right_type):
         return
     wanted = left_type.simpleString()
-    raise ConfigurationError(
+    found = (
         f"join keys have different types: {left_name!r} of {left_frame!r} is {wanted}, "
-        f"{right_name!r} of {right_frame!r} is {right_type.simpleString()}; cast one of them in a step before, "
+        f"{right_name!r} of {right_frame!r} is {right_type.simpleString()}"
+    )
+    if lose_digits(left_type, right_type):
+        raise ConfigurationError(
+            f"{found}, and no DECIMAL has the digits of both: Spark would round values before it compares them; cast "
+            "one of them in a step before, to no more digits than its values have"
+        )
+    raise ConfigurationError(
+        f"{found}; cast one of them in a step before, "
         f'e.g. withColumns {{"columns": {{"{right_name}": "CAST({right_name} AS {wanted})"}}}} on {right_frame!r}'
     )
 

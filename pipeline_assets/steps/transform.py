@@ -17,7 +17,7 @@ from pipeline_assets.steps.base import (
     StreamTraits,
     TransformMethod,
 )
-from pipeline_assets.steps.column_types import is_text
+from pipeline_assets.steps.column_types import is_text, lose_digits, parts
 from pipeline_assets.steps.columns import ColumnName, quote, require_columns
 from pipeline_assets.steps.sql_names import keeps_state, spark_table_names
 from pipeline_assets.steps.sql_texts import ColumnOrExpression, SqlExpression, SqlQuery
@@ -158,8 +158,10 @@ class Sql(TransformMethod):
 class Union(TransformMethod):
     """Puts the rows of several DataFrames below one another, matching columns by name. Duplicates stay.
 
-    Numbers of different types become one type that has them all, and so do dates and timestamps. A column that is text
-    in one DataFrame and something else in another is refused: cast it in a withColumns step before.
+    Numbers of different types become one type that has them all, and so do dates and timestamps. A BIGINT or DECIMAL
+    becomes with a DOUBLE or FLOAT a DOUBLE, which has some 15 digits, as in other databases. A column that is text in
+    one DataFrame and something else in another is refused: cast it in a withColumns step before. So are DECIMALs whose
+    digits no DECIMAL has all. Both hold for what is in structs, arrays and maps too.
     """
 
     method = "union"
@@ -185,7 +187,7 @@ class Union(TransformMethod):
     def transform(self, inputs: Mapping[str, DataFrame], context: StepContext) -> DataFrame:
         if not self.allow_missing_columns:
             _same_columns(inputs)
-        _check_texts(inputs)
+        _check_types(inputs)
         first, *others = inputs.values()
         for other in others:
             first = first.unionByName(other, allowMissingColumns=self.allow_missing_columns)
@@ -210,24 +212,42 @@ def _same_columns(inputs: Mapping[str, DataFrame]) -> None:
             )
 
 
-def _check_texts(inputs: Mapping[str, DataFrame]) -> None:
-    """Refuse to make one column of texts and other values: Spark reads the texts as those, '01234' as 1234."""
+def _check_types(inputs: Mapping[str, DataFrame]) -> None:
+    """Refuse to make one column of types between which Spark changes values: '01234' to 1234, 12.75 to 13."""
     from pyspark.sql.types import NullType
 
-    seen: dict[str, tuple[str, DataType]] = {}
+    seen: dict[tuple[str, ...], dict[str, tuple[str, DataType, DataType]]] = {}
     for name, frame in inputs.items():
         for field in frame.schema.fields:
-            if isinstance(field.dataType, NullType):
-                continue
-            first, kind = seen.setdefault(field.name.casefold(), (name, field.dataType))
-            if is_text(kind) != is_text(field.dataType):
-                other = name if is_text(kind) else first
-                raise ConfigurationError(
-                    f"column {field.name!r} is {kind.simpleString()} in {first!r} and {field.dataType.simpleString()} "
-                    f"in {name!r}, and Spark would read the texts as the other type: cast one of them in a step "
-                    f'before, e.g. withColumns {{"columns": {{"{field.name}": "CAST({field.name} AS STRING)"}}}} '
-                    f"on {other!r}"
-                )
+            for place, part in parts(field.dataType):
+                if isinstance(part, NullType):
+                    continue
+                others = seen.setdefault((field.name.casefold(), *place), {})
+                for first, kind, other in others.values():
+                    _check_pair(field.name, (first, kind, other), (name, field.dataType, part))
+                others.setdefault(part.simpleString(), (name, field.dataType, part))
+
+
+def _check_pair(column: str, one: tuple[str, DataType, DataType], other: tuple[str, DataType, DataType]) -> None:
+    """Refuse to unite a part of a column with that of another DataFrame.
+
+    Each is a DataFrame, the column's type in it, and the type of the part, which may be the whole column.
+    """
+    (first, kind, part), (second, other_kind, other_part) = one, other
+    found = f"column {column!r} is {kind.simpleString()} in {first!r} and {other_kind.simpleString()} in {second!r}"
+    if is_text(part) != is_text(other_part):
+        advice = "cast one of them in a step before"
+        if part is kind:
+            advice += (
+                f', e.g. withColumns {{"columns": {{"{column}": "CAST({column} AS STRING)"}}}} '
+                f"on {(second if is_text(kind) else first)!r}"
+            )
+        raise ConfigurationError(f"{found}, and Spark would read the texts as the other type: {advice}")
+    if lose_digits(part, other_part):
+        raise ConfigurationError(
+            f"{found}, and no DECIMAL has the digits of both: Spark would round values; cast one of them in a step "
+            "before, to no more digits than its values have"
+        )
 
 
 class DropDuplicates(SingleInputTransform):

@@ -221,7 +221,10 @@ class ValidateFreshness(SingleExpectation, Freshness):
 
 
 class ValidateReferential(SingleExpectation, Referential):
-    """Expects rows to have their counterpart in another DataFrame, as a foreign key does. A null needs none."""
+    """Expects rows to have their counterpart in another DataFrame, as a foreign key does. A null needs none.
+
+    Values are compared as the keys of joinDataFrames are.
+    """
 
     method = "referential"
 

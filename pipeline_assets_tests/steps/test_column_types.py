@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pyspark.sql import types as T  # noqa: N812
 
-from pipeline_assets.steps.column_types import holds
+from pipeline_assets.steps.column_types import are_comparable, holds
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -42,6 +42,26 @@ def test_numbers(spark: SparkSession) -> None:
     for (given, wanted), is_same in zip(pairs, found, strict=True):
         is_whole = not isinstance(given, T.DecimalType) or isinstance(wanted, T.DecimalType)
         assert holds(wanted, given) == is_same or (not is_whole and not holds(wanted, given)), (given, wanted)
+
+
+def test_decimals_that_are_compared(spark: SparkSession) -> None:
+    """Where values come back from the type that Spark makes of two, the two are compared; where not, they are not."""
+    extremes = ("18.18", "19.19", "20.18", "38.0", "38.18", "38.19", "38.38")
+    decimals = [T.DecimalType(*map(int, text.split("."))) for text in extremes]
+    widest = WIDEST | {kind: f"{'9' * (kind.precision - kind.scale)}.{'9' * kind.scale}" for kind in decimals}
+    exact = [kind for kind in widest if not isinstance(kind, T.FloatType | T.DoubleType)]
+    pairs = [(one, other) for one in exact for other in exact]
+
+    def comes_back(one: T.DataType, other: T.DataType) -> str:
+        value = f"CAST('{widest[one]}' AS {one.simpleString()})"
+        united = f"coalesce({value}, CAST(NULL AS {other.simpleString()}))"
+        return f"try_cast({united} AS {one.simpleString()}) <=> {value}"
+
+    columns = [f"{comes_back(one, other)} AND {comes_back(other, one)}" for one, other in pairs]
+    (found,) = spark.range(1).selectExpr(*(f"{column} AS c{at}" for at, column in enumerate(columns))).collect()
+    assert {pair for pair in pairs if are_comparable(*pair)} == {
+        pair for pair, is_same in zip(pairs, found, strict=True) if is_same
+    }
 
 
 @pytest.mark.parametrize(

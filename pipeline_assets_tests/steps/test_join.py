@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, get_args
 
 import duckdb
@@ -204,6 +205,9 @@ def test_key_that_does_not_exist(keys: dict[str, Any], message: str, context: St
     [
         ("INT", "BIGINT", True),
         ("INT", "DECIMAL(10,2)", True),
+        ("BIGINT", "DOUBLE", True),
+        ("BIGINT", "DECIMAL(38,18)", True),
+        ("DECIMAL(38,18)", "DECIMAL(20,0)", True),
         ("STRING", "VARCHAR(3)", True),
         ("ARRAY<INT>", "ARRAY<INT>", True),
         ("INT", "STRING", False),
@@ -223,6 +227,21 @@ def test_types_of_keys(left: str, right: str, allowed: bool, context: StepContex
     else:
         with pytest.raises(ConfigurationError, match="'a' of 'l' is .*, 'b' of 'r' is .*CAST.b AS"):
             join(config, context, inputs)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [("DECIMAL(38,18)", "DECIMAL(38,0)"), ("DECIMAL(38,0)", "DECIMAL(38,18)"), ("DECIMAL(38,19)", "BIGINT")],
+)
+def test_keys_that_spark_would_round_to_compare(left: str, right: str, context: StepContext) -> None:
+    inputs = {
+        "l": context.spark.sql(f"SELECT CAST('12.4' AS {left}) AS a"),
+        "r": context.spark.sql(f"SELECT CAST('12' AS {right}) AS b"),
+    }
+    config = {"inputDataFrames": ["l", "r"], "leftKeys": ["a"], "rightKeys": ["b"]}
+    wanted = f"'a' of 'l' is {left.lower()}, 'b' of 'r' is {right.lower()}, and no DECIMAL has the digits of both"
+    with pytest.raises(ConfigurationError, match=f"{re.escape(wanted)}.*cast one of them"):
+        join(config, context, inputs)
 
 
 def test_duplicate_columns_are_refused(context: StepContext) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,13 +248,44 @@ def test_union_of_texts_and_other_types(others: tuple[str, ...], context: StepCo
         Union(input_data_frames=tuple(turned)).transform(turned, context)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "wrong"),
+    [
+        (("ARRAY<STRING>", "ARRAY<INT>"), (0, 1)),
+        (("STRUCT<x: STRUCT<y: INT>>", "STRUCT<X: STRUCT<Y: STRING>>"), (0, 1)),
+        (("MAP<STRING, STRING>", "MAP<INT, STRING>"), (0, 1)),
+        (("ARRAY<VOID>", "ARRAY<STRING>", "ARRAY<DATE>"), (1, 2)),
+        (("DECIMAL(38,18)", "DECIMAL(38,0)"), (0, 1)),
+        (("DECIMAL(5,1)", "BIGINT", "DECIMAL(38,19)"), (1, 2)),
+        (("ARRAY<DECIMAL(38,18)>", "ARRAY<DECIMAL(38,0)>"), (0, 1)),
+    ],
+    ids=str,
+)
+def test_union_of_types_by_which_spark_changes_values(
+    kinds: tuple[str, ...], wrong: tuple[int, int], context: StepContext
+) -> None:
+    inputs = {f"f{at}": context.spark.sql(f"SELECT CAST(NULL AS {kind}) AS c") for at, kind in enumerate(kinds)}
+    first, second = (f"{inputs[f'f{at}'].dtypes[0][1]} in 'f{at}'" for at in wrong)
+    with pytest.raises(
+        ConfigurationError, match=f"'c' is {re.escape(first)} and {re.escape(second)}, and .*cast one of"
+    ):
+        Union(input_data_frames=tuple(inputs)).transform(inputs, context)
+
+
 def test_union_of_types_that_lose_nothing(context: StepContext) -> None:
-    first = context.spark.sql("SELECT 1 AS id, NULL AS name, DATE '2024-05-01' AS at")
-    second = context.spark.sql("SELECT 2L AS id, 'b' AS name, TIMESTAMP_NTZ '2024-05-01 10:00:00' AS at")
+    first = context.spark.sql(
+        "SELECT 1 AS id, NULL AS name, DATE '2024-05-01' AS at, 7L AS amount, array(named_struct('x', 'a')) AS list"
+    )
+    second = context.spark.sql(
+        "SELECT 2L AS id, 'b' AS name, TIMESTAMP_NTZ '2024-05-01 10:00:00' AS at, CAST(12.75 AS DECIMAL(38,18)) AS "
+        "amount, array() AS list"
+    )
     united = Union(input_data_frames=("first", "second")).transform({"first": first, "second": second}, context)
     assert dict(united.dtypes)["id"] == "bigint"
-    expected = [(1, None, datetime(2024, 5, 1)), (2, "b", datetime(2024, 5, 1, 10))]
-    assert rows_of(united) == expected
+    assert rows_of(united) == [
+        (1, None, datetime(2024, 5, 1), Decimal(7), [("a",)]),
+        (2, "b", datetime(2024, 5, 1, 10), Decimal("12.75"), []),
+    ]
 
 
 def test_cache_and_uncache(sales: DataFrame, context: StepContext) -> None:

@@ -379,11 +379,18 @@ def test_columns_of_one_name(context: StepContext) -> None:
             "'other' has no column",
         ),
         (ValidateReferential(columns=("id",), references="other", referenced_columns=("at",)), "different types"),
+        (
+            ValidateReferential(columns=("fine",), references="other", referenced_columns=("wide",)),
+            "'fine' of 'input' is decimal(38,18), 'wide' of 'other' is decimal(38,0), and no DECIMAL has",
+        ),
         (ValidateRowCount(min=1, mask_columns=("amont",)), "did you mean 'amount'"),
     ],
 )
 def test_what_does_not_fit_is_found_without_the_data(step: ValidateMethod, message: str, context: StepContext) -> None:
-    frame = frame_of(context.spark, "id INT, amount INT, at TIMESTAMP, s STRUCT<city: STRING>, text STRING", [])
+    ddl = (
+        "id INT, amount INT, at TIMESTAMP, s STRUCT<city: STRING>, text STRING, wide DECIMAL(38,0), fine DECIMAL(38,18)"
+    )
+    frame = frame_of(context.spark, ddl, [])
     named = Expectations.model_validate(
         {
             "expectations": {"this one": {"expect": step.method, **_own(step)}},
