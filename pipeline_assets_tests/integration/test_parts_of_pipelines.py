@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 import pytest
+from dagster._core.definitions.reconstruct import ReconstructableJob
 from pyspark.sql import DataFrame
 
 from devstack.spark_servers import SparkConnectServer
@@ -34,6 +35,13 @@ def write_rows(path: Path, *rows: dict[str, Any]) -> None:
 def job() -> dg.JobDefinition:
     """Load the job as another process would."""
     return build_definitions(Settings.from_environment()).resolve_job_def("p")
+
+
+@pytest.fixture(autouse=True)
+def _no_job_is_known() -> None:
+    """Dagster gives the job that it has last loaded in a process, whatever the configs say by now."""
+    ReconstructableJob.get_repository_definition.cache_clear()
+    ReconstructableJob.get_definition.cache_clear()
 
 
 @pytest.fixture
