@@ -68,7 +68,7 @@ def build_pipelines(plans: Sequence[PipelinePlan], links: Links, settings: Setti
         factory = _PipelineFactory(plan, by_name, links, settings)
         for spec in factory.graph.external_assets():
             external.setdefault(spec.key, spec)
-        if plan.pipeline.config.mode == "streaming":
+        if plan.is_streaming:
             stream = factory.stream()
             found.assets.append(stream)
             job = factory.job(stream.keys)

@@ -125,7 +125,7 @@ def plan(name: str, explain: bool, partition: str | None) -> None:
     """Show the asset graph of the pipeline NAME, with its sources and sinks."""
     with clear_errors():
         found = select(_planned(), name)
-        if explain and found.pipeline.config.mode == "streaming":
+        if explain and found.is_streaming:
             raise ConfigurationError(f"{name} is a stream: --explain is for batches, as planning it is a first start")
         if partition is not None:
             found = _in_partition(found, partition)

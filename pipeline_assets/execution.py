@@ -34,7 +34,6 @@ from pipeline_assets.steps.file_systems import folder_seen_from_here
 from pipeline_assets.steps.partition_rows import with_partition
 from pipeline_assets.steps.paths import open_for_spark
 from pipeline_assets.steps.s3_paths import is_s3
-from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.steps.transform import WithWatermark
 from pipeline_assets.validation import raise_for_failures
 
@@ -85,7 +84,7 @@ class PipelineRun:
 
     def _steps_to_pin(self) -> frozenset[int]:
         # A session lives as long as its stream, and a view as long as its session.
-        if self.context.settings.spark_remote is None or self.plan.pipeline.config.mode == "streaming":
+        if self.context.settings.spark_remote is None or self.plan.is_streaming:
             return frozenset()
         by_chance = (step.index for step in self.plan.steps if chance_of(step.method) is not None)
         return kept_by_config(self.plan, self._selected).union(self.optimizations.kept, by_chance)
@@ -395,7 +394,7 @@ class PipelineRun:
     def source_context(self, step: PlannedStep) -> StepContext:
         """Return the context of a streaming extract: with the checkpoints of the queries that it feeds."""
         loads = self.plan.stream_loads_of(step)
-        ends = cast(StreamingLoad, loads[0].method).takes_what_there_is
+        ends = loads[0].streaming_load.takes_what_there_is
         checkpoints = tuple(map(self.checkpoint, loads))
         source = StreamSource(
             step.name,
@@ -412,14 +411,14 @@ class PipelineRun:
 
     def checkpoint(self, load: PlannedStep) -> Checkpoint:
         """Return the checkpoint of the streaming query of ``load``."""
-        method = cast(StreamingLoad, load.method)
+        method = load.streaming_load
         return method.checkpoint(self.context.settings, self.context.connections)
 
     def start_stream(self, load: PlannedStep, query_name: str) -> StreamingQuery:
         """Start the streaming query of ``load``."""
         frame = self.dataframe(self.plan.steps[load.inputs[0]])
         with self.scope.errors_of(load, [frame]):
-            return cast(StreamingLoad, load.method).start_stream(frame, self.context, query_name)
+            return load.streaming_load.start_stream(frame, self.context, query_name)
 
     def start_batches(
         self, load: PlannedStep, source: PlannedStep, query_name: str, each: Callable[[DataFrame, int], None]
@@ -429,7 +428,7 @@ class PipelineRun:
         """
         frame = self.dataframe(source)
         with self.scope.errors_of(load, [frame]):
-            return cast(StreamingLoad, load.method).start_batches(frame, self.context, query_name, each)
+            return load.streaming_load.start_batches(frame, self.context, query_name, each)
 
     def given(self, step: PlannedStep, frame: DataFrame) -> None:
         """Take ``frame`` for the DataFrame of ``step``."""
@@ -438,7 +437,7 @@ class PipelineRun:
     def _session_view(self, step: PlannedStep) -> DataFrame | None:
         if self.context.settings.spark_remote is None or step.role is not Role.VIEW:
             return None
-        if self.plan.pipeline.config.mode == "streaming":
+        if self.plan.is_streaming:
             # All of it is in one process. What has the name is the stream, or a micro-batch, that was planned last.
             return None
         return _handed_on_in(self.context.spark, step)

@@ -24,7 +24,7 @@ def graph_issues(pipeline: Pipeline, names: Sequence[str], inputs: Sequence[tupl
     """Yield what keeps steps from standing where they do."""
     yield from _checks_alike(pipeline, names)
     yield from _in_partitions(pipeline)
-    if pipeline.config.mode == "batch":
+    if not pipeline.is_streaming:
         for index, method in enumerate(pipeline.methods):
             if (problem := method.batch_problem()) is not None:
                 yield _issue(pipeline, ("steps", index), problem)

@@ -87,7 +87,7 @@ def _in_configs(folder: Path, _state: tuple[tuple[str, int, int], ...]) -> Calla
 
 def _names(plan: PipelinePlan) -> Iterator[tuple[str, str, str | None]]:
     """Yield pipeline, step and check, or None, of what runs of ``plan`` tell of."""
-    if plan.pipeline.config.mode == "streaming":
+    if plan.is_streaming:
         yield plan.name, plan.stream_op_name.removeprefix(f"{plan.name}__"), None
     for step in plan.steps:
         for asset in (step.name, step.quarantine, step.dead_letters):

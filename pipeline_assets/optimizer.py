@@ -95,7 +95,7 @@ def optimize(
     Nothing is decided for a stream, nor with ``"optimize": false``. Where each step has a process of its own, none of
     them knows when the last reader is done, and nothing is kept by decision.
     """
-    if plan.pipeline.config.mode == "streaming" or not plan.pipeline.config.optimize:
+    if plan.is_streaming or not plan.pipeline.config.optimize:
         return Optimizations({}, {}, frozenset(), frozenset())
     # Once: to know what a query does it is parsed.
     own_costs = {step.index: _own_cost(step.method) for step in plan.steps}

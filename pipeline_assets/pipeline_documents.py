@@ -37,6 +37,11 @@ class Pipeline:
     document: Mapping[str, Any]
     unreadable: frozenset[int] = frozenset()
 
+    @property
+    def is_streaming(self) -> bool:
+        """Whether its runs are streams."""
+        return self.config.mode == "streaming"
+
     def retry_of(self, index: int) -> Retry | None:
         """Return when step ``index`` is tried again: its own settings, or else the pipeline's; None for never."""
         return self.config.steps[index].retry or self.config.retry

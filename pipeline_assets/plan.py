@@ -14,6 +14,7 @@ from pipeline_assets.pipeline_documents import Pipeline
 from pipeline_assets.steps.base import Dataset, StepMethod, ValidateMethod
 from pipeline_assets.steps.extract_kafka import FromKafka
 from pipeline_assets.steps.paths import delta_dataset, warehouse_dataset
+from pipeline_assets.steps.streaming_load import StreamingLoad
 
 DEAD_LETTERS_CHECK = "no_dead_letters"
 """The check of a stream's extract with ``dead_letters``."""
@@ -69,6 +70,11 @@ class PlannedStep:
         return cast(ValidateMethod, self.method)
 
     @property
+    def streaming_load(self) -> StreamingLoad:
+        """The method of a load that writes a stream."""
+        return cast(StreamingLoad, self.method)
+
+    @property
     def quarantine(self) -> str | None:
         """The name of the asset with the rows that it puts into quarantine; None when it does not."""
         return quarantine_name(self.name) if quarantines(self.method) else None
@@ -96,6 +102,11 @@ class PipelinePlan:
     def name(self) -> str:
         """The pipeline's name as Dagster takes it."""
         return self.pipeline.config.asset_prefix
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether its runs are streams."""
+        return self.pipeline.is_streaming
 
     def location(self, step: PlannedStep) -> StepLocation:
         """Name ``step`` for an error."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from pipeline_assets.config_loading import BrokenConfig, ConfigFolder, unforeseen_error
 from pipeline_assets.errors import ConfigIssue, ConfigurationError, did_you_mean
@@ -16,7 +15,6 @@ from pipeline_assets.steps.base import DataFrameMethod
 from pipeline_assets.steps.extract_delta import FromDeltaLake
 from pipeline_assets.steps.paths import place_of
 from pipeline_assets.steps.s3_paths import is_s3
-from pipeline_assets.steps.streaming_load import StreamingLoad
 
 # Each is planned whenever the folder is loaded: what more of them hold shows when they are run.
 _TRIED_KEYS = 20
@@ -72,7 +70,7 @@ def _shared_checkpoints(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
     users: dict[tuple[str, str], list[tuple[PipelinePlan, PlannedStep]]] = {}
     for plan in plans:
         for load in plan.stream_loads():
-            method = cast(StreamingLoad, load.method)
+            method = load.streaming_load
             place = place_of(method.checkpoint_location or "")
             # The same bucket and key may be on two services.
             users.setdefault((place, method.checkpoint_connection if is_s3(place) else ""), []).append((plan, load))
@@ -95,7 +93,7 @@ def _shared_quarantines(plans: Sequence[PipelinePlan]) -> Iterator[ConfigIssue]:
             for _, written in plan.written_by(step):
                 writers.setdefault((written.kind, written.parts), []).append((plan, step))
     for plan in plans:
-        for step in plan.steps if plan.pipeline.config.mode == "batch" else ():
+        for step in () if plan.is_streaming else plan.steps:
             aside = (written for asset, written in plan.written_by(step) if asset == step.quarantine)
             found = [other for written in aside for other in writers[written.kind, written.parts]]
             others = [f"step {at.index} of {other.pipeline.file}" for other, at in found if other is not plan]
@@ -183,7 +181,7 @@ def _table_advice(plan: PipelinePlan, asset: str) -> str:
     view = next((step for step in plan.steps if step.name == asset and step.role is Role.VIEW), None)
     if view is None:
         return f"{did_you_mean(asset, plan.tables)} (tables: {', '.join(plan.tables) or 'none'})"
-    if isinstance(view.method, DataFrameMethod) and plan.pipeline.config.mode == "batch":
+    if isinstance(view.method, DataFrameMethod) and not plan.is_streaming:
         return ', but a view of that name: give its step "materialized": "table"'
     return ", but a view of that name: load that by toDeltaLake, and read it by 'path' here"
 

@@ -39,7 +39,6 @@ def with_graph_issues(error: ConfigurationError) -> ConfigurationError:
 class _Planner:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self.is_streaming = pipeline.config.mode == "streaming"
         self.issues: list[ConfigIssue] = []
         self.names = self._step_names()
         self.made_by = self._makers()
@@ -56,7 +55,7 @@ class _Planner:
     def plan(self) -> PipelinePlan:
         inputs = [self._place(index, method) for index, method in enumerate(self.pipeline.methods)]
         self.issues += graph_issues(self.pipeline, self.names, inputs)
-        if not self.issues and self.is_streaming:
+        if not self.issues and self.pipeline.is_streaming:
             self.issues += dict.fromkeys(stream_issues(self.pipeline, inputs))
             self.issues += dead_letter_issues(self.pipeline, self.names)
         if self.issues:
@@ -83,7 +82,7 @@ class _Planner:
                     index=index,
                     name=self.names[index],
                     method=method,
-                    role=_role(method, is_leaf=index not in consumed and not self.is_streaming),
+                    role=_role(method, is_leaf=index not in consumed and not self.pipeline.is_streaming),
                     inputs=inputs[index],
                     input_names=self._input_names(method, [steps[i] for i in inputs[index]]),
                     after=after,
@@ -94,7 +93,7 @@ class _Planner:
                 )
             )
         plan = PipelinePlan(self.pipeline, tuple(steps))
-        if not self.is_streaming and (issues := list(plan_issues(plan))):
+        if not self.pipeline.is_streaming and (issues := list(plan_issues(plan))):
             raise ConfigurationError.from_issues(issues)
         return plan
 

@@ -163,7 +163,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                 self._run_log.know(plan)
             # Not before: Dagster has redirected the output to the compute log by now, and the JVM is yet to start.
             self._output.begin()
-            if self._publisher is not None and plan.pipeline.config.mode == "streaming":
+            if self._publisher is not None and plan.is_streaming:
                 self._publisher.listen()
             partitions = plan.pipeline.config.partitions
             if partitions is not None:
@@ -183,7 +183,7 @@ class SparkResource(dg.ConfigurableResource[Any]):
                         run_id,
                         plan.name,
                         option_texts(plan.pipeline.config.spark_conf),
-                        is_stream=plan.pipeline.config.mode == "streaming",
+                        is_stream=plan.is_streaming,
                     ),
                     settings=self._settings,
                     connections=connections,

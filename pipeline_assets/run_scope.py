@@ -39,7 +39,7 @@ class RunScope:
     @contextmanager
     def working(self, step: PlannedStep) -> Iterator[None]:
         """Add what Spark's jobs do inside to the work of ``step``."""
-        if self.plan.pipeline.config.mode == "streaming":
+        if self.plan.is_streaming:
             # A stream tells of itself by its progress, and a micro-batch is not to wait for the jobs' events.
             yield
             return

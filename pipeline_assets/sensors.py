@@ -67,7 +67,7 @@ def build_sensors(
 
     ``vault`` is where their secrets are, ``clock`` and ``random`` are for tests.
     """
-    streaming = [plan for plan in plans if plan.pipeline.config.mode == "streaming"]
+    streaming = [plan for plan in plans if plan.is_streaming]
     return [_StreamSensor(plan, settings, vault or VaultResource(), clock, random).definition() for plan in streaming]
 
 

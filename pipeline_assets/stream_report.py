@@ -24,7 +24,6 @@ from pipeline_assets.execution import PipelineRun
 from pipeline_assets.plan import DEAD_LETTERS_CHECK, Role
 from pipeline_assets.steps.delta_log import rows_written
 from pipeline_assets.steps.extract_kafka import FromKafka
-from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_checks import REPORT_SECONDS, StreamChecks
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def progress_metadata(progress: BatchProgress) -> dict[str, Any]:
         "batch_duration_ms": progress.duration_ms,
         OPERATION_TIMES: progress.operation_ms,
         # A number, so that the metrics have it: one that has ended by itself is not missing.
-        "continuous": int(not cast(StreamingLoad, progress.load.method).takes_what_there_is),
+        "continuous": int(not progress.load.streaming_load.takes_what_there_is),
     }
     if progress.end_offsets:
         metadata["lag"] = sum(progress.lag.values())

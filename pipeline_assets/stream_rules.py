@@ -60,7 +60,7 @@ def stream_flags(pipeline: Pipeline, inputs: Inputs) -> list[bool]:
     flags: list[bool] = []
     for index, method in enumerate(pipeline.methods):
         if isinstance(method, ExtractMethod):
-            flags.append(pipeline.config.mode == "streaming" and method.streams)
+            flags.append(pipeline.is_streaming and method.streams)
         else:
             flags.append(any(flags[source] for source in inputs[index]))
     return flags

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from pipeline_assets.errors import DataValidationError
 from pipeline_assets.plan import PlannedStep
-from pipeline_assets.steps.base import ExpectationResult, ValidateMethod
+from pipeline_assets.steps.base import ExpectationResult
 
 
 def raise_for_failures(step: PlannedStep, results: Iterable[ExpectationResult]) -> None:
@@ -18,8 +18,7 @@ def raise_for_failures(step: PlannedStep, results: Iterable[ExpectationResult]) 
 
 def _failed_validation(step: PlannedStep, failed: list[ExpectationResult]) -> DataValidationError:
     """Return the error that says which expectations are not met."""
-    assert isinstance(step.method, ValidateMethod)  # noqa: S101  (the caller has evaluated it)
-    says = step.method.expectation_names()
+    says = step.validate_method.expectation_names()
     told = "; ".join(
         f"{result.name + ': ' if result.name else ''}{says[result.name]} "
         f"({result.found or f'{result.failed} of {result.total} do not, {result.percent:.3g} %'})"

@@ -63,9 +63,10 @@ def expectation_metadata(result: ExpectationResult) -> Metadata:
 
 def quarantine_properties(plan: PipelinePlan, step: PlannedStep, settings: Settings) -> dict[str, Any]:
     """Return what Dagster is told about the asset of the rows that ``step`` puts into quarantine."""
-    assert isinstance(step.method, ValidateMethod)  # noqa: S101  (the caller has looked)
     description = f"Rows that do not meet what {step.name} expects, with the reasons, the run and the time."
-    return set_aside_properties(plan, step.quarantine or "", step.method.quarantine_path, description, settings)
+    return set_aside_properties(
+        plan, step.quarantine or "", step.validate_method.quarantine_path, description, settings
+    )
 
 
 def set_aside_properties(

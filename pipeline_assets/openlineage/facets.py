@@ -62,7 +62,7 @@ def time_text(seconds: float) -> str:
 
 def job_facets(plan: PipelinePlan | None, step: PlannedStep | None, kind: str) -> dict[str, JobFacet]:
     """Return what is known of a job: a run's (``kind`` JOB) or a step's (STEP)."""
-    streaming = plan is not None and plan.pipeline.config.mode == "streaming"
+    streaming = plan is not None and plan.is_streaming
     facets: dict[str, JobFacet] = {
         "jobType": job_type_job.JobTypeJobFacet(
             processingType="STREAMING" if streaming else "BATCH", integration="DAGSTER", jobType=kind, producer=PRODUCER

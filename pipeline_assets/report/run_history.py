@@ -60,7 +60,7 @@ def read_run(
     record = find_run(instance, plan, run_id)
     run = record.dagster_run
     log = log or EventLog(instance, run.run_id)
-    is_stream = plan.pipeline.config.mode == "streaming"
+    is_stream = plan.is_streaming
     ops = OpEvents(selected_ops(instance, run))
     for step_event in log.records(_STEP_EVENTS).records:
         ops.take(step_event.event_log_entry)

@@ -23,7 +23,6 @@ from pipeline_assets.steps.kafka_offsets import Offsets, parse_offsets, read_off
 from pipeline_assets.steps.kafka_ranges import EARLIEST, LATEST
 from pipeline_assets.steps.kafka_stream_start import goes_on, kept_source, missing_topics, pattern_of
 from pipeline_assets.steps.s3_paths import normalize
-from pipeline_assets.steps.streaming_load import StreamingLoad
 
 _SHOWN = 8
 
@@ -148,8 +147,7 @@ class _Reader:
         return positions, [checkpoint.path, checkpoint.query_id(), committed], starts
 
     def _checkpoint(self, load: PlannedStep) -> Checkpoint:
-        assert isinstance(load.method, StreamingLoad)  # noqa: S101  (the plan's rules say so)
-        return load.method.checkpoint(self.settings, self.connections)
+        return load.streaming_load.checkpoint(self.settings, self.connections)
 
     def _offsets(self, step: PlannedStep, method: FromKafka, which: Literal["earliest", "latest"]) -> Offsets:
         """Return the offsets of all topics, or of those that are there where the step waits for the others."""

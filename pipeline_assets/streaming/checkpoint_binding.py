@@ -10,7 +10,6 @@ from pipeline_assets.errors import ConfigurationError
 from pipeline_assets.plan import PipelinePlan, PlannedStep
 from pipeline_assets.steps.base import ExtractMethod, TransformMethod
 from pipeline_assets.steps.checkpoint import OWN_FOLDER, Checkpoint
-from pipeline_assets.steps.streaming_load import StreamingLoad
 
 _DOCUMENT = "binding"
 # Not a part of the binding: an older version would take it for a change, and a person deletes it to take over.
@@ -71,7 +70,7 @@ def _facts(plan: PipelinePlan, load: PlannedStep) -> dict[str, Any]:
                 state.append({"method": step.method.method, **kept})
     facts: dict[str, Any] = {"sources": sources, "state": state}
     if state:
-        facts["outputMode"] = cast(StreamingLoad, load.method).output_mode or "append"
+        facts["outputMode"] = load.streaming_load.output_mode or "append"
     # As it comes back from JSON.
     return cast(dict[str, Any], json.loads(json.dumps(facts)))
 

@@ -14,7 +14,7 @@ import queue
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from pipeline_assets.errors import ConfigurationError, DataValidationError, PipelineError
 from pipeline_assets.execution import PipelineRun
@@ -24,7 +24,6 @@ from pipeline_assets.steps.checkpoint import Checkpoint
 from pipeline_assets.steps.delta_log import newest_version
 from pipeline_assets.steps.delta_stream import append_once, rows_of_append
 from pipeline_assets.steps.file_systems import Folder, folder_seen_from_here
-from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_rules import Guarded
 from pipeline_assets.streaming.commits import Commits
 from pipeline_assets.validation import raise_for_failures
@@ -132,7 +131,7 @@ class MicroBatches:
             self._tell(checks)
             raise
         told = [self._put_aside(batch, check) for check in checks]
-        method = cast(StreamingLoad, self._load.method)
+        method = self._load.streaming_load
         rows = batch.dataframe(batch.plan.steps[self._load.inputs[0]])
         with batch.scope.errors_of(self._load, [rows]):
             method.write_batch(rows, batch.context, batch_id, self._app_id)
@@ -149,7 +148,7 @@ class MicroBatches:
 
     @cached_property
     def _app_id(self) -> str | None:
-        return cast(StreamingLoad, self._load.method).transaction_app_id(self._query_id, self._checkpoint)
+        return self._load.streaming_load.transaction_app_id(self._query_id, self._checkpoint)
 
     def _aside_app_id(self, guard: PlannedStep) -> str:
         return f"{self._query_id}:{guard.name}"

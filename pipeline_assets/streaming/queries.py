@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline_assets.errors import (
     DataValidationError,
@@ -29,7 +29,6 @@ from pipeline_assets.steps.delta_log import Commit
 from pipeline_assets.steps.file_systems import Folder, folder_seen_from_here
 from pipeline_assets.steps.load_delta import ToDeltaLake
 from pipeline_assets.steps.s3_paths import normalize
-from pipeline_assets.steps.streaming_load import StreamingLoad
 from pipeline_assets.stream_rules import Guarded, guarded
 from pipeline_assets.streaming.checkpoint_binding import bind
 from pipeline_assets.streaming.checkpoint_lease import CheckpointLease
@@ -150,7 +149,7 @@ class StreamingPipeline:
         for load in plan.stream_loads():
             bind(self.run.checkpoint(load), plan, load)
         for load in plan.stream_loads():
-            method = cast(StreamingLoad, load.method)
+            method = load.streaming_load
             frame = self.run.dataframe(plan.steps[load.inputs[0]])
             with self.run.scope.errors_of(load, [frame]):
                 method.check_schema(frame, self.run.context)
@@ -210,7 +209,7 @@ class StreamingPipeline:
         """Return from where on ``load`` works on each micro-batch in Python here; None when Spark does all of it."""
         plan = self.run.plan
         found = guarded(plan.pipeline, [step.inputs for step in plan.steps], load.index)
-        if found is None and self._is_remote and cast(StreamingLoad, load.method).takes_batches:
+        if found is None and self._is_remote and load.streaming_load.takes_batches:
             return Guarded(load.inputs[0], ())
         return found
 
@@ -274,7 +273,7 @@ class _Watched:
         self._operation_ms: Counter[str] = Counter()
         self.id = str(query.id)
         self._last: Any = None
-        method = cast(StreamingLoad, load.method)
+        method = load.streaming_load
         self._app_id = method.transaction_app_id(self.id, run.checkpoint(load))
         self._commits = Commits(self._open_table)
 
