@@ -14,6 +14,7 @@ from pipeline_assets.optimizer import chance_of, kept_by_config, optimize
 from pipeline_assets.partitions import PARTITION_KEY_COLUMN
 from pipeline_assets.plan import PipelinePlan, PlannedStep, Role
 from pipeline_assets.run_scope import RunScope
+from pipeline_assets.shared_views import handed_on, handed_on_in, shared_views
 from pipeline_assets.spark.caching import read_by, reader_of
 from pipeline_assets.steps.base import (
     DataFrameMethod,
@@ -38,7 +39,7 @@ from pipeline_assets.steps.transform import WithWatermark
 from pipeline_assets.validation import raise_for_failures
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame
     from pyspark.sql.streaming.query import StreamingQuery
 
 _log = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ class PipelineRun:
         with self.scope.errors_of(step):
             frame.createOrReplaceTempView(step.dataframe)
             if self.context.settings.spark_remote is not None:
-                frame.createOrReplaceTempView(_handed_on(step))
+                frame.createOrReplaceTempView(handed_on(step))
 
     def table_path(self, step: PlannedStep) -> str:
         """Return where the table of ``step`` is."""
@@ -376,7 +377,7 @@ class PipelineRun:
                 frame = method.extract_stream(self.source_context(step))
             elif isinstance(method, ExtractMethod):
                 config = self.plan.pipeline.config
-                rewritten = config.mode == "batch" and self.plan.writes_source_of(step)
+                rewritten = not self.plan.is_streaming and self.plan.writes_source_of(step)
                 with self.scope.working(step):  # what it reads to learn the columns
                     frame = method.extract(
                         dataclasses.replace(self.context, optimize=config.optimize, rewritten=rewritten)
@@ -440,7 +441,7 @@ class PipelineRun:
         if self.plan.is_streaming:
             # All of it is in one process. What has the name is the stream, or a micro-batch, that was planned last.
             return None
-        return _handed_on_in(self.context.spark, step)
+        return handed_on_in(self.context.spark, step)
 
     def _read_table(self, step: PlannedStep) -> DataFrame:
         path = self._reachable_table_path(step)
@@ -462,34 +463,3 @@ class PipelineRun:
             return frame
         frame = frame.where(partition.of(dict(frame.dtypes)).predicate)
         return frame if partition.column else frame.drop(PARTITION_KEY_COLUMN)
-
-
-def shared_views(plan: PipelinePlan, selected: Collection[int]) -> list[PlannedStep]:
-    """Return the views that the config of ``plan`` says to keep, in a run of the ``selected`` steps.
-
-    Where each step has a process of its own and all have one session, the others find them there.
-    """
-    kept = (plan.steps[index] for index in sorted(kept_by_config(plan, selected)))
-    return [step for step in kept if step.role is Role.VIEW]
-
-
-def release_shared(spark: SparkSession, plan: PipelinePlan) -> None:
-    """Let go of what the processes of a run have kept for each other in ``spark``, their session for ``plan``."""
-    for step in shared_views(plan, range(len(plan.steps))):
-        if (frame := _handed_on_in(spark, step)) is not None:
-            frame.unpersist()
-
-
-def _handed_on_in(spark: SparkSession, step: PlannedStep) -> DataFrame | None:
-    name = _handed_on(step)
-    if spark.catalog.tableExists(name) and spark.catalog.getTable(name).isTemporary:
-        return spark.table(name)
-    return None
-
-
-def _handed_on(step: PlannedStep) -> str:
-    """Return the temp view by which processes of a run hand on the DataFrame of ``step``.
-
-    Not by its name: a query that takes it has it by that, and be it only to look whether the query fits.
-    """
-    return f"handed_on_{step.dataframe}"

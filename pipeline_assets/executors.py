@@ -20,13 +20,13 @@ from dagster._core.execution.retries import RetryMode
 from dagster._core.execution.step_dependency_config import StepDependencyConfig
 from dagster._core.executor.base import Executor
 
-from pipeline_assets.execution import release_shared, shared_views
 from pipeline_assets.metrics.dagster_events import ROW_COUNTS
 from pipeline_assets.metrics.publishing import RunPublisher
 from pipeline_assets.openlineage.publishing import lineage_publisher
 from pipeline_assets.plan import PipelinePlan
 from pipeline_assets.run_log import RunLog
 from pipeline_assets.settings import Settings
+from pipeline_assets.shared_views import release_shared, shared_views
 from pipeline_assets.spark.connect_sessions import KeptSessions
 from pipeline_assets.spark.driver_start import bounded
 from pipeline_assets.spark.session import SparkSessions
