@@ -21,7 +21,9 @@ from pipeline_assets.steps.base import LoadResult
     ],
 )
 def test_files_that_a_load_has_written(metrics: dict[str, int | str], told: dict[str, int]) -> None:
-    run: Any = SimpleNamespace(context=SimpleNamespace(partition=None), scope=SimpleNamespace(work=lambda _: None))
+    run: Any = SimpleNamespace(
+        context=SimpleNamespace(partition=None), scope=SimpleNamespace(take_work=lambda _: (None, ()))
+    )
     step: Any = None
     found = load_metadata(run, step, LoadResult("s3a://lake/totals", rows=9, metrics=metrics))
     assert found == {"dagster/uri": "s3a://lake/totals", "dagster/row_count": 9, **metrics, **told}
