@@ -19,7 +19,7 @@ from pipeline_assets.config_loading import load_file
 from pipeline_assets.executors import _TellingExecutor
 from pipeline_assets.planner import plan_pipeline
 from pipeline_assets.settings import Settings
-from pipeline_assets.spark.session import KeptSessions
+from pipeline_assets.spark.connect_sessions import KeptSessions
 from pipeline_assets_tests.config_documents import (
     CUSTOMER_360,
     OPTIMIZED_AGGREGATION,
