@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -34,6 +33,7 @@ from pipeline_assets.steps.postgres import (
     spark_predicate,
     table_dataset,
 )
+from pipeline_assets.steps.postgres_casts import is_changed, may_change
 from pipeline_assets.uris import authority
 
 if TYPE_CHECKING:
@@ -76,25 +76,6 @@ WITH RECURSIVE types AS (
 SELECT DISTINCT ON (attnum) attname, format_type(id, -1) || brackets, format_type(id, modifier) || brackets
 FROM types ORDER BY attnum, depth DESC
 """
-# By the type of a target's column, those whose values its cast makes others of without an error.
-_WITH_FRACTIONS = {"real", "double precision", "numeric"}
-_CUT = {
-    "smallint": _WITH_FRACTIONS,
-    "integer": _WITH_FRACTIONS,
-    "bigint": _WITH_FRACTIONS,
-    "date": {"timestamp with time zone", "timestamp without time zone", "text"},
-    "name": {"text"},
-    '"char"': {"text"},
-}
-# Those that it rounds, which is left to PostgreSQL, but not where rows are found by the value.
-_ROUNDED = {
-    "real": {"integer", "bigint", "double precision", "numeric"},
-    "double precision": {"bigint", "numeric"},
-    "numeric": {"real", "double precision"},
-    "bpchar": {"text"},
-}
-_TEXTS = {"text", "character varying", "bpchar", "name", '"char"'}
-_LENGTH = re.compile(r"\(.*?\)")
 _SHOWN_CHARACTERS = 100
 
 
@@ -277,6 +258,13 @@ class ToPostgres(LoadMethod):
             yield database
 
 
+class _Stored(NamedTuple):
+    """The types of the target's columns, without lengths and precisions and with them."""
+
+    types: dict[str, str]
+    full_types: dict[str, str]
+
+
 @dataclass(frozen=True)
 class _Move:
     """From the staging table into the target. ``types``: by column, its type in the staging table."""
@@ -289,13 +277,13 @@ class _Move:
 
     def prepare(self, database: psycopg.Connection[Any]) -> None:
         """Make the staging table, and have PostgreSQL check the statement that will move its rows."""
-        there = self._checked_columns(database)
-        if there is None and not self.step.create_table:
+        stored = self._checked_columns(database)
+        if stored is None and not self.step.create_table:
             self.target.require(database, self.context.connections.postgres(self.step.connection))
         # Not logged: it is read back within minutes, and the count of its rows tells when a crash has emptied it.
         database.execute(f"CREATE UNLOGGED TABLE {self.staging.sql} ({self._definitions()})")
-        if there is not None:
-            self._checked(database, f"EXPLAIN {self._insert(there)}")
+        if stored is not None:
+            self._checked(database, f"EXPLAIN {self._insert(stored.types)}")
 
     def run(self, database: psycopg.Connection[Any], expected: int | None) -> int:
         """Move the rows, in the transaction of ``database``, and return how many.
@@ -307,13 +295,13 @@ class _Move:
         self._wait_for_others(database)
         # No task of Spark's that was given up may add rows once they have been counted.
         database.execute(f"LOCK TABLE {self.staging.sql}")
-        there = self._checked_columns(database)
-        self._check_staging(database, expected, {} if there is None else self._changes(database, there))
-        if there is None:
+        stored = self._checked_columns(database)
+        self._check_staging(database, expected, {} if stored is None else self._changes(stored))
+        there = dict(self.types) if stored is None else stored.types
+        if stored is None:
             database.execute(f"CREATE TABLE {self.target.sql} ({self._definitions()})")
             if self.step.keys:
                 database.execute(f"CREATE UNIQUE INDEX ON {self.target.sql} ({self._keys()})")
-            there = dict(self.types)
         elif self.step.mode != "upsert" and self.context.partition is not None:
             predicate = spark_predicate(self.context.partition.of(there).predicate)
             database.execute(f"DELETE FROM {self.target.sql} WHERE {predicate}")  # noqa: S608
@@ -333,14 +321,14 @@ class _Move:
         for name in locks:
             database.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline-assets'), hashtext(%s))", (name,))
 
-    def _checked_columns(self, database: psycopg.Connection[Any]) -> dict[str, str] | None:
+    def _checked_columns(self, database: psycopg.Connection[Any]) -> _Stored | None:
         """Return the same as ``_target_columns``. Raises ConfigurationError when the rows do not fit what is there."""
-        there = self._target_columns(database)
-        if there is not None:
-            self._check_columns(there)
-            self._check_partition(there)
+        stored = self._target_columns(database)
+        if stored is not None:
+            self._check_columns(stored.types)
+            self._check_partition(stored.types)
             self._check_followers(database)
-        return there
+        return stored
 
     def _keys(self) -> str:
         return ", ".join(map(quoted, self.step.keys))
@@ -348,13 +336,14 @@ class _Move:
     def _definitions(self) -> str:
         return ", ".join(f"{quoted(name)} {type_}" for name, type_ in self.types.items())
 
-    def _target_columns(self, database: psycopg.Connection[Any]) -> dict[str, str] | None:
-        """Return the types of the target's columns, without lengths and precisions; None when it is missing."""
+    def _target_columns(self, database: psycopg.Connection[Any]) -> _Stored | None:
+        """Return the types of the target's columns; None when it is missing."""
         if not self.target.exists(database):
             return None
-        return {name: base for name, base, _ in database.execute(_COLUMNS, {"table": self.target.sql})}
+        rows = database.execute(_COLUMNS, {"table": self.target.sql}).fetchall()
+        return _Stored({name: base for name, base, _ in rows}, {name: full for name, _, full in rows})
 
-    def _changes(self, database: psycopg.Connection[Any], there: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    def _changes(self, stored: _Stored) -> dict[str, tuple[str, str]]:
         """Return, by column, its type and what is true of a staged value that it would change.
 
         Columns that change none, or only as the step's documentation says, are left out.
@@ -362,12 +351,12 @@ class _Move:
         exact = set(self.step.keys)
         if self.context.partition is not None and self.step.mode != "upsert":
             exact.add(self.context.partition.partition_column)
-        stored = {name: full for name, _, full in database.execute(_COLUMNS, {"table": self.target.sql})}
         changes = {}
         for name, staged in self.types.items():
-            type_ = stored[name] if name in exact else there[name]
-            if _may_change(staged, there[name], type_, exact=name in exact):
-                changes[name] = (type_, _is_changed(quoted(name), staged, there[name], type_))
+            base = stored.types[name]
+            type_ = stored.full_types[name] if name in exact else base
+            if may_change(staged, base, type_, exact=name in exact):
+                changes[name] = (type_, is_changed(quoted(name), staged, base, type_))
         return changes
 
     def _check_columns(self, there: Mapping[str, str]) -> None:
@@ -524,24 +513,3 @@ class _Move:
             "SELECT relkind IN ('r', 'p') FROM pg_catalog.pg_class WHERE oid = %s::regclass", (self.target.sql,)
         ).fetchone()
         return bool(row and row[0])
-
-
-def _may_change(staged: str, base: str, type_: str, *, exact: bool) -> bool:
-    """Whether ``type_`` may make another value of one of type ``staged``, without an error.
-
-    ``base``: ``type_`` without length and precision. ``exact``: whether by rounding it, too.
-    """
-    kind, given = base.removesuffix("[]"), _LENGTH.sub("", staged).removesuffix("[]")
-    if given in _CUT.get(kind, ()):
-        return True
-    return exact and staged != type_ and (type_ != base or given in _ROUNDED.get(kind, ()))
-
-
-def _is_changed(column: str, staged: str, base: str, type_: str) -> str:
-    """Return SQL that is true where the value of ``column`` is another one as ``type_``, to which it can be cast."""
-    kind, brackets = base.removesuffix("[]"), "[]" if base.endswith("[]") else ""
-    compared = staged
-    if staged.removesuffix("[]") == "text" and kind not in _TEXTS:
-        # One date, one number may be written in several ways.
-        compared = f"timestamp{brackets}" if kind == "date" else base
-    return f"{column}::{type_}::{compared} <> {column}::{compared}"
